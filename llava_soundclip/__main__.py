@@ -1,0 +1,3 @@
+from llava_soundclip.cli import main
+
+main()
