@@ -1,0 +1,233 @@
+"""A projector's files: found here or on the Hub, and read so that a wrong one says what is wrong with it."""
+
+import hashlib
+import json
+import os
+import re
+import uuid
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.utils import validate_repo_id
+from safetensors import SafetensorError, safe_open
+
+from llava_soundclip import __version__
+
+if TYPE_CHECKING:
+    from llava_soundclip.alignment import Projector
+
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+METADATA_KEY = "llava_soundclip"  # one key, so that a file's bytes don't depend on a map's order
+
+_MAX_CONFIG_BYTES = 2**20
+_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+_STORED_FLOATS = {"F64", "F32", "F16", "BF16"}
+_PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl"}
+_FILE_SUFFIXES = {".safetensors", ".json", ".gguf", ".npz", ".onnx", ".zip"} | _PICKLES
+
+
+def find(source: str | Path, **hub_options: Any) -> tuple[Path, Path | None]:
+    """The weights of a folder, a file or a Hub id, and where their config.json would be.
+
+    Raises:
+        FileNotFoundError: if it is a path that doesn't exist, or has no weights.
+        OSError: if the Hub can't be reached or refuses.
+    """
+    path = Path(os.path.expanduser(source))
+    if path.is_dir():
+        return _find_weights(path), path / CONFIG
+    if path.is_file():
+        return path, None
+    return _download(_checked_repo_id(source), **hub_options)
+
+
+def write(path: Path, content: bytes) -> None:
+    """Write a file so that a reader sees the old one or the whole new one."""
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+    try:
+        part.write_bytes(content)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _find_weights(folder: Path) -> Path:
+    weights = folder / WEIGHTS
+    if not weights.is_file():
+        pickles = sorted(p.name for p in folder.iterdir() if p.suffix in _PICKLES)
+        hint = f" {pickles[0]} may hold a pickle, which is never opened." if pickles else ""
+        raise FileNotFoundError(f"{folder} holds no {WEIGHTS}.{hint} Projector.save_pretrained writes one.")
+    return weights
+
+
+def _checked_repo_id(source: str | Path) -> str:
+    """A Hub id; anything that is rather a path which doesn't exist is refused before any request."""
+    name = str(source)
+    path_like = (
+        isinstance(source, Path)
+        or name.startswith((".", "~"))
+        or Path(name).suffix in _FILE_SUFFIXES
+        or name.count("/") != 1  # a projector's id has an owner
+    )
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        path_like = True
+    if path_like:
+        raise FileNotFoundError(
+            f"{name!r} is no folder or file here, and a Hub id has the form 'user/name': check the path."
+        )
+    return name
+
+
+def _download(repo_id: str, *, revision: str | None, **options: Any) -> tuple[Path, Path | None]:
+    """Paths in the Hub's cache of the weights and, if the repository has one, of config.json."""
+    where = f"{repo_id!r}" + (f" at revision {revision!r}" if revision else "")
+    try:
+        weights = Path(hf_hub_download(repo_id, WEIGHTS, revision=revision, **options))
+    except LocalEntryNotFoundError as error:
+        # The Hub's own message names neither the repository nor what went wrong.
+        reason = f": {error.__cause__}" if error.__cause__ else ""
+        raise OSError(
+            f"Can't get the projector {where} from the Hub, and it isn't in the cache{reason}. Check the "
+            "connection and HF_HUB_OFFLINE, or download it first and pass the folder."
+        ) from error
+    except EntryNotFoundError as error:
+        raise FileNotFoundError(
+            f"The Hub's {where} holds no {WEIGHTS}, and nothing else is opened (a pickle least of all): "
+            "is it a projector? Projector.push_to_hub uploads one."
+        ) from error
+    _check_sum(repo_id, weights)
+    commit = weights.parent.name  # of the cache's snapshot: the branch may have moved on since
+    try:
+        return weights, Path(hf_hub_download(repo_id, CONFIG, revision=commit, **options))
+    except EntryNotFoundError:
+        return weights, None
+
+
+def _check_sum(repo_id: str, weights: Path) -> None:
+    """Compare with the Hub's sha256, which the cache keeps as the name of the file (of LFS files)."""
+    expected = weights.resolve().name
+    if re.fullmatch("[0-9a-f]{64}", expected):
+        found = hashlib.sha256(weights.read_bytes()).hexdigest()
+        if found != expected:
+            raise OSError(
+                f"The download of {repo_id!r} is damaged: its sha256 is {found}, the Hub's is {expected}. "
+                "Try again with force_download=True."
+            )
+
+
+def load(cls: type["Projector"], weights: Path, config_file: Path | None, dtype: torch.dtype) -> "Projector":
+    """Build a projector from its file, with every name, shape and number checked.
+
+    Args:
+        cls: Projector, or a subclass with the same arguments.
+        weights: a safetensors file.
+        config_file: its config.json; where it is None or doesn't exist, the metadata of the weights do.
+        dtype: of the result.
+
+    Raises:
+        ValueError: if the file is cut, of another format or another model, or its config is wrong.
+    """
+    if dtype not in _DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(map(str, _DTYPES))}, got {dtype!r}.")
+    if weights.suffix != ".safetensors":
+        raise ValueError(f"{weights} isn't a .safetensors file, and nothing else is opened.")
+    try:
+        with safe_open(weights, "pt") as file:
+            config = _read_config(cls, weights, file.metadata() or {}, config_file)
+            try:
+                with torch.device("meta"):  # allocates nothing, and draws no random numbers
+                    projector = cls(**config)
+            except ValueError as error:
+                raise ValueError(f"The config of {weights} is wrong: {error}") from error
+            _check_tensors(weights, file, projector)
+            # Copies, since a file's tensors may stay mapped to it.
+            state = {name: file.get_tensor(name).to(dtype, copy=True) for name in projector.state_dict()}
+    except SafetensorError as error:
+        raise ValueError(
+            f"{weights} isn't a whole safetensors file ({error}): it is cut, damaged or of another format. "
+            "Copy or download it again (force_download=True)."
+        ) from error
+    broken = [name for name, tensor in state.items() if not tensor.isfinite().all()]
+    if broken:
+        raise ValueError(f"{weights} holds NaN or infinity as {dtype} in {', '.join(broken)}.")
+    projector.load_state_dict(state, assign=True)
+    return projector.eval()
+
+
+def _read_config(
+    cls: type["Projector"], weights: Path, metadata: Mapping[str, str], config_file: Path | None
+) -> dict[str, Any]:
+    """The arguments of the projector, from the metadata, `config.json` or both, which then must agree."""
+    found: dict[str, str | bytes] = {}
+    if METADATA_KEY in metadata:
+        found[f"the metadata of {weights}"] = metadata[METADATA_KEY]
+    if config_file is not None and config_file.is_file():
+        if config_file.stat().st_size > _MAX_CONFIG_BYTES:
+            raise ValueError(f"{config_file} is larger than {_MAX_CONFIG_BYTES} bytes: not a projector's.")
+        found[str(config_file)] = config_file.read_bytes()
+    if not found:
+        raise ValueError(
+            f"{weights} isn't a projector of llava_soundclip: its metadata has no {METADATA_KEY!r} and there "
+            f"is no {CONFIG} with it."
+        )
+    configs = [_parse_config(cls, name, text) for name, text in found.items()]
+    differing = [key for key in {**configs[0], **configs[-1]} if configs[0].get(key) != configs[-1].get(key)]
+    if differing:
+        raise ValueError(
+            f"{' and '.join(found)} disagree on {', '.join(differing)}: they aren't from one projector. "
+            "Remove the wrong one, or save again."
+        )
+    return configs[0]
+
+
+def _parse_config(cls: type["Projector"], name: str, text: str | bytes) -> dict[str, Any]:
+    try:
+        config = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"In {name} is no valid JSON ({error}).") from error
+    config = config if isinstance(config, dict) else {}
+    version = config.pop("library_version", None)
+    missing = {"audio_dim", "width", "hidden"} - config.keys()
+    unknown = config.keys() - set(cls.ARGUMENTS)
+    if missing or unknown:
+        raise ValueError(
+            f"{name} isn't that of a projector as llava_soundclip {__version__} knows it (it says version "
+            f"{version!r}): {_named(missing=missing, unknown=unknown)}."
+        )
+    return config
+
+
+def _check_tensors(weights: Path, file: Any, projector: "Projector") -> None:
+    """Names, shapes and dtypes, all from the file's header: before a tensor is read."""
+    expected = {name: list(tensor.shape) for name, tensor in projector.state_dict().items()}
+    names = file.keys()
+    present = {name: file.get_slice(name) for name in names}
+    missing, unexpected = expected.keys() - present.keys(), present.keys() - expected.keys()
+    if missing or unexpected:
+        raise ValueError(
+            f"{weights} isn't a projector with this config: {_named(missing=missing, unexpected=unexpected)}."
+        )
+    wrong = [
+        f"{name} is {part.get_dtype()} {part.get_shape()}, expected floats {expected[name]}"
+        for name, part in present.items()
+        if part.get_shape() != expected[name] or part.get_dtype() not in _STORED_FLOATS
+    ]
+    if wrong:
+        raise ValueError(f"The tensors of {weights} don't fit its config: {'; '.join(wrong)}.")
+
+
+def _named(**groups: Iterable[str]) -> str:
+    """ "missing a, b; unknown c". A foreign model's thousand keys are cut short."""
+    parts = []
+    for what, keys in groups.items():
+        names = sorted(keys)
+        more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+        parts += [f"{what} {', '.join(names[:5])}{more}"] if names else []
+    return "; ".join(parts)
