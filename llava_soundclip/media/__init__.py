@@ -1,0 +1,17 @@
+"""Files to waveforms and pictures. Knows no model; PyAV is the only decoder."""
+
+from llava_soundclip.media.files import MediaError, MediaInfo, Source, probe
+from llava_soundclip.media.pictures import load_frame
+from llava_soundclip.media.sounds import load_audio
+from llava_soundclip.media.waveforms import check_waveform, resample
+
+__all__ = [
+    "MediaError",
+    "MediaInfo",
+    "Source",
+    "check_waveform",
+    "load_audio",
+    "load_frame",
+    "probe",
+    "resample",
+]

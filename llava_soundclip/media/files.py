@@ -1,0 +1,197 @@
+"""Files: opened, described and decoded from any time on.
+
+Times are seconds on the film's own clock, which begins where the container says that it begins.
+"""
+
+import io
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, BinaryIO, TypeAlias
+
+Source: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO
+
+TICK = 1e-4  # seconds that rounded time stamps may be off
+
+_STEP_BACK = 10.0  # seconds to try further back when a seek lands behind its target
+
+
+class MediaError(ValueError):
+    """A file that can't give what was asked for. The message names the file and the reason."""
+
+
+@dataclass(frozen=True)
+class MediaInfo:
+    """What a file says about itself, without decoding it."""
+
+    duration: float | None  # seconds; None if the file doesn't say, and for a still picture
+    has_audio: bool
+    has_video: bool  # a still picture too
+    sampling_rate: int | None  # Hz
+    channels: int | None
+
+
+def probe(source: Source) -> MediaInfo:
+    """Read what a file says about itself.
+
+    Raises:
+        MediaError: if it can't be read.
+        TypeError: if `source` isn't a path, bytes or a binary file object.
+    """
+    with opened(source) as (container, _):
+        audio, video = container.streams.best("audio"), container.streams.best("video")
+        return MediaInfo(
+            duration=None if is_still(container) else duration_of(container),
+            has_audio=audio is not None,
+            has_video=video is not None,
+            sampling_rate=audio.codec_context.sample_rate if audio is not None else None,
+            channels=audio.codec_context.channels if audio is not None else None,
+        )
+
+
+def check_seconds(name: str, value: float) -> None:
+    if isinstance(value, bool) or not 0 <= value < math.inf:
+        raise ValueError(f"{name} must be seconds, 0 or more, not {value!r}")
+
+
+class _Bytes:
+    """A binary file without its name: FFmpeg reads meanings into names ("%03d", "http:", ".m3u8")."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.read = file.read
+        if file.seekable():
+            file.seek(0)
+            self.seek, self.tell = file.seek, file.tell
+
+
+def name_and_file(source: Source) -> tuple[str, BinaryIO]:
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return f"<{len(source)} bytes>", io.BytesIO(source)
+    if isinstance(source, (str, os.PathLike)):
+        name = os.fspath(source)
+        try:
+            return name, open(name, "rb")
+        except (OSError, ValueError) as error:  # ValueError: a null byte in the name
+            raise MediaError(f"{name}: {getattr(error, 'strerror', None) or error}") from error
+    if not hasattr(source, "read") or isinstance(source, io.TextIOBase):
+        raise TypeError(
+            f"source must be a path, bytes or a binary file object, not {type(source).__name__}"
+            " (an array goes to check_waveform and resample)"
+        )
+    return str(getattr(source, "name", "<file object>")), source
+
+
+@contextmanager
+def opened(source: Source) -> Iterator[tuple[Any, str]]:
+    """An open container and the file's name. What PyAV raises in the block becomes a MediaError."""
+    import av
+
+    name, file = name_and_file(source)
+    try:
+        if file.seekable() and file.seek(0, io.SEEK_END) == 0:
+            raise MediaError(f"{name}: it is empty")
+        with av.open(
+            _Bytes(file),
+            metadata_errors="replace",
+            options={"protocol_whitelist": "none"},  # a playlist must not open other files or addresses
+        ) as container:
+            yield container, name
+    except MediaError:
+        raise
+    except av.InvalidDataError as error:
+        raise MediaError(f"{name}: it isn't a media file, or it is cut or damaged") from error
+    except (av.FFmpegError, OSError) as error:
+        raise MediaError(f"{name}: {getattr(error, 'strerror', None) or error}") from error
+    finally:
+        if file is not source:
+            file.close()
+
+
+def is_still(container: Any) -> bool:
+    """Whether this is a picture file (FFmpeg's demuxers for them are called "png_pipe" and so on)."""
+    return container.format.name.endswith("_pipe")
+
+
+def _origin(container: Any) -> float:
+    """Seconds at which the film's clock starts. Before zero there is only what codecs cut off."""
+    return max(0.0, (container.start_time or 0) / 1e6)
+
+
+def duration_of(container: Any) -> float | None:
+    """Seconds from the film's beginning to its end, None if it doesn't say."""
+    return container.duration / 1e6 if container.duration and container.duration > 0 else None
+
+
+class Track:
+    """One stream of an open container, decoded from any time on.
+
+    Packets that can't be decoded are skipped, as players do, and a read error ends the track; `failure`
+    keeps the last of these errors for the case that nothing else comes.
+    """
+
+    def __init__(self, container: Any, stream: Any, name: str) -> None:
+        self.container, self.stream, self.name = container, stream, name
+        self.origin = _origin(container)
+        self.failure: Exception | None = None
+        self._untouched = True
+
+    def frames(self, at: float) -> Iterator[tuple[float, Any]]:
+        """(seconds, frame) from a frame at or before `at` if there is one, to the end.
+
+        Where a seek lands too late (no index, no key frame, data cut off) another goes further back.
+        """
+        for back in (at, at - _STEP_BACK, 0.0):
+            frames = self._frames_from(max(0.0, back))
+            first = next(frames, None)
+            if first is not None and (back <= 0 or first[0] <= at + TICK):
+                yield first
+                yield from frames
+                return
+            if back <= 0:
+                return
+
+    def packets(self, at: float) -> Iterator[Any]:
+        import av
+
+        try:
+            if at > 0:
+                timestamp = math.floor((self.origin + at) / self.stream.time_base)
+                self.container.seek(timestamp, stream=self.stream)
+            elif not self._untouched:
+                self.container.seek(min(0, self.container.start_time or 0))
+            self._untouched = False
+            yield from self.container.demux(self.stream)
+        except (av.FFmpegError, OSError) as error:
+            self.failure = error
+
+    def _frames_from(self, at: float) -> Iterator[tuple[float, Any]]:
+        import av
+
+        clock = None if at > 0 else 0.0  # for frames without a time stamp
+        for packet in self.packets(at):
+            try:
+                frames = packet.decode()
+            except av.FFmpegError as error:
+                self.failure = error
+                continue
+            for frame in frames:
+                if frame.pts is not None:
+                    clock = float(frame.pts * frame.time_base) - self.origin
+                if clock is None:
+                    return
+                yield clock, frame
+                clock += self._length(frame)
+
+    def _length(self, frame: Any) -> float:
+        """Seconds that a frame lasts."""
+        if self.stream.type == "audio":
+            return frame.samples / max(1, frame.sample_rate)
+        return float(1 / (self.stream.average_rate or self.stream.guessed_rate or 25))
+
+    def nothing(self) -> MediaError:
+        """The error for a track of which nothing can be decoded."""
+        what = "sound" if self.stream.type == "audio" else "picture"
+        reason = getattr(self.failure, "strerror", None) or self.failure
+        return MediaError(f"{self.name}: its {what} is empty" + (f" or damaged: {reason}" if reason else ""))

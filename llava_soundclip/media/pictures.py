@@ -1,0 +1,124 @@
+"""One picture of a film, or a still picture."""
+
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from llava_soundclip.media.files import (
+    TICK,
+    MediaError,
+    Source,
+    Track,
+    check_seconds,
+    duration_of,
+    is_still,
+    name_and_file,
+    opened,
+)
+
+_EXIF_ORIENTATION = 0x0112
+
+
+def load_frame(
+    source: Source | Image.Image | np.ndarray, *, time: float | Literal["first", "middle"] = "middle"
+) -> Image.Image:
+    """Decode one picture: a film's frame, or a still picture, turned the way its metadata asks.
+
+    Args:
+        source: path, bytes or binary file object (read from its beginning) of a film or picture; or a
+            PIL picture, or a (H, W, 3) uint8 array, which come back as RGB.
+        time: seconds on the film's clock (the frame on screen then), "first" or "middle". Still
+            pictures pay no attention to it.
+
+    Returns:
+        RGB picture.
+
+    Raises:
+        MediaError: if the file can't be read, has no pictures, or ends before `time`.
+        TypeError: if `source` is none of the above.
+        ValueError: for another `time`, or another array.
+    """
+    if isinstance(time, str):
+        if time not in ("first", "middle"):
+            raise ValueError(f"time must be seconds, 'first' or 'middle', not {time!r}")
+    else:
+        check_seconds("time", time)
+    if isinstance(source, Image.Image):
+        return source.convert("RGB")
+    if isinstance(source, np.ndarray):
+        if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3 or source.size == 0:
+            raise ValueError(f"a picture must be (H, W, 3) uint8, not {source.shape} {source.dtype}")
+        return Image.fromarray(source)
+    with opened(source) as (container, name):
+        stream = container.streams.best("video")
+        if stream is None:
+            raise MediaError(f"{name}: it has no pictures")
+        still = is_still(container)
+        frame = _frame_at(Track(container, stream, name), "first" if still else time)
+        pixels = frame.to_ndarray(format="rgb24")
+        turned = pixels if still else _turn(pixels, frame)
+    picture = Image.fromarray(np.ascontiguousarray(turned))
+    return _turn_as_exif(picture, source) if still else picture
+
+
+def _frame_at(track: Track, time: float | Literal["first", "middle"]) -> Any:
+    """The frame on screen at a time: the last that begins at it or before, or else the first."""
+    duration = duration_of(track.container)
+    if isinstance(time, str):
+        time = 0.0 if time == "first" else _middle(track)
+    elif duration is not None and time > duration:
+        raise MediaError(f"{track.name}: it ends at {duration:.2f} s, so it has no frame at {time:g} s")
+    shown = None
+    for begins, frame in track.frames(time):
+        if shown is not None and begins > time + TICK:
+            break
+        shown = frame
+    if shown is None:
+        raise track.nothing()
+    return shown
+
+
+def _middle(track: Track) -> float:
+    """Seconds of the middle of a film's pictures; read through, not decoded, if it doesn't say."""
+    stream, base = track.stream, track.stream.time_base
+    if stream.duration:
+        return max(0.0, float(((stream.start_time or 0) + stream.duration / 2) * base) - track.origin)
+    if duration := duration_of(track.container):
+        return duration / 2
+    count, end = 0, 0.0
+    for packet in track.packets(0.0):
+        if packet.size:
+            count += 1
+            if packet.pts is not None:
+                end = max(end, float(packet.pts * base) - track.origin)
+    return (end or count / float(stream.average_rate or stream.guessed_rate or 25)) / 2
+
+
+def _turn(pixels: np.ndarray, frame: Any) -> np.ndarray:
+    """Turn and mirror (H, W, 3) as a film's display matrix asks, by quarter turns."""
+    try:
+        matrix = np.frombuffer(frame.side_data["DISPLAYMATRIX"], np.int32)
+    except KeyError:
+        return pixels
+    except ValueError:  # PyAV lists no side data at all beside a kind that it doesn't know
+        return np.rot90(pixels, round(frame.rotation / 90))
+    a, b, _, c, d = matrix[:5].tolist()  # the pixel (p, q) is shown at (a p + c q, b p + d q)
+    if abs(a) + abs(d) < abs(b) + abs(c):
+        pixels, a, d = pixels.swapaxes(0, 1), c, b
+    return pixels[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
+
+
+def _turn_as_exif(picture: Image.Image, source: Source) -> Image.Image:
+    """Turn a still picture as its EXIF orientation asks. Pillow reads the header, it decodes nothing."""
+    _, file = name_and_file(source)
+    try:
+        file.seek(0)
+        with Image.open(file) as header:
+            picture.getexif()[_EXIF_ORIENTATION] = header.getexif().get(_EXIF_ORIENTATION, 1)
+    except (OSError, ValueError, SyntaxError):  # a format that Pillow doesn't know
+        return picture
+    finally:
+        if file is not source:
+            file.close()
+    return ImageOps.exif_transpose(picture)

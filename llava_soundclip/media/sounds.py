@@ -1,0 +1,127 @@
+"""The sound of a file, or a part of it."""
+
+import math
+import sys
+from typing import Any
+
+import numpy as np
+import soxr
+
+from llava_soundclip.media.files import MediaError, Source, Track, check_seconds, opened
+from llava_soundclip.media.waveforms import MAX_RATE, check_rate, check_waveform
+
+_MIN_RATE = 100  # Hz; below this a header is wrong, and resampling would blow the sound up
+_CONTEXT = 0.1  # seconds round a cut, so that the resampler's filter sees what the whole sound has there
+_PREROLL = 5.0  # seconds before a cut, in which lossy codecs settle after a seek
+
+
+def load_audio(
+    source: Source, *, sampling_rate: int, start: float = 0.0, duration: float | None = None
+) -> np.ndarray:
+    """Decode the sound of a file, or a part of it, in memory that grows with the part alone.
+
+    A part equals the same slice of the whole sound (lossy codecs: nearly). No silence is made up: a
+    sound that begins later than the film, or ends before `start + duration`, gives what there is. From
+    a damaged or cut file comes what can be decoded of it.
+
+    Args:
+        source: path, bytes or binary file object (read from its beginning), in any container and codec
+            that PyAV knows; a film's best sound track is taken.
+        sampling_rate: Hz of the result.
+        start: seconds on the film's clock.
+        duration: seconds; None for all that follows.
+
+    Returns:
+        (channels, samples) float32, in [-1, 1] but for a little overshoot of lossy codecs.
+
+    Raises:
+        MediaError: if the file can't be read, or holds no sound there.
+        TypeError: if `source` is none of the above.
+        ValueError: for an absurd `sampling_rate`, `start` or `duration`.
+    """
+    check_rate(sampling_rate)
+    check_seconds("start", start)
+    if duration is not None:
+        check_seconds("duration", duration)
+        if duration == 0:
+            raise ValueError("duration must be above 0 s")
+    with opened(source) as (container, name):
+        stream = container.streams.best("audio")
+        if stream is None:
+            raise MediaError(f"{name}: it has no sound")
+        waveform = _cut(Track(container, stream, name), sampling_rate, start, duration)
+    try:
+        return check_waveform(waveform, name="the sound")
+    except ValueError as error:
+        raise MediaError(f"{name}: {error}") from error
+
+
+def _cut(track: Track, to_rate: int, start: float, duration: float | None) -> np.ndarray:
+    """(channels, samples) at `to_rate` from `start` on; what lies outside isn't kept at any time."""
+    frames = track.frames(start - _CONTEXT - _PREROLL if start else 0.0)
+    time, frame = next(frames, (0.0, None))
+    if frame is None:
+        raise track.nothing()
+    block = _samples(frame)
+    rate, channels = frame.sample_rate, len(block)
+    if not _MIN_RATE <= rate <= MAX_RATE:
+        raise MediaError(f"{track.name}: it claims a sampling rate of {rate} Hz")
+
+    # Positions are samples on the film's clock. Input starts where both rates have a sample, so that the
+    # output falls on the same grid as that of the whole sound.
+    period = rate // math.gcd(rate, to_rate)
+    position = round(time * rate)
+    begin, end, low, high = position, sys.maxsize, -sys.maxsize, sys.maxsize
+    if start:
+        begin = max(position, math.floor((start - _CONTEXT) * rate / period) * period)
+        low = round(start * to_rate)
+    if duration is not None:
+        end = math.ceil((start + duration + _CONTEXT) * rate)
+        high = max(round((start + duration) * to_rate), round(start * to_rate) + 1)
+    stream = soxr.ResampleStream(rate, to_rate, channels, dtype="float32", quality="HQ")
+    out = round(begin * to_rate / rate)
+    kept: list[np.ndarray] = []
+
+    def keep(block: np.ndarray, *, last: bool = False) -> None:
+        nonlocal out
+        if rate != to_rate:
+            block = stream.resample_chunk(np.ascontiguousarray(block.T), last=last).T
+        wanted = block[:, max(0, low - out) : max(0, high - out)]
+        if wanted.size:
+            kept.append(wanted.copy())
+        out += block.shape[1]
+
+    while frame is not None and position < end:
+        block = _samples(frame)
+        if (frame.sample_rate, len(block)) != (rate, channels):
+            raise MediaError(
+                f"{track.name}: its sound changes from {channels} channels at {rate} Hz to {len(block)} at "
+                f"{frame.sample_rate} Hz in the middle"
+            )
+        keep(block[:, max(0, begin - position) : end - position])
+        position += block.shape[1]
+        _, frame = next(frames, (0.0, None))
+    keep(np.empty((channels, 0), np.float32), last=True)
+    if kept:
+        return np.concatenate(kept, axis=1)
+    if low < position * to_rate / rate < high and block.size:  # shorter than one sample at the new rate
+        return block.mean(axis=1, keepdims=True)
+    if position <= 0:
+        raise track.nothing()
+    until = "" if duration is None else f" to {start + duration:g} s"
+    raise MediaError(
+        f"{track.name}: it has no sound from {start:g} s{until}; its sound goes from "
+        f"{time:.2f} s to {position / rate:.2f} s"
+    )
+
+
+def _samples(frame: Any) -> np.ndarray:
+    """(channels, samples) float32 in [-1, 1] of a decoded frame in any sample format."""
+    samples = frame.to_ndarray()
+    if not frame.format.is_planar:
+        samples = samples.reshape(-1, len(frame.layout.channels)).T
+    if samples.dtype == np.uint8:
+        return (samples.astype(np.float32) - 128) / 128
+    if np.issubdtype(samples.dtype, np.integer):
+        return samples.astype(np.float32) / 2.0 ** (8 * samples.dtype.itemsize - 1)
+    return samples.astype(np.float32)

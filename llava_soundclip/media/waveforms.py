@@ -1,0 +1,95 @@
+"""Sounds as arrays: checked, brought into one form, resampled."""
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MAX_RATE = 768_000  # Hz, the highest that audio interfaces and formats use
+
+_MAX_CHANNELS = 64  # more "channels" than this are samples: a (samples, channels) array
+_MAX_PEAK = 8.0  # float sound may exceed 1 a little; far more is integer samples in a float array
+
+
+def check_waveform(waveform: "np.ndarray | Tensor", *, name: str = "sound") -> np.ndarray:
+    """Check a sound that came as an array and give it its usual form.
+
+    Args:
+        waveform: float16, float32, float64 or bfloat16 in [-1, 1], numpy or torch (any device),
+            (samples,) or (channels, samples). It isn't changed, but the result may share its memory.
+        name: what error messages call it.
+
+    Returns:
+        (channels, samples) float32, C-contiguous and writeable.
+
+    Raises:
+        TypeError: if it isn't an array of floats.
+        ValueError: for no samples, another number of axes, NaN or infinity, samples far outside [-1, 1],
+            or axes that look swapped. The message says what to do.
+    """
+    if hasattr(waveform, "detach"):  # torch, which needn't be imported for this
+        tensor = waveform.detach().cpu()
+        waveform = (tensor.float() if tensor.is_floating_point() else tensor).numpy()
+    if not isinstance(waveform, np.ndarray):
+        raise TypeError(f"{name} must be a numpy or torch array of floats, not {type(waveform).__name__}")
+    if np.issubdtype(waveform.dtype, np.integer):
+        peak = f"{float(np.iinfo(waveform.dtype).max) + 1:.0f}"
+        raise TypeError(
+            f"{name} holds {waveform.dtype}, but must be float in [-1, 1]: "
+            f"divide by {peak} (sound.astype('float32') / {peak})"
+        )
+    if not np.issubdtype(waveform.dtype, np.floating):
+        raise TypeError(f"{name} holds {waveform.dtype}, but must be float in [-1, 1]")
+    if waveform.ndim not in (1, 2):
+        raise ValueError(f"{name} has shape {waveform.shape}: give (samples,) or (channels, samples)")
+    if waveform.size == 0:
+        raise ValueError(f"{name} is empty: its shape is {waveform.shape}")
+    if waveform.ndim == 2 and waveform.shape[0] > _MAX_CHANNELS:
+        raise ValueError(
+            f"{name} has shape {waveform.shape}, {waveform.shape[0]} channels: "
+            "the axes are (channels, samples), so transpose it (sound.T)"
+        )
+    low, high = float(waveform.min()), float(waveform.max())
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise ValueError(f"{name} holds NaN or infinity")
+    if max(-low, high) > _MAX_PEAK:
+        raise ValueError(
+            f"{name} reaches from {low:g} to {high:g}, far outside [-1, 1]: integer samples in a float "
+            "array? Divide them by the integer type's range (32768 for int16)"
+        )
+    # Writeable, since torch warns about arrays that aren't.
+    return np.require(np.atleast_2d(waveform), np.float32, ["C", "W"])
+
+
+def resample(waveform: np.ndarray, from_rate: float, to_rate: float) -> np.ndarray:
+    """Resample a sound, each channel by itself (soxr, HQ).
+
+    Args:
+        waveform: (channels, samples) float32.
+        from_rate: Hz of `waveform`.
+        to_rate: Hz of the result. The same rate gives `waveform` itself.
+
+    Returns:
+        (channels, samples') float32, one sample at least.
+
+    Raises:
+        ValueError: for a rate that isn't a number of Hz in (0, 768000].
+    """
+    for rate in (from_rate, to_rate):
+        check_rate(rate)
+    if from_rate == to_rate:
+        return waveform
+    import soxr
+
+    result = soxr.resample(np.ascontiguousarray(waveform.T), from_rate, to_rate, quality="HQ")
+    if len(result) == 0:  # shorter than one sample at the new rate
+        return waveform.mean(axis=1, keepdims=True)
+    return np.ascontiguousarray(result.T)
+
+
+def check_rate(rate: float) -> None:
+    if isinstance(rate, bool) or not 0 < rate <= MAX_RATE:
+        raise ValueError(f"a sampling rate must be in (0, {MAX_RATE}] Hz, not {rate!r}")
