@@ -31,8 +31,11 @@ class AudioEncoder(nn.Module, ABC):
 
     @classmethod
     @abstractmethod
-    def load(cls, **options: Any) -> "AudioEncoder":
-        """Build the encoder from a checkpoint. Options are keyword-only and the subclass's own."""
+    def load(cls, *args: Any, **options: Any) -> "AudioEncoder":
+        """Build the encoder from a checkpoint. Options are keyword-only and the subclass's own.
+
+        (`*args` is there for type checkers only: with it they let a subclass name its options.)
+        """
 
     @abstractmethod
     def _embed(self, waveforms: Sequence[np.ndarray]) -> Tensor:
@@ -58,9 +61,13 @@ class AudioEncoder(nn.Module, ABC):
             TypeError: if a waveform isn't an array of floats.
             ValueError: if one is empty, has a wrong shape or holds NaN or infinity; its index is named.
         """
-        from llava_soundclip.media import check_waveform, resample
-
         if not waveforms:
             return torch.empty(0, self.dim)
+        return self._embed(self._prepare(waveforms, sampling_rate))
+
+    def _prepare(self, waveforms: Sequence[Waveform], sampling_rate: int) -> list[np.ndarray]:
+        """The checks and the resampling of `embed`: float32 (channels, samples) at the encoder's rate."""
+        from llava_soundclip.media import check_waveform, resample
+
         checked = [check_waveform(waveform, name=f"sound {i}") for i, waveform in enumerate(waveforms)]
-        return self._embed([resample(waveform, sampling_rate, self.sampling_rate) for waveform in checked])
+        return [resample(waveform, sampling_rate, self.sampling_rate) for waveform in checked]

@@ -1,0 +1,141 @@
+"""The weights of Whisper's encoder under one set of names, whatever file they came from."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from llava_soundclip.encoders.whisper_mel import WINDOW_TOKENS
+
+_ENGLISH_VOCABULARY = 51_864  # tokens; the multilingual checkpoints have one more, or two
+_TURBO_TEXT_LAYERS = 4  # large-v3 has 32; distilled decoders have 2 on large-v3's own encoder
+_SIZES = {  # (width, blocks) of the released encoders
+    (384, 4): "tiny",
+    (512, 6): "base",
+    (768, 12): "small",
+    (1024, 24): "medium",
+    (1280, 32): "large",
+}
+_TRANSFORMERS_NAMES = {
+    "positional_embedding": "embed_positions.weight",
+    "ln_post.": "layer_norm.",
+    "blocks.": "layers.",
+    ".attn_ln.": ".self_attn_layer_norm.",
+    ".attn.query.": ".self_attn.q_proj.",
+    ".attn.key.": ".self_attn.k_proj.",
+    ".attn.value.": ".self_attn.v_proj.",
+    ".attn.out.": ".self_attn.out_proj.",
+    ".mlp_ln.": ".final_layer_norm.",
+    ".mlp.0.": ".fc1.",
+    ".mlp.2.": ".fc2.",
+}
+
+
+@dataclass(frozen=True)
+class WhisperWeights:
+    """An encoder's tensors, and what their shapes don't tell.
+
+    Raises:
+        ValueError: if the tensors aren't those of a Whisper encoder; `source` and the first odd ones are named.
+    """
+
+    source: Path  # for messages
+    state: Mapping[str, Tensor]  # names as in openai-whisper's AudioEncoder; any float dtype
+    n_head: int  # attention heads of a block
+    n_vocab: int  # the decoder's tokens
+    n_text_layer: int  # the decoder's blocks
+
+    def __post_init__(self) -> None:
+        stem = self.state.get("conv1.weight")
+        if stem is None or stem.ndim != 3:
+            raise ValueError(
+                f"{self.source} holds no Whisper encoder: its conv1.weight is missing or no kernel"
+            )
+        expected = encoder_shapes(self.n_mels, self.n_state, self.n_layer)
+        found = {name: tuple(tensor.shape) for name, tensor in self.state.items()}
+        if not self.n_layer or found != expected:
+            odd = [
+                f"{name} is {found.get(name, 'missing')}, expected {expected.get(name, 'no such tensor')}"
+                for name in sorted(found.keys() | expected.keys())
+                if found.get(name) != expected.get(name)
+            ]
+            raise ValueError(
+                f"{self.source} doesn't hold a whole Whisper encoder; {len(odd)} tensors differ: {'; '.join(odd[:3])}"
+            )
+        if any(not tensor.is_floating_point() for tensor in self.state.values()):
+            raise ValueError(
+                f"{self.source} holds weights that aren't floats: they are quantised in an unknown way"
+            )
+        if self.n_head < 1 or self.n_state % self.n_head:
+            raise ValueError(
+                f"{self.source}: {self.n_head} attention heads don't divide a width of {self.n_state}"
+            )
+
+    @property
+    def n_mels(self) -> int:
+        """Frequency bins of the input."""
+        return self.state["conv1.weight"].shape[1]
+
+    @property
+    def n_state(self) -> int:
+        """Width of a hidden state."""
+        return self.state["conv1.weight"].shape[0]
+
+    @property
+    def n_layer(self) -> int:
+        """Blocks."""
+        return len({name.split(".")[1] for name in self.state if name.startswith("blocks.")})
+
+    @property
+    def variant(self) -> str:
+        """The released checkpoint of these shapes, such as "tiny.en"; large-v1 and -v2 are both "large"."""
+        size = _SIZES.get((self.n_state, self.n_layer), f"whisper-{self.n_state}x{self.n_layer}")
+        if size == "large" and self.n_mels == 128:
+            return "turbo" if self.n_text_layer == _TURBO_TEXT_LAYERS else "large-v3"
+        return f"{size}.en" if self.n_vocab == _ENGLISH_VOCABULARY else size
+
+    @property
+    def identity(self) -> str:
+        """The variant and 8 hex digits that tell one training from another, the same in every file format.
+
+        The digits are of all matrices, rounded to float16: a fine-tune may leave the first layers as they
+        are. A quantised file (int8) is another checkpoint than the one that it was made of.
+        """
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.state.items()):
+            if tensor.ndim > 1 and name != "positional_embedding":
+                digest.update(tensor.half().contiguous().flatten().view(torch.uint8).numpy().data)
+        return f"{self.variant}-{digest.hexdigest()[:8]}"
+
+
+def encoder_shapes(n_mels: int, n_state: int, n_layer: int) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor of an encoder, as openai-whisper's `AudioEncoder` has them."""
+    shapes: dict[str, tuple[int, ...]] = {
+        "conv1.weight": (n_state, n_mels, 3),
+        "conv1.bias": (n_state,),
+        "conv2.weight": (n_state, n_state, 3),
+        "conv2.bias": (n_state,),
+        "positional_embedding": (WINDOW_TOKENS, n_state),
+        "ln_post.weight": (n_state,),
+        "ln_post.bias": (n_state,),
+    }
+    block: dict[str, tuple[int, ...]] = {
+        **{f"{norm}.{part}": (n_state,) for norm in ("attn_ln", "mlp_ln") for part in ("weight", "bias")},
+        **{f"attn.{matrix}.weight": (n_state, n_state) for matrix in ("query", "key", "value", "out")},
+        **{f"attn.{matrix}.bias": (n_state,) for matrix in ("query", "value", "out")},  # the key has none
+        "mlp.0.weight": (4 * n_state, n_state),
+        "mlp.0.bias": (4 * n_state,),
+        "mlp.2.weight": (n_state, 4 * n_state),
+        "mlp.2.bias": (n_state,),
+    }
+    return shapes | {f"blocks.{i}.{name}": shape for i in range(n_layer) for name, shape in block.items()}
+
+
+def transformers_name(name: str) -> str:
+    """What transformers' `WhisperEncoder` calls a tensor of openai-whisper's `AudioEncoder`."""
+    for ours, theirs in _TRANSFORMERS_NAMES.items():
+        name = name.replace(ours, theirs)
+    return name
