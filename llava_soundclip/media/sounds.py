@@ -109,10 +109,8 @@ def _cut(track: Track, to_rate: int, start: float, duration: float | None) -> np
     if position <= 0:
         raise track.nothing()
     until = "" if duration is None else f" to {start + duration:g} s"
-    raise MediaError(
-        f"{track.name}: it has no sound from {start:g} s{until}; its sound goes from "
-        f"{time:.2f} s to {position / rate:.2f} s"
-    )
+    where = f"begins at {time:.2f} s" if position >= end else f"ends at {position / rate:.2f} s"
+    raise MediaError(f"{track.name}: it has no sound from {start:g} s{until}; its sound {where}")
 
 
 def _samples(frame: Any) -> np.ndarray:
