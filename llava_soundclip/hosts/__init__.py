@@ -1,0 +1,52 @@
+"""LLaVA families: a table of class names, so that none of their packages is imported to find out."""
+
+from importlib import import_module
+
+from torch import nn
+
+from llava_soundclip.hosts.base import Host
+
+__all__ = ["Host", "find_host", "register_host", "supported_models"]
+
+_HOSTS: dict[str, str | type[Host]] = {
+    "LlavaForConditionalGeneration": "llava_soundclip.hosts.llava:LlavaHost",
+}
+
+
+def supported_models() -> list[str]:
+    """Class names of the models that `patch` takes; subclasses of them work too."""
+    return sorted(_HOSTS)
+
+
+def register_host(name: str, target: str | type[Host]) -> None:
+    """Make one more LLaVA family known, by the name of its class.
+
+    Args:
+        name: class name of the model, looked up along its MRO.
+        target: a `Host` subclass, or "package.module:Class", imported when such a model is patched.
+
+    Raises:
+        ValueError: if the name is taken.
+    """
+    if name in _HOSTS:
+        raise ValueError(f"a host for {name} is registered already")
+    _HOSTS[name] = target
+
+
+def find_host(model: nn.Module) -> Host:
+    """The host of a model, by class name along its MRO: the most special class first.
+
+    Raises:
+        TypeError: for a model of another family; the supported ones are named.
+    """
+    for cls in type(model).__mro__:
+        target = _HOSTS.get(cls.__name__)
+        if isinstance(target, str):
+            module, _, attribute = target.partition(":")
+            target = getattr(import_module(module), attribute)
+        if target is not None:
+            return target(model)
+    raise TypeError(
+        f"can't patch a {type(model).__name__}; supported are {', '.join(supported_models())} "
+        "and their subclasses"
+    )

@@ -1,0 +1,137 @@
+"""What a LLaVA family must answer, and the tools to visit a model and leave no trace."""
+
+import functools
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Hearing:
+    """The sounds of one call.
+
+    Attributes:
+        embeddings: (n, d_a) float32, one z_a an image, in the order of the images.
+        images_per_row: images in each row of the prompt, while `generate` runs; else None.
+    """
+
+    embeddings: Tensor
+    images_per_row: tuple[int, ...] | None = None
+
+
+class Ear(Protocol):
+    """What a host may ask of the handle that installed it."""
+
+    def hearing(self) -> Hearing | None:
+        """The sounds that the calling context hears; None leaves the model stock."""
+
+    def listening(self, hearing: Hearing) -> AbstractContextManager[None]:
+        """Pin the sounds of a call to the current context."""
+
+    def edit(self, layers: Sequence[Tensor], hearing: Hearing) -> list[Tensor]:
+        """Algorithm 1 on the tower's selected layers, each (n, N+1, D); selected at the last of them."""
+
+    def visual_tokens_per_image(self) -> int:
+        """How many visual tokens an image is while it sounds."""
+
+
+class Host(ABC):
+    """One LLaVA family: where its vision tower is and how its vision tokens reach the language model."""
+
+    def __init__(self, model: Any) -> None:  # the families share no base class of their own
+        self.model = model
+
+    @property
+    @abstractmethod
+    def vision_tower(self) -> nn.Module:
+        """The CLIP tower whose tokens are edited."""
+
+    @property
+    @abstractmethod
+    def tower_layer(self) -> int:
+        """The layer that the model reads: index into the tower's hidden states. Selection is made there."""
+
+    @property
+    @abstractmethod
+    def tower(self) -> str:
+        """Fingerprint of the tower, compared with the one that a projector was trained for."""
+
+    @property
+    @abstractmethod
+    def width(self) -> int:
+        """D, the width of a tower token."""
+
+    @property
+    @abstractmethod
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches; their product is N."""
+
+    @abstractmethod
+    def tower_tokens(self, pixel_values: Tensor) -> Tensor:
+        """(n, N+1, D): what the tower gives at `tower_layer`, CLS first, unedited."""
+
+    @abstractmethod
+    def visual_tokens(self, pixel_values: Tensor) -> list[Tensor]:
+        """What the language model reads for each image, (tokens, hidden), as the model itself makes it."""
+
+    @abstractmethod
+    def install(self, ear: Ear, undo: "Undo") -> None:
+        """Hook into the model; each change pushes its own removal on `undo`."""
+
+
+def clip_fingerprint(config: Any) -> str:
+    """Name a CLIP vision tower by its architecture, from its config: the same for any way of loading it."""
+    return (
+        f"{config.model_type}-w{config.hidden_size}-l{config.num_hidden_layers}"
+        f"-p{config.patch_size}-i{config.image_size}"
+    )
+
+
+class Undo:
+    """The way back from everything that a host installed."""
+
+    def __init__(self) -> None:
+        self._steps: list[tuple[Callable[[], None], Callable[[], object]]] = []
+
+    def push(self, undo: Callable[[], object], *, check: Callable[[], None] = lambda: None) -> None:
+        """Remember a step; `check` raises while the step can't be undone."""
+        self._steps.append((check, undo))
+
+    def close(self) -> None:
+        """Undo all steps, the last one first. If one can't be undone, none is, and its check's error says why."""
+        for check, _ in self._steps:
+            check()
+        while self._steps:
+            self._steps.pop()[1]()
+
+
+def shadow(owner: nn.Module, name: str, wrap: Callable[..., Any], undo: Undo) -> None:
+    """Put `wrap(stock, *args, **kwargs)` before a method of this one instance.
+
+    On undo the instance gets back what it held. If somebody put another wrapper on top since, ours can't be
+    taken out from under it: the check raises a RuntimeError that names the method.
+    """
+    before = vars(owner).get(name)
+    stock = getattr(owner, name)
+
+    @functools.wraps(stock)  # transformers reads the signature
+    def method(*args: Any, **kwargs: Any) -> Any:
+        return wrap(stock, *args, **kwargs)
+
+    def check() -> None:
+        if vars(owner).get(name) is not method:
+            raise RuntimeError(
+                f"{type(owner).__name__}.{name} was replaced after the patch: take that away first, then unpatch"
+            )
+
+    def restore() -> None:
+        delattr(owner, name)
+        if before is not None:
+            setattr(owner, name, before)
+
+    setattr(owner, name, method)
+    undo.push(restore, check=check)

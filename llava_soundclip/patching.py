@@ -1,0 +1,360 @@
+"""`patch` a LLaVA, hear through the handle, `unpatch` it again."""
+
+import threading
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from llava_soundclip import captioning
+from llava_soundclip.alignment import Projector, build_alignment
+from llava_soundclip.captioning import FrameTime, Trace
+from llava_soundclip.encoders import AudioEncoder, Waveform, load_encoder
+from llava_soundclip.hosts import find_host
+from llava_soundclip.hosts.base import Hearing, Host, Undo
+from llava_soundclip.sounds import as_waveforms
+from llava_soundclip.substitution import AudioTokenSubstituter, Norm, check_k
+
+Tokens = Literal["zero", "drop"]
+
+# Handle -> the sounds open in this context. At module level, as contextvars want it.
+_OPEN: ContextVar[Mapping["SoundCLIP", Hearing]] = ContextVar(
+    "llava_soundclip.open", default=MappingProxyType({})
+)
+_HANDLES: "weakref.WeakKeyDictionary[nn.Module, weakref.ref[SoundCLIP]]" = weakref.WeakKeyDictionary()
+
+
+def patch(
+    model: nn.Module,
+    encoder: str | AudioEncoder = "whisperclip",
+    *,
+    alignment: str | float = "raw",
+    k: int = 150,
+    projector: Projector | str | Path | None = None,
+    tokens: Tokens = "zero",
+    norm: Norm = "keep",
+    processor: Any = None,
+    **encoder_options: Any,
+) -> "SoundCLIP":
+    """Let a LLaVA hear (SoundCLIP, Algorithm 1). Nothing of it is trained or copied.
+
+    Without a sound the patched model is bit for bit the stock one. Patching a model again replaces the
+    earlier patch.
+
+    Args:
+        model: a loaded LLaVA; `supported_models()` lists the classes, subclasses work too.
+        encoder: a name of `available_encoders()`, or an `AudioEncoder`.
+        alignment: "raw" (F.2, pad or cut), "projected" (the trained MLP), or alpha in [0, 1] for a mix,
+            1 being raw (B.1).
+        k: patches that keep their value, 0 to N. The paper's budgets are 150 and 15.
+        projector: a `Projector`, a folder, a `.safetensors` file or a Hub id; needed unless raw.
+        tokens: "zero" keeps zeros in the place of the other patches (the paper); "drop" takes them out of
+            the prompt and the KV cache, so that the LLM reads k+1 tokens an image.
+        norm: "keep" (the paper), or "match" to scale a sound to the norm of the CLS token it replaces.
+        processor: the model's processor; only `caption` and `trace` need it, and load it themselves from
+            where the model came from if it isn't given.
+        **encoder_options: for the encoder: `checkpoint=`, `fusion=`, `backend=`, `device=`, `dtype=` ...
+
+    Returns:
+        The handle through which the model hears.
+
+    Raises:
+        TypeError: for a model of another family, or a `k` that isn't an int.
+        ValueError: for an unknown value, or a projector that fits neither encoder nor tower.
+    """
+    host = find_host(model)
+    check_k(k)
+    if isinstance(encoder, AudioEncoder):
+        if encoder_options:
+            raise ValueError(
+                f"{', '.join(encoder_options)}: options go with an encoder's name, this one is loaded"
+            )
+    else:
+        encoder_options.setdefault("device", getattr(model, "device", None))
+        encoder = load_encoder(encoder, **encoder_options)
+    if projector is not None and not isinstance(projector, Projector):
+        projector = Projector.from_pretrained(projector)
+    soundclip = SoundCLIP(host, encoder, projector, alignment=alignment, k=k, tokens=tokens, norm=norm)
+    soundclip.processor = processor
+    unpatch(model, missing_ok=True)
+    soundclip._install()
+    _HANDLES[model] = weakref.ref(soundclip)
+    return soundclip
+
+
+def unpatch(model: nn.Module, *, missing_ok: bool = False) -> None:
+    """Give a patched model back as it was; the same as `unpatch` of its handle.
+
+    Raises:
+        ValueError: if the model isn't patched, unless `missing_ok`.
+        RuntimeError: if somebody wrapped a method again after the patch; nothing is undone then.
+    """
+    handle = _HANDLES.get(model)
+    soundclip = handle() if handle is not None else None
+    if soundclip is not None and soundclip.is_installed:
+        soundclip.unpatch()
+    elif not missing_ok:
+        raise ValueError(f"this {type(model).__name__} isn't patched")
+
+
+class SoundCLIP:
+    """A LLaVA's hearing: what `patch` returns.
+
+    `k`, `alignment`, `norm` and `tokens` can be changed between calls.
+
+    Attributes:
+        model: the patched model.
+        encoder: the audio encoder.
+        projector: the trained projector, or None.
+        processor: the model's processor, loaded when it is first needed.
+        prompt: what `caption` asks if it isn't told.
+    """
+
+    prompt = "What is the main object that is sounding in this image? Describe it and its sound."
+
+    def __init__(
+        self,
+        host: Host,
+        encoder: Any,
+        projector: Projector | None,
+        *,
+        alignment: str | float,
+        k: int,
+        tokens: Tokens,
+        norm: Norm,
+    ) -> None:
+        if projector is not None:
+            projector.check(
+                encoder.signature(),
+                audio_dim=encoder.dim,
+                width=host.width,
+                tower=host.tower,
+                tower_layer=host.tower_layer,
+            )
+            projector.eval()
+            if projector.layers is not None:
+                encoder.set_layer_weights(projector.layer_weights)
+        self.model = host.model
+        self.encoder = encoder
+        self.projector = projector
+        self.processor: Any = None
+        self._host = host
+        self._undo = Undo()
+        self._opened: list[Hearing] = []  # in any context, for threads that have none of their own
+        self._lock = threading.Lock()
+        self._is_installed = False
+        self.k = k
+        self.alignment = alignment
+        self.tokens = tokens
+        self.norm = norm
+
+    @property
+    def k(self) -> int:
+        """Patches that keep their value, 0 to N."""
+        return self._k
+
+    @k.setter
+    def k(self, k: int) -> None:
+        self._k = check_k(k)
+
+    @property
+    def alignment(self) -> str | float:
+        """ "raw", "projected" or alpha."""
+        return self._alignment
+
+    @alignment.setter
+    def alignment(self, alignment: str | float) -> None:
+        self._align = build_alignment(
+            alignment, audio_dim=self.encoder.dim, width=self._host.width, projector=self.projector
+        )
+        self._alignment = alignment
+
+    @property
+    def norm(self) -> Norm:
+        """ "keep" or "match"."""
+        return self._norm
+
+    @norm.setter
+    def norm(self, norm: Norm) -> None:
+        self._norm = AudioTokenSubstituter(self.k, norm=norm).norm
+
+    @property
+    def tokens(self) -> Tokens:
+        """ "zero" or "drop"."""
+        return self._tokens
+
+    @tokens.setter
+    def tokens(self, tokens: Tokens) -> None:
+        if tokens not in get_args(Tokens):
+            raise ValueError(
+                f"tokens must be one of {', '.join(map(repr, get_args(Tokens)))}, not {tokens!r}"
+            )
+        self._tokens = tokens
+
+    @property
+    def is_installed(self) -> bool:
+        """Whether the model still hears through this handle."""
+        return self._is_installed
+
+    @contextmanager
+    def audio(self, sounds: Any, *, sampling_rate: int | None = None) -> Iterator["SoundCLIP"]:
+        """Let every call inside the block hear: one sound an image, in the order of the images.
+
+        A call in another thread hears its own context's sound; a thread started without a context hears the
+        only sound that is open on this handle.
+
+        Args:
+            sounds: one sound or a list of them. A sound is a path, bytes, a binary file, or an array or
+                tensor, (samples,) or (channels, samples), float in [-1, 1].
+            sampling_rate: Hz of arrays and tensors; files know their own.
+
+        Raises:
+            MediaError: if a file can't be decoded.
+            TypeError, ValueError: for an array without a rate, or one that is empty, holds NaN or integers.
+            RuntimeError: if the model was unpatched.
+        """
+        hearing = Hearing(self.embed(sounds, sampling_rate=sampling_rate))
+        with self._lock:
+            self._opened.append(hearing)
+        try:
+            with self.listening(hearing):
+                yield self
+        finally:
+            with self._lock:
+                self._opened = [other for other in self._opened if other is not hearing]
+
+    def embed(self, sounds: Any, *, sampling_rate: int | None = None) -> Tensor:
+        """Encode sounds: (n, d_a) float32, z_a of Algorithm 1. Arguments and errors are those of `audio`."""
+        if not self._is_installed:
+            raise RuntimeError("the model was unpatched, or patched again: this handle hears no more")
+        waveforms: Sequence[Waveform]
+        waveforms, rate = as_waveforms(sounds, sampling_rate, self.encoder.sampling_rate)
+        return self.encoder.embed(waveforms, rate)
+
+    def align(self, embeddings: Tensor) -> Tensor:
+        """f_a of Algorithm 1: (n, d_a) to (n, D), raw, projected or mixed as `alignment` says."""
+        if embeddings.is_inference() and not torch.is_inference_mode_enabled():
+            embeddings = embeddings.clone()  # so that a gradient may flow into the projector
+        return self._align(embeddings)
+
+    def visual_tokens(self, pixel_values: Tensor, sounds: Any, *, sampling_rate: int | None = None) -> Tensor:
+        """What the language model would read: the tokens behind the mm_projector, for other engines.
+
+        Args:
+            pixel_values: (n, 3, H, W) from the stock image processor.
+            sounds: one sound an image; see `audio`.
+
+        Returns:
+            (n, N+1, hidden) with tokens="zero", (n, k+1, hidden) with "drop"; the sound's token first.
+        """
+        with self.audio(sounds, sampling_rate=sampling_rate):
+            return torch.stack(self._host.visual_tokens(pixel_values))
+
+    def caption(
+        self,
+        source: Any,
+        prompt: str | None = None,
+        picture: Any = None,
+        frame: FrameTime = "middle",
+        *,
+        sampling_rate: int | None = None,
+        **generate_kwargs: Any,
+    ) -> str | list[str]:
+        """Caption a film, or a sound with a picture: decode, choose a frame, hear, generate.
+
+        Args:
+            source: a film or a sound (see `audio`), or a list of them.
+            prompt: the question; by default `self.prompt`.
+            picture: what is seen instead of the film's own frame: a path, a PIL image, an array; or a list.
+            frame: which frame of a film: "middle", "first" or seconds.
+            sampling_rate: Hz of arrays and tensors.
+            **generate_kwargs: for `model.generate`; `max_new_tokens` is 128 unless given.
+
+        Returns:
+            The caption; a list of them for a list.
+        """
+        return captioning.caption(self, source, prompt, picture, frame, sampling_rate, generate_kwargs)
+
+    def trace(
+        self,
+        source: Any,
+        picture: Any = None,
+        frame: FrameTime = "middle",
+        *,
+        sampling_rate: int | None = None,
+    ) -> Trace:
+        """Which patches a sound keeps: similarities and choice on the tower's grid, with the frame it saw.
+
+        Arguments are those of `caption`, for one source.
+        """
+        return captioning.trace(self, source, picture, frame, sampling_rate)
+
+    def unpatch(self) -> None:
+        """Take everything away again. Twice is fine.
+
+        Raises:
+            RuntimeError: if somebody wrapped a method again after the patch; nothing is undone then.
+        """
+        self._undo.close()
+        self._is_installed = False
+
+    def hearing(self) -> Hearing | None:
+        """The sounds that a call from here hears; None if it is to be stock.
+
+        Raises:
+            RuntimeError: in a thread without a sound of its own, if several are open on this handle.
+        """
+        if not self._is_installed:
+            return None
+        own = _OPEN.get().get(self)
+        if own is not None:
+            return own
+        opened = self._opened
+        if len(opened) > 1:
+            raise RuntimeError(
+                f"{len(opened)} sounds are open and this thread has none of its own: start it with "
+                "contextvars.copy_context().run as its target, inside the block of the sound that it should hear"
+            )
+        return opened[0] if opened else None
+
+    @contextmanager
+    def listening(self, hearing: Hearing) -> Iterator[None]:
+        """Pin sounds to the current context."""
+        token = _OPEN.set({**_OPEN.get(), self: hearing})
+        try:
+            yield
+        finally:
+            _OPEN.reset(token)
+
+    def edit(self, layers: Sequence[Tensor], hearing: Hearing) -> list[Tensor]:
+        """Algorithm 1 on the tower's selected layers, each (n, N+1, D): chosen at the last of them."""
+        audio = self.align(hearing.embeddings)
+        substituter = AudioTokenSubstituter(self.k, norm=self.norm)
+        selection = substituter.select(layers[-1], audio)
+        change = substituter.zero if self.tokens == "zero" else substituter.drop
+        return [change(tokens, audio, selection) for tokens in layers]
+
+    def visual_tokens_per_image(self) -> int:
+        """N+1 or k+1, as `tokens` says.
+
+        Raises:
+            ValueError: if k is above N; both are named.
+        """
+        rows, columns = self._host.grid
+        if self.k > rows * columns:
+            raise ValueError(f"k is {self.k}, but an image has only {rows * columns} patches")
+        return 1 + (rows * columns if self.tokens == "zero" else self.k)
+
+    def _install(self) -> None:
+        try:
+            self._host.install(self, self._undo)
+        except BaseException:
+            self._undo.close()
+            raise
+        self._is_installed = True

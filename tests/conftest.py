@@ -1,0 +1,106 @@
+"""Tiny random models, built from configs: no download, seconds for the whole suite."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from llava_soundclip.encoders import AudioEncoder
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"  # other people's clips and goldens, here and in CI
+
+
+class TinyEncoder(AudioEncoder):
+    """Reads a vector off the samples themselves, so that a test knows what it must be."""
+
+    name = "tiny"
+    sampling_rate = 16_000
+    checkpoint = "tiny-test"
+
+    def __init__(self, dim: int = 16) -> None:
+        super().__init__()
+        self.dim = dim
+
+    @classmethod
+    def load(cls, **options: Any) -> "TinyEncoder":
+        return cls(**options)
+
+    def _embed(self, waveforms: Sequence[np.ndarray]) -> Tensor:
+        padded = [np.pad(w.mean(0), (0, self.dim))[: self.dim] for w in waveforms]
+        return torch.tensor(np.stack(padded), dtype=torch.float32)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of clips and goldens; without it the test is skipped."""
+    if not SHARED.is_dir():
+        pytest.skip("needs ../shared")
+    return SHARED
+
+
+PATCHES = 9  # 3 x 3
+WIDTH = 32
+IMAGE_TOKEN = 98
+PAD = 0
+
+
+def build_tiny_llava(*, strategy: str = "default", seed: int = 0, layer: int | list[int] = -2) -> Any:
+    """A random `LlavaForConditionalGeneration` of two layers and width 32: 9 patches, 100 words."""
+    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+
+    torch.manual_seed(seed)
+    config = LlavaConfig(
+        vision_config=CLIPVisionConfig(
+            hidden_size=WIDTH,
+            intermediate_size=48,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            image_size=30,
+            patch_size=10,
+        ),
+        text_config=LlamaConfig(
+            vocab_size=100,
+            hidden_size=24,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=256,
+            pad_token_id=PAD,
+            bos_token_id=1,
+            eos_token_id=2,
+            tie_word_embeddings=False,
+        ),
+        image_token_index=IMAGE_TOKEN,
+        vision_feature_layer=layer,
+        vision_feature_select_strategy=strategy,
+    )
+    model = LlavaForConditionalGeneration(config).eval()
+    with torch.no_grad():
+        # Fresh weights are tiny: every token would look alike, and every caption would be the same.
+        for name, parameter in model.named_parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(0, 0.25)
+            elif name.endswith("class_embedding"):
+                parameter.normal_(0, 1)
+    model.generation_config.pad_token_id = PAD
+    model.generation_config.eos_token_id = None
+    return model
+
+
+@pytest.fixture
+def tiny_llava() -> Any:
+    return build_tiny_llava()
+
+
+@pytest.fixture
+def tiny_encoder() -> TinyEncoder:
+    return TinyEncoder()
