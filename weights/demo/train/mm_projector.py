@@ -1,0 +1,251 @@
+"""Stage 2: train the mm_projector through the frozen language model, so that it listens to the CLS slot.
+
+No sound is needed: a sound's place is taken by the CLS token of a picture of one thing, with noise. Three
+quarters of the examples have one in the CLS slot; of the others, the model just sees.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from common import (
+    WIDTH,
+    batch_of_scenes,
+    draw_kinds,
+    features,
+    load_tower,
+    parser,
+    save_checkpoint,
+    start,
+    word_vectors,
+)
+from numpy.random import Generator
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import CLIPVisionModel
+from world import GRID, KINDS, SOUNDING, World, phrase
+
+from llava_soundclip.demo.assemble import load_language_model
+
+BATCH = 10
+RATE = 1e-3
+PATCHES = GRID**2
+HEAR_PROMPTS = ("What do you hear and see?", "Describe what you hear and see.")
+SEE_PROMPTS = ("What do you see?", "Describe the picture.")
+
+
+class MMProjector(nn.Module):
+    """LLaVA's mm_projector, with its names."""
+
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        self.linear_1 = nn.Linear(WIDTH, hidden)
+        self.linear_2 = nn.Linear(hidden, hidden)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Map (..., WIDTH) to (..., hidden)."""
+        return self.linear_2(functional.gelu(self.linear_1(tokens)))
+
+
+@dataclass
+class Example:
+    """Rows for the mm_projector (tokens, WIDTH), a prompt and the answer to learn."""
+
+    rows: Tensor
+    prompt: str
+    answer: str
+
+
+def seen(kinds: list[str], rng: Generator) -> str:
+    """Say what is seen."""
+    names = [phrase(kinds[i]) for i in rng.permutation(len(kinds))]
+    return f"I see {' and '.join(names)}." if names else "I see nothing."
+
+
+def choose(rng: Generator, slot: Tensor, patches: Tensor, how: str, k: int) -> Tensor:
+    """Choose k patches: by cosine with the slot as Algorithm 1 does, or at random. Boolean (PATCHES,)."""
+    score = (
+        functional.cosine_similarity(slot[None], patches)
+        if how == "cosine"
+        else torch.from_numpy(rng.random(PATCHES))
+    )
+    kept = torch.zeros(PATCHES, dtype=torch.bool)
+    kept[score.topk(k).indices] = True
+    return kept
+
+
+def make_examples(
+    world: World, tower: CLIPVisionModel, rng: Generator, count: int, dropping: float
+) -> list[Example]:
+    """Make a batch of examples of one form, so that all have the same number of rows.
+
+    Args:
+        world: what there is to see.
+        tower: makes the rows.
+        rng: where the choices come from.
+        count: examples.
+        dropping: how often the patches that are not kept leave the prompt, instead of being zeros.
+    """
+    scenes = [draw_kinds(rng) for _ in range(count)]
+    sources = []
+    for kinds in scenes:
+        visible = [kind for kind in kinds if kind in SOUNDING]
+        from_scene = visible and rng.random() < 0.5
+        sources.append(str(rng.choice(visible if from_scene else SOUNDING)))
+    pictures, labels = batch_of_scenes(world, rng, scenes)
+    alone, _ = batch_of_scenes(world, rng, [[kind] for kind in sources])
+    with torch.no_grad():
+        tokens = features(tower, pictures)
+        slots = features(tower, alone)[:, 0]
+    form = rng.random()  # below .2: no slot; below .3: a slot that the prompt doesn't ask about; else: hear
+    how = str(rng.choice(["cosine", "random"], p=[0.65, 0.35]))
+    k = PATCHES if rng.random() < 0.2 else int(rng.integers(6, 28))
+    drop = bool(rng.random() < dropping)
+    examples = []
+    for kinds, source, label, row, slot in zip(scenes, sources, labels, tokens, slots, strict=True):
+        patches = row[1:]
+        if form < 0.2:
+            prompt = str(rng.choice(HEAR_PROMPTS + SEE_PROMPTS))
+            examples.append(Example(patches, prompt, seen(kinds, rng)))
+            continue
+        noise = torch.from_numpy(rng.normal(0, 1, WIDTH)).float()
+        slot = slot + rng.uniform(0, 0.8) * slot.norm() / WIDTH**0.5 * noise
+        if form < 0.3 and rng.random() < 0.3:
+            slot = torch.zeros_like(slot)
+        kept = choose(rng, slot, patches, how, k)
+        shown = {int(value) for value in label[kept]}
+        left = [kind for kind in kinds if KINDS.index(kind) in shown]
+        patches = patches[kept] if drop else patches * kept[:, None]
+        rows = torch.cat([slot[None], patches])
+        if form < 0.3:
+            examples.append(Example(rows, str(rng.choice(SEE_PROMPTS)), seen(left, rng)))
+        else:
+            silent = [kind for kind in left if kind != source]
+            answer = f"I hear {phrase(source)}." + (f" {seen(silent, rng)}" if silent else "")
+            examples.append(Example(rows, str(rng.choice(HEAR_PROMPTS)), answer))
+    return examples
+
+
+class Reader:
+    """The frozen language model with the chat around the visual tokens."""
+
+    def __init__(self) -> None:
+        self.model, self.tokenizer = load_language_model()
+        self.model.requires_grad_(False)
+        self.embedding = self.model.get_input_embeddings()
+
+    def ids(self, text: str) -> list[int]:
+        """Token ids of a text."""
+        return self.tokenizer(text, add_special_tokens=False).input_ids
+
+    def prompt(self, mm_projector: MMProjector, example: Example) -> Tensor:
+        """Embeddings of the chat up to the answer: (tokens, hidden)."""
+        before = self.ids("<|im_start|>user\n")
+        after = self.ids(f"\n{example.prompt}<|im_end|>\n<|im_start|>assistant\n")
+        before, after = self.embedding(torch.tensor(before)), self.embedding(torch.tensor(after))
+        return torch.cat([before, mm_projector(example.rows), after])
+
+    def loss(self, mm_projector: MMProjector, examples: list[Example]) -> Tensor:
+        """Mean cross entropy of the answers' tokens."""
+        rows, targets = [], []
+        for example in examples:
+            answer = torch.tensor(self.ids(example.answer + "<|im_end|>"))
+            rows.append(torch.cat([self.prompt(mm_projector, example), self.embedding(answer)]))
+            targets.append(answer)
+        hidden = self.model.model(
+            inputs_embeds=nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        ).last_hidden_state
+        read = torch.cat(
+            [
+                state[len(row) - len(answer) - 1 : len(row) - 1]
+                for state, row, answer in zip(hidden, rows, targets, strict=True)
+            ]
+        )
+        return functional.cross_entropy(self.model.lm_head(read), torch.cat(targets))
+
+    @torch.no_grad()
+    def answer(self, mm_projector: MMProjector, example: Example) -> str:
+        """Answer greedily."""
+        out = self.model.generate(
+            inputs_embeds=self.prompt(mm_projector, example)[None], max_new_tokens=24, do_sample=False
+        )
+        return self.tokenizer.decode(out[0], skip_special_tokens=True)
+
+
+def regress(
+    mm_projector: MMProjector, world: World, tower: CLIPVisionModel, words: Tensor, steps: int = 150
+) -> None:
+    """Start the mm_projector near the words: rows that show a kind are fitted to its word embedding."""
+    optimiser = torch.optim.Adam(mm_projector.parameters(), lr=2e-3)
+    for step in range(steps):
+        rng = np.random.default_rng((2, step))
+        scenes = [draw_kinds(rng, 1) for _ in range(24)]
+        pictures, labels = batch_of_scenes(world, rng, scenes)
+        labels = torch.cat([torch.tensor([[KINDS.index(kinds[0])] for kinds in scenes]), labels], dim=1)
+        with torch.no_grad():
+            rows = features(tower, pictures)[(shows := (labels >= 0) & (labels < len(KINDS)))]
+        loss = functional.mse_loss(mm_projector(rows), words[labels[shows]]) / words.var()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    print(f"regressed on words: {loss:.3f} of their variance left", flush=True)
+
+
+def main() -> None:
+    """Train, or go on from the checkpoint; write `mm_projector.safetensors`."""
+    arguments = parser(__doc__).parse_args()
+    world = start(arguments)
+    torch.manual_seed(0)
+    tower = load_tower(arguments.work)
+    reader = Reader()
+    mm_projector = MMProjector(reader.embedding.embedding_dim)
+    optimiser = torch.optim.Adam(mm_projector.parameters(), lr=RATE, betas=(0.9, 0.98))
+    checkpoint, step, spent = arguments.work / "mm_projector.pt", 0, 0.0
+    if checkpoint.exists():
+        state = torch.load(checkpoint)
+        mm_projector.load_state_dict(state["mm_projector"])
+        optimiser.load_state_dict(state["optimiser"])
+        step, spent = state["step"], state["spent"]
+    else:
+        regress(mm_projector, world, tower, word_vectors(reader.embedding, reader.tokenizer))
+    budget = (arguments.minutes or 30) * 60
+    began, saved, recent = time.monotonic() - spent, time.monotonic(), []
+    while spent < budget:
+        for group in optimiser.param_groups:
+            group["lr"] = (
+                RATE * min(1.0, (step + 1) / 20) * (0.5 + 0.5 * math.cos(math.pi * spent / budget)) + 1e-6
+            )
+        rng = np.random.default_rng((3, step))
+        dropping = 0.85 if spent < budget / 3 else 0.4  # short prompts first: they are cheap
+        examples = make_examples(world, tower, rng, BATCH, dropping)
+        loss = reader.loss(mm_projector, examples)
+        optimiser.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(mm_projector.parameters(), 1.0)
+        optimiser.step()
+        step, spent = step + 1, time.monotonic() - began
+        recent.append(loss.item())
+        if step % 20 == 0:
+            print(f"step {step} {spent / 60:.1f} min: {np.mean(recent[-20:]):.3f}", flush=True)
+        if time.monotonic() - saved > 180 or spent >= budget:
+            saved = time.monotonic()
+            save_checkpoint(
+                checkpoint,
+                mm_projector=mm_projector.state_dict(),
+                optimiser=optimiser.state_dict(),
+                step=step,
+                spent=spent,
+            )
+            for example in examples[:2]:
+                print(f"  {example.answer!r}: {reader.answer(mm_projector, example)!r}", flush=True)
+    state = {key: value.half().contiguous() for key, value in mm_projector.state_dict().items()}
+    save_file(state, arguments.work / "mm_projector.safetensors", metadata={"format": "pt"})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,135 @@
+"""Stage 1: train the small CLIP tower on labelled patches.
+
+The layer that LLaVA reads is trained by cosine against text prototypes: each patch by what it shows, CLS by
+what the whole scene shows. Both use the same prototypes, so CLS and patches share one cosine space.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+
+import numpy as np
+import torch
+from common import (
+    WIDTH,
+    batch_of_scenes,
+    draw_kinds,
+    features,
+    parser,
+    save_checkpoint,
+    start,
+    vision_config,
+    word_vectors,
+)
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import CLIPVisionModel
+from world import KINDS, World
+
+BATCH = 128
+RATE = 8e-4
+
+
+class Prototypes(nn.Module):
+    """A direction for each kind, a linear map of its name's word vector, and one for background."""
+
+    def __init__(self, words: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("words", functional.normalize(words - words.mean(0), dim=-1), persistent=False)
+        self.map = nn.Linear(words.shape[1], WIDTH, bias=False)
+        self.background = nn.Parameter(torch.randn(WIDTH) / WIDTH**0.5)
+        self.scale = nn.Parameter(torch.tensor(math.log(10.0)))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Scaled cosines of tokens (..., WIDTH) with the prototypes: (..., len(KINDS) + 1)."""
+        rows = torch.cat([self.map(self.words), self.background[None]])
+        cosine = functional.normalize(tokens, dim=-1) @ functional.normalize(rows, dim=-1).T
+        return self.scale.exp().clamp(max=50) * cosine
+
+
+def losses(prototypes: Prototypes, tokens: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross entropy of the patches and of CLS: tokens (B, 1 + N, WIDTH), labels (B, N)."""
+    logits = prototypes(tokens)
+    patches = functional.cross_entropy(logits[:, 1:].flatten(0, 1), labels.flatten())
+    present = functional.one_hot(labels.clamp(min=0), len(KINDS) + 1).amax(1).float()
+    present[:, -1] = 0
+    present = present / present.sum(1, keepdim=True).clamp(min=1)
+    return patches, functional.cross_entropy(logits[:, 0], present)
+
+
+@torch.no_grad()
+def check(world: World, tower: CLIPVisionModel, prototypes: Prototypes, count: int = 256) -> None:
+    """Print how often CLS, and the patches, tell all kinds of fresh scenes."""
+    for things in (1, 2):
+        rng = np.random.default_rng((9, things))
+        scenes = [draw_kinds(rng, things) for _ in range(count)]
+        pictures, labels = batch_of_scenes(world, rng, scenes)
+        logits = prototypes(features(tower, pictures))
+        best = logits[:, 0, :-1].topk(things).indices.sort(1).values
+        truth = torch.tensor([sorted(KINDS.index(kind) for kind in kinds) for kinds in scenes])
+        told = labels >= 0
+        patches = (logits[:, 1:].argmax(-1) == labels)[told & (labels < len(KINDS))].float().mean()
+        cls = (best == truth).all(1).float().mean()
+        print(
+            f"{things} things: all told by CLS {cls:.2f}, thing patches right {patches:.2f} (n = {count})",
+            flush=True,
+        )
+
+
+def main() -> None:
+    """Train, or go on from the checkpoint."""
+    arguments = parser(__doc__).parse_args()
+    world = start(arguments)
+    from llava_soundclip.demo.assemble import load_language_model
+
+    language_model, tokenizer = load_language_model()
+    torch.manual_seed(0)
+    prototypes = Prototypes(word_vectors(language_model.get_input_embeddings(), tokenizer))
+    del language_model
+    tower = CLIPVisionModel(vision_config())
+    trained = [*tower.parameters(), *prototypes.parameters()]
+    optimiser = torch.optim.AdamW(trained, lr=RATE, weight_decay=0.05, betas=(0.9, 0.98))
+    checkpoint, step, spent = arguments.work / "tower.pt", 0, 0.0
+    if checkpoint.exists():
+        state = torch.load(checkpoint)
+        tower.load_state_dict(state["tower"])
+        prototypes.load_state_dict(state["prototypes"])
+        optimiser.load_state_dict(state["optimiser"])
+        step, spent = state["step"], state["spent"]
+    budget = (arguments.minutes or 30) * 60
+    began, saved = time.monotonic() - spent, time.monotonic()
+    while spent < budget:
+        for group in optimiser.param_groups:
+            group["lr"] = (
+                RATE * min(1.0, (step + 1) / 60) * (0.5 + 0.5 * math.cos(math.pi * spent / budget)) + 1e-6
+            )
+        rng = np.random.default_rng((1, step))
+        pictures, labels = batch_of_scenes(world, rng, [draw_kinds(rng) for _ in range(BATCH)])
+        patches, cls = losses(prototypes, features(tower, pictures), labels)
+        optimiser.zero_grad()
+        (patches + cls).backward()
+        nn.utils.clip_grad_norm_(trained, 1.0)
+        optimiser.step()
+        step, spent = step + 1, time.monotonic() - began
+        if step % 20 == 0:
+            print(f"step {step} {spent / 60:.1f} min: patches {patches:.3f} cls {cls:.3f}", flush=True)
+        if time.monotonic() - saved > 120 or spent >= budget:
+            saved = time.monotonic()
+            save_checkpoint(
+                checkpoint,
+                tower=tower.state_dict(),
+                prototypes=prototypes.state_dict(),
+                optimiser=optimiser.state_dict(),
+                step=step,
+                spent=spent,
+            )
+    check(world, tower, prototypes)
+    state = getattr(tower, "vision_model", tower).state_dict()
+    state = {key: value.half() for key, value in state.items() if "post_layernorm" not in key}
+    save_file(state, arguments.work / "tower.safetensors", metadata={"format": "pt"})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,278 @@
+"""The miniature's world: what there is to see and hear, read in place from Tux Paint and GCompris.
+
+Pictures are cut-outs, recordings are waveforms at Whisper's rate. A few kinds are drawn and synthesised by
+`llava_soundclip.demo.kinds`; the others come from Debian's `tuxpaint-stamps-default` and `gcompris-qt-data`.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+import av
+import numpy as np
+from numpy.random import Generator
+from PIL import Image, ImageEnhance
+
+from llava_soundclip.demo.kinds import DRAWN_KINDS, compose, draw, synthesise
+
+SIZE = 96  # pixels, width and height of a scene
+PATCH = 16  # pixels
+GRID = SIZE // PATCH
+RATE = 16_000  # samples a second, Whisper's
+CUTOUT = 144  # longest side of a cut-out kept in memory, in pixels
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a kind's pictures and recordings are; "gc:" names a file in GCompris' archives."""
+
+    pictures: tuple[str, ...]
+    sounds: tuple[str, ...] = ()
+
+
+MAMMALS, BIRDS = "animals/mammals", "animals/birds"
+FARM, INSTRUMENTS = "gc:explore_farm_animals/resource/animals", "gc:instruments/resource"
+GAME = "gc:memory-sound/resource"
+MUSIC = "hobbies/music"
+SOURCES: dict[str, Source] = {
+    "dog": Source(
+        (f"{MAMMALS}/dogs/dog.png", f"{MAMMALS}/dogs/dingo.png", "gc:lang/resource/words_sample/dog.webp"),
+        (
+            f"{MAMMALS}/dogs/dog.ogg",
+            f"{FARM}/dog.ogg",
+            f"{GAME}/LRBark_1_LA_cut.ogg",
+            f"{GAME}/LRBark_3_LA_cut.ogg",
+        ),
+    ),
+    "cat": Source(
+        ("gc:lang/resource/words_sample/cat.webp",), ("seasonal/halloween/blackcat.ogg", f"{FARM}/cat.ogg")
+    ),
+    "cow": Source(
+        (f"{MAMMALS}/bovines/cow.png", f"{MAMMALS}/bovines/cow_white.png"),
+        (f"{MAMMALS}/bovines/cow.ogg", f"{MAMMALS}/bovines/cow_white.ogg", f"{FARM}/cow.ogg"),
+    ),
+    "horse": Source((f"{MAMMALS}/equines/horse.png",), (f"{MAMMALS}/equines/horse.ogg", f"{FARM}/horse.ogg")),
+    "sheep": Source(
+        (f"{MAMMALS}/bovines/sheep.png", f"{MAMMALS}/bovines/ram.png"),
+        (f"{MAMMALS}/bovines/sheep.ogg", f"{FARM}/sheep.ogg"),
+    ),
+    "pig": Source(
+        (f"{MAMMALS}/pig.png", f"{MAMMALS}/pig_golden.png"), (f"{MAMMALS}/pig.ogg", f"{FARM}/pig.ogg")
+    ),
+    "duck": Source((f"{BIRDS}/duck.png", f"{BIRDS}/drake.png"), (f"{BIRDS}/duck.ogg", f"{FARM}/duck.ogg")),
+    "rooster": Source((f"{BIRDS}/rooster.png",), (f"{BIRDS}/rooster.ogg",)),
+    "frog": Source(
+        ("animals/amphibians/frog.png", "animals/amphibians/frog-1.png"),
+        ("animals/amphibians/frog.ogg", f"{GAME}/LRFrogsInPondDuringStormLACut.ogg"),
+    ),
+    "lion": Source((f"{MAMMALS}/cats/lion.png", f"{MAMMALS}/cats/lion-2.png"), (f"{MAMMALS}/cats/lion.ogg",)),
+    "elephant": Source((f"{MAMMALS}/elephant.png",), (f"{MAMMALS}/elephant.ogg",)),
+    "owl": Source((f"{BIRDS}/owl.png",), (f"{BIRDS}/owl.ogg", f"{FARM}/owl.ogg")),
+    "bird": Source(
+        (f"{BIRDS}/lark.png", f"{BIRDS}/blackbird.png"), (f"{BIRDS}/lark.ogg", f"{BIRDS}/blackbird.ogg")
+    ),
+    "violin": Source(
+        (f"{MUSIC}/string/violin.png",), (f"{MUSIC}/string/violin.ogg", f"{INSTRUMENTS}/violin.ogg")
+    ),
+    "guitar": Source(
+        (
+            f"{MUSIC}/string/guitar_classical.png",
+            f"{MUSIC}/string/guitar2.png",
+            f"{MUSIC}/string/guitar_electric.png",
+        ),
+        (f"{INSTRUMENTS}/guitar.ogg", f"{INSTRUMENTS}/electric_guitar.ogg", f"{GAME}/guitar_melody.ogg"),
+    ),
+    "drum": Source(
+        (f"{MUSIC}/percussion/drumkit.png", f"{MUSIC}/percussion/drum_tomtom_floor.png"),
+        (
+            f"{MUSIC}/percussion/drumkit.ogg",
+            f"{MUSIC}/percussion/drum_tomtom_floor.ogg",
+            f"{INSTRUMENTS}/drum_kit.ogg",
+            f"{INSTRUMENTS}/snare_drum.ogg",
+        ),
+    ),
+    "trumpet": Source((f"{MUSIC}/brass/trumpet.png",), (f"{INSTRUMENTS}/trumpet.ogg",)),
+    "fire truck": Source(("vehicles/emergency/firetruck.png",), ("vehicles/emergency/firetruck.ogg",)),
+    "car": Source(
+        ("vehicles/auto/beetle.png", "vehicles/auto/sportscar2.png", "vehicles/auto/sedan.png"),
+        ("gc:traffic/resource/car.wav", f"{GAME}/LRStartAndStopCarEngine1LACut.ogg"),
+    ),
+    "train": Source(
+        ("vehicles/locomotive/cartoon/toy_train.png",),
+        ("gc:railroad/resource/sounds/train.wav", f"{GAME}/LRTrain_slowing_down_01_LA_cut.ogg"),
+    ),
+    "alarm clock": Source(()),
+    "bell": Source(()),
+    "whistle": Source(()),
+    "rain": Source((), (f"{GAME}/LRRain_in_garden_01_LA_cut.ogg",)),
+    "apple": Source(("food/fruit/apple_red.png", "food/fruit/apple_fuji.png")),
+    "rose": Source(("plants/flowers/rose.png",)),
+    "mug": Source(("household/dishes/mug.png",)),
+    "tree": Source(("plants/trees/holm_oak.png", "plants/trees/liberia-palm.png")),
+    "hat": Source(("clothes/hats/sombrero.png", "clothes/hats/blue_fedora.png")),
+}
+KINDS: tuple[str, ...] = tuple(SOURCES)
+SOUNDING: tuple[str, ...] = tuple(kind for kind in KINDS if SOURCES[kind].sounds or kind in DRAWN_KINDS)
+SILENT: tuple[str, ...] = tuple(kind for kind in KINDS if kind not in SOUNDING)
+BACKGROUND = len(KINDS)  # the label of a patch that shows no thing
+
+
+def phrase(kind: str) -> str:
+    """Name a kind as a sentence does: "a dog", "an owl", "rain"."""
+    if kind == "rain":
+        return kind
+    return f"an {kind}" if kind[0] in "aeiou" else f"a {kind}"
+
+
+def read_rcc(path: Path) -> dict[str, bytes]:
+    """Read every file of a Qt resource archive (a tree of names, contents stored or deflated)."""
+    data = path.read_bytes()
+    if data[:4] != b"qres":
+        raise ValueError(f"{path} is not a Qt resource archive")
+    version, tree, contents, names = struct.unpack(">4I", data[4:20])
+    node_size = 22 if version >= 2 else 14
+    files: dict[str, bytes] = {}
+
+    def walk(node: int, folder: str) -> None:
+        at = tree + node * node_size
+        name_at, flags = struct.unpack(">IH", data[at : at + 6])
+        here = ""
+        if node:
+            length = struct.unpack(">H", data[names + name_at : names + name_at + 2])[0]
+            start = names + name_at + 6
+            here = f"{folder}/{data[start : start + 2 * length].decode('utf-16-be')}"
+        if flags & 2:  # a folder
+            count, first = struct.unpack(">2I", data[at + 6 : at + 14])
+            for child in range(first, first + count):
+                walk(child, here)
+            return
+        start = contents + struct.unpack(">I", data[at + 10 : at + 14])[0]
+        length = struct.unpack(">I", data[start : start + 4])[0]
+        content = data[start + 4 : start + 4 + length]
+        files[here] = zlib.decompress(content[4:]) if flags & 1 else content
+
+    walk(0, "")
+    return files
+
+
+def decode(content: bytes) -> np.ndarray:
+    """Decode a recording to mono at `RATE`, without the silence around it: float32, shape (samples,)."""
+    with av.open(io.BytesIO(content)) as container:
+        resampler = av.AudioResampler("flt", "mono", RATE)
+        frames = [out for frame in container.decode(audio=0) for out in resampler.resample(frame)]
+        frames += resampler.resample(None)
+    wave = np.concatenate([frame.to_ndarray().reshape(-1) for frame in frames]).astype(np.float32)
+    loud = np.flatnonzero(np.abs(wave) > 0.02 * np.abs(wave).max())
+    wave = wave[loud[0] : loud[-1] + 1]
+    return wave / np.abs(wave).max()
+
+
+@dataclass
+class World:
+    """Every picture and recording, opened once.
+
+    Args:
+        stamps: the folder of Tux Paint's stamps.
+        rcc: the folder of GCompris' `.rcc` archives.
+    """
+
+    stamps: Path
+    rcc: Path
+    cutouts: dict[str, list[Image.Image]] = field(default_factory=dict)
+    recordings: dict[str, list[np.ndarray]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        archives = cache(read_rcc)
+
+        def content(name: str) -> bytes:
+            if not name.startswith("gc:"):
+                return (self.stamps / name).read_bytes()
+            activity, _, rest = name.removeprefix("gc:").partition("/")
+            archive = "memory-sound" if activity == "memory-sound" else activity
+            return archives(self.rcc / f"{archive}.rcc")[f"/gcompris/src/activities/{activity}/{rest}"]
+
+        for kind, source in SOURCES.items():
+            self.cutouts[kind] = []
+            for name in source.pictures:
+                picture = Image.open(io.BytesIO(content(name))).convert("RGBA")
+                picture = picture.crop(picture.getchannel("A").getbbox())
+                picture.thumbnail((CUTOUT, CUTOUT))
+                self.cutouts[kind].append(picture)
+            self.recordings[kind] = [decode(content(name)) for name in source.sounds]
+
+    def cutout(self, kind: str, rng: Generator) -> Image.Image:
+        """Cut out one thing, in slightly other colours each time."""
+        if kind in DRAWN_KINDS:
+            return draw(kind, CUTOUT // 2, rng)
+        picture = self.cutouts[kind][rng.integers(len(self.cutouts[kind]))]
+        alpha = picture.getchannel("A")
+        plain = ImageEnhance.Color(picture.convert("RGB")).enhance(rng.uniform(0.7, 1.3))
+        plain = ImageEnhance.Brightness(plain).enhance(rng.uniform(0.75, 1.2))
+        plain.putalpha(alpha)
+        return plain
+
+    def scene(self, kinds: list[str], rng: Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Make a scene.
+
+        Returns:
+            The picture, uint8 (SIZE, SIZE, 3), and the label of each patch (GRID * GRID,): the index in
+            `kinds` of the thing that it shows, -1 for background, -2 where too little of a thing shows.
+        """
+        picture, cover = compose([self.cutout(kind, rng) for kind in kinds], SIZE, rng)
+        share = cover.reshape(len(kinds), GRID, PATCH, GRID, PATCH).mean((2, 4)).reshape(len(kinds), -1)
+        most = share.max(0)
+        labels = np.where(most > 0.22, share.argmax(0), np.where(most < 0.06, -1, -2))
+        return np.asarray(picture), labels
+
+    def sound(self, kind: str, rng: Generator) -> np.ndarray:
+        """Pick a recording of a kind as it is, or synthesise a new one: float32, shape (samples,)."""
+        recordings = self.recordings[kind]
+        if kind in DRAWN_KINDS and (not recordings or rng.random() < 0.75):
+            return synthesise(kind, rng.uniform(2, 5), RATE, rng)
+        return recordings[rng.integers(len(recordings))]
+
+
+def augment(wave: np.ndarray, rng: Generator) -> np.ndarray:
+    """Vary a recording: speed, a cut, repeats, a filter, noise, echo and loudness.
+
+    Args:
+        wave: float32, shape (samples,).
+        rng: where the variation comes from.
+
+    Returns:
+        float32, shape (samples,), 1 to 5 seconds long.
+    """
+    speed = rng.uniform(0.85, 1.18)
+    wave = np.interp(np.arange(0, len(wave) - 1, speed), np.arange(len(wave)), wave)
+    longest = int(rng.uniform(1.0, 5.0) * RATE)
+    if len(wave) > longest:
+        start = int(rng.integers(0, len(wave) - longest + 1))
+        wave = wave[start : start + longest]
+    elif rng.random() < 0.6:
+        gap = np.zeros(int(rng.uniform(0, 0.5) * RATE))
+        pieces = [wave]
+        while sum(map(len, pieces)) + len(gap) + len(wave) <= longest:
+            pieces += [gap, wave]
+        wave = np.concatenate(pieces)
+    spectrum = np.fft.rfft(wave)
+    position = np.linspace(0, 1, len(spectrum))
+    curve = np.interp(position**0.5, np.linspace(0, 1, 6), rng.normal(0, 4, 6))  # decibels
+    wave = np.fft.irfft(spectrum * 10 ** (curve / 20), len(wave))
+    if rng.random() < 0.4:
+        delay, gain = int(rng.uniform(0.01, 0.12) * RATE), rng.uniform(0.1, 0.5)
+        echo = np.zeros_like(wave)
+        echo[delay:] = wave[: max(0, len(wave) - delay)]
+        wave = wave + gain * echo
+    wave = wave / max(1e-9, float(np.abs(wave).max()))
+    if rng.random() < 0.6:
+        noise = np.cumsum(rng.normal(0, 1, len(wave))) if rng.random() < 0.2 else rng.normal(0, 1, len(wave))
+        noise = noise - noise.mean()
+        wave = wave + 10 ** (rng.uniform(-50, -22) / 20) * noise / max(1e-9, float(noise.std()))
+    silence = np.zeros(int(rng.uniform(0, 0.4) * RATE))
+    wave = np.concatenate([silence, wave])
+    return (wave / max(1e-9, float(np.abs(wave).max())) * rng.uniform(0.15, 1.0)).astype(np.float32)
