@@ -11,7 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+)
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
 
@@ -91,23 +96,33 @@ def _download(repo_id: str, *, revision: str | None, **options: Any) -> tuple[Pa
     try:
         weights = Path(hf_hub_download(repo_id, WEIGHTS, revision=revision, **options))
     except LocalEntryNotFoundError as error:
-        # The Hub's own message names neither the repository nor what went wrong.
-        reason = f": {error.__cause__}" if error.__cause__ else ""
-        raise OSError(
-            f"Can't get the projector {where} from the Hub, and it isn't in the cache{reason}. Check the "
-            "connection and HF_HUB_OFFLINE, or download it first and pass the folder."
-        ) from error
+        raise _unreachable(where, error) from error
     except EntryNotFoundError as error:
         raise FileNotFoundError(
             f"The Hub's {where} holds no {WEIGHTS}, and nothing else is opened (a pickle least of all): "
             "is it a projector? Projector.push_to_hub uploads one."
         ) from error
+    except HfHubHTTPError as error:
+        error.append_to_message(
+            f"\nThis was for the projector {where}. A private or gated one needs token= or `hf auth login`."
+        )
+        raise
+    except Exception as error:  # whichever HTTP library this version of huggingface_hub is built on
+        raise _unreachable(where, error) from error
     _check_sum(repo_id, weights)
     commit = weights.parent.name  # of the cache's snapshot: the branch may have moved on since
     try:
         return weights, Path(hf_hub_download(repo_id, CONFIG, revision=commit, **options))
     except EntryNotFoundError:
         return weights, None
+
+
+def _unreachable(where: str, error: Exception) -> OSError:
+    """The error for the user: huggingface_hub's often names neither the repository nor what went wrong."""
+    return OSError(
+        f"The projector {where} isn't in the cache and couldn't be fetched. Check the connection, HF_HUB_OFFLINE "
+        f"and local_files_only, and try again, or give a folder. The Hub's answer: {error.__cause__ or error}"
+    )
 
 
 def _check_sum(repo_id: str, weights: Path) -> None:
@@ -189,7 +204,7 @@ def _read_config(
 
 def _parse_config(cls: type["Projector"], name: str, text: str | bytes) -> dict[str, Any]:
     try:
-        config = json.loads(text)
+        config = json.loads(text, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"In {name} is no valid JSON ({error}).") from error
     config = config if isinstance(config, dict) else {}
@@ -202,6 +217,10 @@ def _parse_config(cls: type["Projector"], name: str, text: str | bytes) -> dict[
             f"{version!r}): {_named(missing=missing, unknown=unknown)}."
         )
     return config
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")  # but Python's parser takes NaN and Infinity
 
 
 def _check_tensors(weights: Path, file: Any, projector: "Projector") -> None:
