@@ -42,12 +42,13 @@ def probe(source: Source) -> MediaInfo:
     """
     with opened(source) as (container, _):
         audio, video = container.streams.best("audio"), container.streams.best("video")
+        codec = audio.codec_context if audio is not None else None  # none for a codec without a decoder
         return MediaInfo(
             duration=None if is_still(container) else duration_of(container),
             has_audio=audio is not None,
             has_video=video is not None,
-            sampling_rate=audio.codec_context.sample_rate if audio is not None else None,
-            channels=audio.codec_context.channels if audio is not None else None,
+            sampling_rate=codec.sample_rate if codec is not None else None,
+            channels=codec.channels if codec is not None else None,
         )
 
 
@@ -127,8 +128,8 @@ def duration_of(container: Any) -> float | None:
 class Track:
     """One stream of an open container, decoded from any time on.
 
-    Packets that can't be decoded are skipped, as players do, and a read error ends the track; `failure`
-    keeps the last of these errors for the case that nothing else comes.
+    Packets that can't be decoded are skipped, as players do, and a damage that FFmpeg can't read across
+    ends the track; `failure` keeps the last of these errors for the case that nothing else comes.
     """
 
     def __init__(self, container: Any, stream: Any, name: str) -> None:
@@ -136,13 +137,15 @@ class Track:
         self.origin = _origin(container)
         self.failure: Exception | None = None
         self._untouched = True
+        # Without a clock (raw streams) a seek fails, and reads everything to find that out.
+        self._can_seek = container.start_time is not None or container.duration is not None
 
     def frames(self, at: float) -> Iterator[tuple[float, Any]]:
         """(seconds, frame) from a frame at or before `at` if there is one, to the end.
 
         Where a seek lands too late (no index, no key frame, data cut off) another goes further back.
         """
-        for back in (at, at - _STEP_BACK, 0.0):
+        for back in (at, at - _STEP_BACK, 0.0) if self._can_seek else (0.0,):
             frames = self._frames_from(max(0.0, back))
             first = next(frames, None)
             if first is not None and (back <= 0 or first[0] <= at + TICK):
@@ -163,7 +166,7 @@ class Track:
                 self.container.seek(min(0, self.container.start_time or 0))
             self._untouched = False
             yield from self.container.demux(self.stream)
-        except (av.FFmpegError, OSError) as error:
+        except av.FFmpegError as error:
             self.failure = error
 
     def _frames_from(self, at: float) -> Iterator[tuple[float, Any]]:
@@ -182,12 +185,12 @@ class Track:
                 if clock is None:
                     return
                 yield clock, frame
-                clock += self._length(frame)
+                is_sound = self.stream.type == "audio"
+                clock += frame.samples / max(1, frame.sample_rate) if is_sound else self.frame_length
 
-    def _length(self, frame: Any) -> float:
-        """Seconds that a frame lasts."""
-        if self.stream.type == "audio":
-            return frame.samples / max(1, frame.sample_rate)
+    @property
+    def frame_length(self) -> float:
+        """Seconds that a picture lasts, where time stamps don't tell."""
         return float(1 / (self.stream.average_rate or self.stream.guessed_rate or 25))
 
     def nothing(self) -> MediaError:

@@ -54,20 +54,24 @@ def load_frame(
         stream = container.streams.best("video")
         if stream is None:
             raise MediaError(f"{name}: it has no pictures")
-        still = is_still(container)
-        frame = _frame_at(Track(container, stream, name), "first" if still else time)
+        track, still = Track(container, stream, name), is_still(container)
+        if isinstance(time, str):
+            seconds = 0.0 if still or time == "first" else _middle(track)
+        else:
+            seconds = time
+        if seconds is None:
+            return load_frame(source, time=_length_by_reading(source) / 2)
+        frame = _frame_at(track, seconds)
         pixels = frame.to_ndarray(format="rgb24")
         turned = pixels if still else _turn(pixels, frame)
     picture = Image.fromarray(np.ascontiguousarray(turned))
     return _turn_as_exif(picture, source) if still else picture
 
 
-def _frame_at(track: Track, time: float | Literal["first", "middle"]) -> Any:
+def _frame_at(track: Track, time: float) -> Any:
     """The frame on screen at a time: the last that begins at it or before, or else the first."""
     duration = duration_of(track.container)
-    if isinstance(time, str):
-        time = 0.0 if time == "first" else _middle(track)
-    elif duration is not None and time > duration:
+    if duration is not None and time > duration:
         raise MediaError(f"{track.name}: it ends at {duration:.2f} s, so it has no frame at {time:g} s")
     shown = None
     for begins, frame in track.frames(time):
@@ -79,20 +83,28 @@ def _frame_at(track: Track, time: float | Literal["first", "middle"]) -> Any:
     return shown
 
 
-def _middle(track: Track) -> float:
-    """Seconds of the middle of a film's pictures; read through, not decoded, if it doesn't say."""
-    stream, base = track.stream, track.stream.time_base
+def _middle(track: Track) -> float | None:
+    """Seconds of the middle of a film's pictures; None if it doesn't say how long it is."""
+    stream = track.stream
     if stream.duration:
-        return max(0.0, float(((stream.start_time or 0) + stream.duration / 2) * base) - track.origin)
-    if duration := duration_of(track.container):
-        return duration / 2
-    count, end = 0, 0.0
-    for packet in track.packets(0.0):
-        if packet.size:
-            count += 1
-            if packet.pts is not None:
-                end = max(end, float(packet.pts * base) - track.origin)
-    return (end or count / float(stream.average_rate or stream.guessed_rate or 25)) / 2
+        middle = ((stream.start_time or 0) + stream.duration / 2) * stream.time_base
+        return max(0.0, float(middle) - track.origin)
+    duration = duration_of(track.container)
+    return None if duration is None else duration / 2
+
+
+def _length_by_reading(source: Source) -> float:
+    """Seconds of a film that doesn't say how long it is. It is read through, not decoded."""
+    with opened(source) as (container, name):
+        stream = container.streams.best("video")
+        track = Track(container, stream, name)
+        count, end = 0, 0.0
+        for packet in track.packets(0.0):
+            if packet.size:
+                count += 1
+                if packet.pts is not None:
+                    end = max(end, float(packet.pts * packet.time_base) - track.origin)
+        return end or count * track.frame_length
 
 
 def _turn(pixels: np.ndarray, frame: Any) -> np.ndarray:

@@ -71,7 +71,7 @@ def picture_frames(count: int, size: tuple[int, int] = (64, 48), *, first: int =
 
 
 def write(
-    path: Path | io.BytesIO,
+    path: Path | io.IOBase,
     *,
     container: str | None = None,
     sound: np.ndarray | None = None,
@@ -85,7 +85,7 @@ def write(
     options: dict[str, str] | None = None,
 ) -> Any:
     """Encode (channels, samples) of one of FFmpeg's formats, or frames, or both. Returns `path`."""
-    with av.open(path if isinstance(path, io.BytesIO) else str(path), "w", format=container) as output:
+    with av.open(str(path) if isinstance(path, Path) else path, "w", format=container) as output:
         audio = video = None
         if pictures is not None:
             video = output.add_stream(video_codec, rate=FPS)
