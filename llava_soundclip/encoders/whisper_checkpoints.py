@@ -82,9 +82,7 @@ def read_checkpoint(checkpoint: str | PathLike[str], revision: str | None = None
     name = str(checkpoint)
     path = Path(name).expanduser()
     if name in HUB_IDS or not path.exists():
-        from huggingface_hub import snapshot_download
-
-        path = Path(snapshot_download(HUB_IDS.get(name, name), revision=revision, allow_patterns=_HUB_FILES))
+        path = _from_hub(HUB_IDS.get(name, name), revision)
     if path.is_dir():
         if (path / "model.bin").is_file():
             path = path / "model.bin"
@@ -97,6 +95,15 @@ def read_checkpoint(checkpoint: str | PathLike[str], revision: str | None = None
     if path.suffix in (".safetensors", ".json"):
         raise ValueError(f"{path}: give its folder, {path.parent}, where config.json and the weights are")
     return _read_openai(path)
+
+
+def _from_hub(repo: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=_HUB_FILES))
+    except OSError as error:
+        raise OSError(f"no folder {repo} here, and the Hub didn't give it: {_first_line(error)}") from error
 
 
 def _read_openai(path: Path) -> WhisperWeights:
@@ -171,7 +178,7 @@ def _unpickle_tensors(path: Path) -> dict[str, Any]:
         raise ValueError(
             f"{path} holds more than tensors, or is no checkpoint: refused ({_first_line(error)})"
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+    except (RuntimeError, OSError, EOFError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is cut or no checkpoint: {_first_line(error)}") from error
     return _as_dict(content, path)
 

@@ -30,10 +30,9 @@ class WhisperTower(nn.Module, ABC):
         super().__init__()
         with torch.device("meta"):  # no memory and no random numbers for weights that are replaced at once
             self.encoder = self._build(weights)
-        self.encoder.load_state_dict(
-            {self._name(name): tensor.float() for name, tensor in weights.state.items()}, assign=True
-        )
-        self.to(dtype)
+        state = {self._name(name): tensor.to(dtype, copy=True) for name, tensor in weights.state.items()}
+        self.encoder.load_state_dict(state, assign=True)
+        self.to(dtype)  # a tower may want some parts in another one
 
     def states(self, mel: Tensor, tokens: int) -> Iterator[Tensor]:
         """The input of block 1, then the output of every block.
