@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, BinaryIO, TypeAlias
+from typing import Any, BinaryIO, Literal, TypeAlias
 
 Source: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO
 
@@ -126,13 +126,18 @@ def duration_of(container: Any) -> float | None:
 
 
 class Track:
-    """One stream of an open container, decoded from any time on.
+    """The best stream of a kind in an open container, decoded from any time on.
 
     Packets that can't be decoded are skipped, as players do, and a damage that FFmpeg can't read across
     ends the track; `failure` keeps the last of these errors for the case that nothing else comes.
     """
 
-    def __init__(self, container: Any, stream: Any, name: str) -> None:
+    def __init__(self, container: Any, name: str, kind: Literal["audio", "video"]) -> None:
+        stream = container.streams.best(kind)
+        if stream is None:
+            raise MediaError(f"{name}: it has no {'sound' if kind == 'audio' else 'pictures'}")
+        if stream.codec_context is None:
+            raise MediaError(f"{name}: nothing here decodes its {kind}")
         self.container, self.stream, self.name = container, stream, name
         self.origin = _origin(container)
         self.failure: Exception | None = None

@@ -51,10 +51,7 @@ def load_frame(
             raise ValueError(f"a picture must be (H, W, 3) uint8, not {source.shape} {source.dtype}")
         return Image.fromarray(source)
     with opened(source) as (container, name):
-        stream = container.streams.best("video")
-        if stream is None:
-            raise MediaError(f"{name}: it has no pictures")
-        track, still = Track(container, stream, name), is_still(container)
+        track, still = Track(container, name, "video"), is_still(container)
         if isinstance(time, str):
             seconds = 0.0 if still or time == "first" else _middle(track)
         else:
@@ -96,8 +93,7 @@ def _middle(track: Track) -> float | None:
 def _length_by_reading(source: Source) -> float:
     """Seconds of a film that doesn't say how long it is. It is read through, not decoded."""
     with opened(source) as (container, name):
-        stream = container.streams.best("video")
-        track = Track(container, stream, name)
+        track = Track(container, name, "video")
         count, end = 0, 0.0
         for packet in track.packets(0.0):
             if packet.size:

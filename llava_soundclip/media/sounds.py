@@ -46,10 +46,7 @@ def load_audio(
         if duration == 0:
             raise ValueError("duration must be above 0 s")
     with opened(source) as (container, name):
-        stream = container.streams.best("audio")
-        if stream is None:
-            raise MediaError(f"{name}: it has no sound")
-        waveform = _cut(Track(container, stream, name), sampling_rate, start, duration)
+        waveform = _cut(Track(container, name, "audio"), sampling_rate, start, duration)
     try:
         return check_waveform(waveform, name="the sound")
     except ValueError as error:

@@ -131,7 +131,7 @@ def test_a_codec_that_nobody_knows(tmp_path):
     at = data.index(b"strf", data.index(b"auds")) + 8
     path.write_bytes(data[:at] + b"\x99\x99" + data[at + 2 :])
     for read in (sound_of, load_frame):
-        with pytest.raises(MediaError, match=r"a\.avi: "):
+        with pytest.raises(MediaError, match=r"a\.avi: nothing here decodes its"):
             read(path)
     assert probe(path).sampling_rate in (None, 16_000)
 
