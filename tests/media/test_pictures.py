@@ -3,6 +3,7 @@
 import io
 import subprocess
 import sys
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import Image, ImageOps
 
 from llava_soundclip.media import MediaError, load_frame, probe
 from tests.media.making import (
+    FPS,
     GREY_STEP,
     MATRICES,
     chirp,
@@ -122,7 +124,7 @@ def _one(pixels):
     import av
 
     frame = av.VideoFrame.from_ndarray(pixels, "rgb24")
-    frame.pts = 0
+    frame.pts, frame.time_base = 0, Fraction(1, FPS)
     return [frame]
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.signal
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
@@ -19,6 +19,7 @@ FLOATS = [np.float16, np.float32, np.float64, np.dtype(">f4")]
 shapes = st.one_of(st.tuples(st.integers(1, 300)), st.tuples(st.integers(1, 64), st.integers(1, 300)))
 
 
+@settings(deadline=None)
 @given(st.data(), shapes, st.sampled_from(FLOATS))
 def test_any_float_array_becomes_channels_by_samples(data, shape, dtype):
     sound = data.draw(npst.arrays(dtype, shape, elements={"min_value": -1, "max_value": 1}))
@@ -78,6 +79,7 @@ def test_a_little_overshoot_is_sound():
     assert check_waveform(np.array([-1.2, 7.9])).tolist() == [[np.float32(-1.2), np.float32(7.9)]]
 
 
+@settings(deadline=None)
 @given(st.integers(1, 3), st.integers(1, 500), st.integers(100, 768_000), st.integers(100, 768_000))
 def test_resampling_keeps_channels_and_length(channels, samples, from_rate, to_rate):
     result = resample(np.zeros((channels, samples), np.float32), from_rate, to_rate)
