@@ -104,3 +104,29 @@ def tiny_llava() -> Any:
 @pytest.fixture
 def tiny_encoder() -> TinyEncoder:
     return TinyEncoder()
+
+
+def build_tiny_processor(model: Any) -> Any:
+    """A stock `LlavaProcessor` whose 90 words are w0 ... w89, for `build_tiny_llava`."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import CLIPImageProcessor, LlavaProcessor, PreTrainedTokenizerFast
+
+    words = {"<pad>": PAD, "<s>": 1, "</s>": 2, "<image>": IMAGE_TOKEN}
+    words |= {f"w{i}": i for i in range(3, 100) if i != IMAGE_TOKEN}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="w3"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    size = {"height": 30, "width": 30}
+    return LlavaProcessor(
+        image_processor=CLIPImageProcessor(size={"shortest_edge": 30}, crop_size=size),
+        tokenizer=PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer,
+            pad_token="<pad>",
+            bos_token="<s>",
+            eos_token="</s>",
+            additional_special_tokens=["<image>"],
+            model_input_names=["input_ids", "attention_mask"],
+        ),
+        patch_size=10,
+        vision_feature_select_strategy=model.config.vision_feature_select_strategy,
+        num_additional_image_tokens=1,
+    )
