@@ -35,13 +35,7 @@ HUB_IDS = {
     "large-v3-turbo": "openai/whisper-large-v3-turbo",
     "turbo": "openai/whisper-large-v3-turbo",
 }
-_HUB_FILES = [
-    "config.json",
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "model-*.safetensors",
-    "model.bin",
-]
+_INDEX = "model.safetensors.index.json"
 
 _PREFIXES = ("model.encoder.", "encoder.")  # with and without a head, in transformers' files
 
@@ -98,10 +92,23 @@ def read_checkpoint(checkpoint: str | PathLike[str], revision: str | None = None
 
 
 def _from_hub(repo: str, revision: str | None) -> Path:
-    from huggingface_hub import snapshot_download
+    """The cache's folder of a repository, with what is needed of it."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
 
     try:
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=_HUB_FILES))
+        config = Path(hf_hub_download(repo, "config.json", revision=revision))
+        commit = config.parent.name  # the rest of the same one, should the branch move on
+        for name in ("model.safetensors", _INDEX, "model.bin"):
+            try:
+                weights = hf_hub_download(repo, name, revision=commit)
+            except EntryNotFoundError as error:
+                missing = error
+                continue
+            for shard in _shards(Path(weights)) if name == _INDEX else ():
+                hf_hub_download(repo, shard, revision=commit)
+            return config.parent
+        raise missing
     except OSError as error:
         raise OSError(f"no folder {repo} here, and the Hub didn't give it: {_first_line(error)}") from error
 
@@ -138,20 +145,24 @@ def _read_transformers(folder: Path) -> WhisperWeights:
 
 def _read_folder(folder: Path) -> dict[str, Tensor]:
     """The encoder's tensors of a transformers folder, without their prefix."""
-    index = folder / "model.safetensors.index.json"
     if (folder / "model.safetensors").is_file():
         return _read_safetensors(folder / "model.safetensors")
-    if index.is_file():
-        shards = _read_json(index).get("weight_map")
-        if not isinstance(shards, dict) or any(Path(str(shard)).name != shard for shard in shards.values()):
-            raise ValueError(f"{index} doesn't list the files beside it")
+    if (folder / _INDEX).is_file():
         state: dict[str, Tensor] = {}
-        for shard in sorted(set(shards.values())):
+        for shard in _shards(folder / _INDEX):
             state |= _read_safetensors(folder / shard)
         return state
     if (folder / "pytorch_model.bin").is_file():
         return _encoder_part(_unpickle_tensors(folder / "pytorch_model.bin"), _PREFIXES)
     raise ValueError(f"{folder} has a config.json but no model.safetensors")
+
+
+def _shards(index: Path) -> list[str]:
+    """The names of the files that an index lists, which must be beside it."""
+    shards = _read_json(index).get("weight_map")
+    if not isinstance(shards, dict) or any(Path(str(shard)).name != shard for shard in shards.values()):
+        raise ValueError(f"{index} doesn't list the files beside it")
+    return sorted(set(shards.values()))
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
