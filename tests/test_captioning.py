@@ -17,11 +17,9 @@ from tests.hosts.reference import algorithm_1, pad_or_cut
 RATE = 16_000
 
 
-@pytest.fixture(scope="module")
-def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A second of coloured noise with a chirp, red at first and blue in the end."""
-    path = tmp_path_factory.mktemp("film") / "film.mkv"
-    with av.open(str(path), "w") as container:
+def write_film(path: Path) -> Path:
+    """A second of a rising tone, red at first and blue in the end."""
+    with av.open(str(path), "w", format="matroska") as container:
         video = container.add_stream("mpeg4", rate=10)
         video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
         audio = container.add_stream("pcm_s16le", rate=RATE, layout="mono")
@@ -30,12 +28,17 @@ def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
             colour[..., 0 if i < 5 else 2] = 200
             for packet in video.encode(av.VideoFrame.from_ndarray(colour)):
                 container.mux(packet)
-        samples = (np.sin(np.linspace(0, 900, RATE)) * 20_000).astype("<i2")
+        samples = (np.sin(np.linspace(0, 60, RATE) ** 2) * 20_000).astype("<i2")
         frame = av.AudioFrame.from_ndarray(samples[None], layout="mono")
         frame.sample_rate, frame.pts = RATE, 0
         for packet in [*audio.encode(frame), *audio.encode(None), *video.encode(None)]:
             container.mux(packet)
     return path
+
+
+@pytest.fixture(scope="module")
+def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_film(tmp_path_factory.mktemp("film") / "film.mkv")
 
 
 @pytest.fixture
