@@ -34,6 +34,10 @@ def test_built_in_names():
 @pytest.mark.parametrize("name", CHECKPOINTS)
 def test_every_encoder_keeps_the_contract(name, tmp_path):
     encoder = load_encoder(name, checkpoint=CHECKPOINTS[name](tmp_path))
+    assert_keeps_the_contract(encoder, name)
+
+
+def assert_keeps_the_contract(encoder: AudioEncoder, name: str) -> None:
     assert isinstance(encoder, AudioEncoder)
     assert encoder.name == name
     assert not encoder.training
