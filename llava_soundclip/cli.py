@@ -135,10 +135,8 @@ def encoders() -> None:
         except ImportError as error:
             table.add_row(name, "", "", str(error))
             continue
-        default = inspect.signature(cls.load).parameters.get("checkpoint")
-        weights = default.default if default is not None and isinstance(default.default, str) else ""
         what = (inspect.getdoc(cls) or "").partition("\n")[0]
-        table.add_row(name, str(getattr(cls, "sampling_rate", "")), weights, what)
+        table.add_row(name, str(getattr(cls, "sampling_rate", "")), _default_checkpoint(cls), what)
     Console().print(table)
 
 
@@ -266,6 +264,18 @@ def _progress(shown: bool) -> "Progress":
         disable=not (shown and console.is_terminal),
         redirect_stdout=False,
     )
+
+
+def _default_checkpoint(encoder: type) -> str:
+    """The weights that an encoder's `load` takes unless it is told others."""
+    import inspect
+
+    for cls in encoder.__mro__:
+        if "load" in vars(cls):
+            option = inspect.signature(vars(cls)["load"].__func__).parameters.get("checkpoint")
+            if option is not None and option.default is not inspect.Parameter.empty:
+                return str(option.default)
+    return ""
 
 
 def _version(distribution: str) -> str:

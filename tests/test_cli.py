@@ -363,7 +363,7 @@ def test_encoders_lists_all_of_them():
     result = runner.invoke(cli.app, ["encoders"])
     assert result.exit_code == 0
     assert all(name in result.stdout for name in available_encoders())
-    assert "16000" in result.stdout and "small" in result.stdout
+    assert result.stdout.count("16000") == result.stdout.count("small") == len(available_encoders())
 
 
 def test_info_says_what_a_bug_report_needs():
