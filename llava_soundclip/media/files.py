@@ -62,9 +62,14 @@ class _Bytes:
 
     def __init__(self, file: BinaryIO) -> None:
         self.read = file.read
-        if file.seekable():
+        if _is_seekable(file):
             file.seek(0)
             self.seek, self.tell = file.seek, file.tell
+
+
+def _is_seekable(file: BinaryIO) -> bool:
+    """Also of objects that only do what is asked of them: `read`, perhaps `seek` and `tell`."""
+    return file.seekable() if hasattr(file, "seekable") else hasattr(file, "seek")
 
 
 def name_and_file(source: Source) -> tuple[str, BinaryIO]:
@@ -91,8 +96,10 @@ def opened(source: Source) -> Iterator[tuple[Any, str]]:
 
     name, file = name_and_file(source)
     try:
-        if file.seekable() and file.seek(0, io.SEEK_END) == 0:
-            raise MediaError(f"{name}: it is empty")
+        if _is_seekable(file):
+            file.seek(0, io.SEEK_END)
+            if file.tell() == 0:
+                raise MediaError(f"{name}: it is empty")
         with av.open(
             _Bytes(file),
             metadata_errors="replace",
@@ -133,6 +140,8 @@ class Track:
     """
 
     def __init__(self, container: Any, name: str, kind: Literal["audio", "video"]) -> None:
+        import av
+
         stream = container.streams.best(kind)
         if stream is None:
             raise MediaError(f"{name}: it has no {'sound' if kind == 'audio' else 'pictures'}")
@@ -142,8 +151,10 @@ class Track:
         self.origin = _origin(container)
         self.failure: Exception | None = None
         self._untouched = True
-        # Without a clock (raw streams) a seek fails, and reads everything to find that out.
-        self._can_seek = container.start_time is not None or container.duration is not None
+        # In raw streams, which have no clock, and to covers a seek fails, and moves the file all the same.
+        self.is_cover = bool(stream.disposition & av.stream.Disposition.attached_pic)
+        has_clock = container.start_time is not None or container.duration is not None
+        self._can_seek = has_clock and not self.is_cover
 
     def frames(self, at: float) -> Iterator[tuple[float, Any]]:
         """(seconds, frame) from a frame at or before `at` if there is one, to the end.

@@ -51,7 +51,8 @@ def load_frame(
             raise ValueError(f"a picture must be (H, W, 3) uint8, not {source.shape} {source.dtype}")
         return Image.fromarray(source)
     with opened(source) as (container, name):
-        track, still = Track(container, name, "video"), is_still(container)
+        track = Track(container, name, "video")
+        still = is_still(container) or track.is_cover
         if isinstance(time, str):
             seconds = 0.0 if still or time == "first" else _middle(track)
         else:

@@ -59,7 +59,7 @@ def _cut(track: Track, to_rate: int, start: float, duration: float | None) -> np
     time, frame = next(frames, (0.0, None))
     if frame is None:
         raise track.nothing()
-    block = _samples(frame)
+    block = _samples(frame, track.name)
     rate, channels = frame.sample_rate, len(block)
     if not _MIN_RATE <= rate <= MAX_RATE:
         raise MediaError(f"{track.name}: it claims a sampling rate of {rate} Hz")
@@ -89,7 +89,7 @@ def _cut(track: Track, to_rate: int, start: float, duration: float | None) -> np
         out += block.shape[1]
 
     while frame is not None and position < end:
-        block = _samples(frame)
+        block = _samples(frame, track.name)
         if (frame.sample_rate, len(block)) != (rate, channels):
             raise MediaError(
                 f"{track.name}: its sound changes from {channels} channels at {rate} Hz to {len(block)} at "
@@ -110,9 +110,12 @@ def _cut(track: Track, to_rate: int, start: float, duration: float | None) -> np
     raise MediaError(f"{track.name}: it has no sound from {start:g} s{until}; its sound {where}")
 
 
-def _samples(frame: Any) -> np.ndarray:
+def _samples(frame: Any, name: str) -> np.ndarray:
     """(channels, samples) float32 in [-1, 1] of a decoded frame in any sample format."""
-    samples = frame.to_ndarray()
+    try:
+        samples = frame.to_ndarray()
+    except ValueError as error:  # 64-bit integers
+        raise MediaError(f"{name}: nothing here reads samples of the format {frame.format.name}") from error
     if not frame.format.is_planar:
         samples = samples.reshape(-1, len(frame.layout.channels)).T
     if samples.dtype == np.uint8:

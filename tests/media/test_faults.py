@@ -3,6 +3,7 @@
 import io
 import struct
 
+import av
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -170,8 +171,6 @@ def test_of_a_cut_file_comes_what_is_there(tmp_path, extension, codec, sample_fo
 
 def test_a_cut_mp4_with_its_index_in_front(tmp_path):
     path = tmp_path / "a.mp4"
-    import av
-
     with av.open(str(path), "w", options={"movflags": "faststart"}) as output:
         stream = output.add_stream("libx264", rate=10)
         stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
@@ -190,6 +189,11 @@ def test_a_cut_mp4_with_its_index_in_front(tmp_path):
     path.write_bytes(data[: data.index(b"mdat") + 8])
     with pytest.raises(MediaError, match=r"a\.mp4: its picture is empty"):
         load_frame(path)
+
+
+def test_samples_that_numpy_gets_no_hold_of():
+    with pytest.raises(MediaError, match=r"bytes>: nothing here reads samples of the format s64"):
+        sound_of(_wav(16_000, samples=np.zeros(1000, np.int64)))
 
 
 def test_a_cut_mp4_with_its_index_behind(tmp_path):

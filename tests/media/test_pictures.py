@@ -6,15 +6,17 @@ import sys
 from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from llava_soundclip.media import MediaError, load_frame, probe
+from llava_soundclip.media import MediaError, load_audio, load_frame, probe
 from tests.media.making import (
     FPS,
     GREY_STEP,
     MATRICES,
+    audio_frames,
     chirp,
     film,
     picture_frames,
@@ -121,8 +123,6 @@ def test_films_are_turned_as_their_metadata_ask(tmp_path, name):
 
 
 def _one(pixels):
-    import av
-
     frame = av.VideoFrame.from_ndarray(pixels, "rgb24")
     frame.pts, frame.time_base = 0, Fraction(1, FPS)
     return [frame]
@@ -163,6 +163,26 @@ def test_photos_are_turned_as_their_exif_asks(tmp_path, orientation, extension):
         result = np.asarray(load_frame(source))
         assert result.shape == expected.shape
         assert np.abs(result.astype(int) - expected).mean() < 4
+
+
+@pytest.mark.parametrize(
+    "extension, codec, sample_format", [("mp3", "libmp3lame", "s16p"), ("flac", "flac", "s16")]
+)
+def test_the_cover_of_a_song(tmp_path, extension, codec, sample_format):
+    path = tmp_path / f"a.{extension}"
+    with av.open(str(path), "w") as output:
+        audio, cover = output.add_stream(codec, rate=44_100, layout="mono"), output.add_stream("png", rate=1)
+        cover.width, cover.height, cover.pix_fmt = 64, 48, "rgb24"
+        cover.disposition = av.stream.Disposition.attached_pic
+        for frame in picture_frames(1):
+            output.mux(cover.encode(frame))
+        output.mux(cover.encode(None))
+        for frame in audio_frames(to_format(chirp(20, 44_100), sample_format), sample_format, 44_100):
+            output.mux(audio.encode(frame))
+        output.mux(audio.encode(None))
+    for time in ("first", "middle", 12.0):
+        assert index(load_frame(path, time=time)) == 0
+    assert load_audio(path, sampling_rate=16_000, start=18, duration=1).shape == (1, 16_000)
 
 
 def test_transparency_is_dropped(tmp_path):

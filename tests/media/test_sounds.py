@@ -222,6 +222,16 @@ def test_a_stream_that_cannot_seek(tmp_path):
     assert load_audio(Pipe(), sampling_rate=16_000, start=0.25).shape == (1, 4_000)
 
 
+def test_an_object_that_can_read_and_nothing_else(tmp_path):
+    path = write(tmp_path / "a.wav", sound=to_format(chirp(0.5, 16_000), "s16"))
+
+    class Reader:
+        def __init__(self):
+            self.read = io.BytesIO(path.read_bytes()).read
+
+    assert load_audio(Reader(), sampling_rate=16_000).shape == (1, 8_000)
+
+
 def test_names_have_no_meaning(tmp_path):
     for name in ("100%01d.wav", "a:b.wav", "file:x.wav", "ünï cödé.wav", "-i.wav"):
         path = write(io.BytesIO(), container="wav", sound=to_format(chirp(0.1, 16_000), "s16"))
