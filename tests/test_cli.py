@@ -411,6 +411,33 @@ def test_another_family_is_refused_before_its_weights_are_read(tmp_path):
         cli.load_llava(str(tmp_path))
 
 
+def test_the_miniature_goes_where_it_is_told(monkeypatch):
+    import torch
+
+    import llava_soundclip.demo
+
+    def load_demo(**options):
+        return SimpleNamespace(model=torch.nn.Linear(2, 2), options=options)
+
+    monkeypatch.setattr(llava_soundclip.demo, "load_demo", load_demo)
+    soundclip = cli.load_soundclip("demo", device="cpu", dtype="float16", k=3)
+    assert soundclip.model.weight.dtype == torch.float16 and soundclip.options == {"k": 3}
+    assert cli.load_soundclip("demo", device=None, dtype="auto").model.weight.dtype == torch.float32
+
+
+def test_another_model_is_patched_with_its_processor(monkeypatch):
+    from llava_soundclip import patching
+
+    monkeypatch.setattr(
+        cli, "load_llava", lambda name, device, dtype: (f"{name} on {device}", "its processor")
+    )
+    monkeypatch.setattr(patching, "patch", lambda model, **options: (model, options))
+    assert cli.load_soundclip("some/llava", device="cuda", dtype="auto", k=3) == (
+        "some/llava on cuda",
+        {"processor": "its processor", "k": 3},
+    )
+
+
 def _demo_or_skip():
     from llava_soundclip.demo import assemble
 
