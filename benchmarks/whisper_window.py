@@ -4,9 +4,9 @@
     python benchmarks/whisper_window.py --size small      # random weights of that size: speed only
     python benchmarks/whisper_window.py --checkpoint small --device cuda --dtype float16
 
-Both take the same clips in turns, and the median of the rounds' ratios is printed, so that a busy machine slows
-both alike. With real weights it also gives the cosine between the two vectors of each clip: of synthetic sounds,
-or of `--sounds` (their first seconds).
+Both take the same clips in turns, and the median of the rounds' ratios is printed, so that a busy machine
+slows both alike. With real weights it also gives the cosine between the two vectors of each clip: of
+synthetic sounds, or of `--sounds` (their first seconds).
 """
 
 import argparse
@@ -40,8 +40,8 @@ def main() -> None:
     ratio = statistics.median(slow / fast for slow, fast in rounds)
     slow, fast = (statistics.median(column) for column in zip(*rounds, strict=True))
     print(
-        f"{padded.checkpoint}, {arguments.seconds:g} s clips, batches of {len(batch)}, {arguments.rounds} rounds, "
-        f"{arguments.device}, {arguments.threads} threads"
+        f"{padded.checkpoint}, {arguments.seconds:g} s clips, batches of {len(batch)}, "
+        f"{arguments.rounds} rounds, {arguments.device}, {arguments.threads} threads"
     )
     print(f"padded {len(batch) / slow:8.2f} clips/s\nclip   {len(batch) / fast:8.2f} clips/s")
     print(f"ratio  {ratio:8.2f}x (goal: {GOAL:g}x or more)")
@@ -49,9 +49,7 @@ def main() -> None:
         long, short = (encoder.embed(sounds, SAMPLING_RATE).cpu() for encoder in (padded, clip))
         cosines = torch.cosine_similarity(long, short)
         relative = (short - long).norm(dim=1) / long.norm(dim=1)
-        print(
-            f"cosine {cosines.min():.3f} to {cosines.max():.3f} between the two vectors of {len(sounds)} clips,"
-        )
+        print(f"cosine {cosines.min():.3f} to {cosines.max():.3f} for {len(sounds)} clips,")
         print(f"relative L2 {relative.min():.3f} to {relative.max():.3f}")
 
 

@@ -72,8 +72,8 @@ class WhisperEncoder(AudioEncoder):
     def load(
         cls,
         *,
-        checkpoint: str | PathLike[str] = "small",
-        backend: Backend = "transformers",
+        checkpoint: str | PathLike[str] | None = "small",
+        backend: Backend | None = "transformers",
         device: str | torch.device | None = None,
         dtype: DType | torch.dtype | None = None,
         pooling: Pooling = "valid",
@@ -86,10 +86,11 @@ class WhisperEncoder(AudioEncoder):
         Args:
             checkpoint: a Whisper name ("tiny.en", "small", "large-v3", "turbo"; its weights come from the
                 Hub with either backend), a Hub id, a transformers folder, an openai-whisper `.pt`, or a
-                CTranslate2 folder. The paper asks for "small" at least (B.2).
-            backend: "transformers", or "openai" (the extra `whisper`): which library's module runs.
+                CTranslate2 folder. "small" by default: the paper asks for no smaller one (B.2).
+            backend: whose module runs: "transformers" (the default), or "openai" (the extra `whisper`).
             device: where it runs; the CPU by default.
-            dtype: of the weights and the hidden states; the spectrogram and the means are float32.
+            dtype: of the weights and the hidden states, float32 by default; the spectrogram and the means
+                are float32 in any case.
             pooling: "valid" or "all" tokens; see the class.
             window: "padded" or "clip"; see the class.
             long: "windows" or "trim"; see the class.
@@ -101,6 +102,8 @@ class WhisperEncoder(AudioEncoder):
             OSError: if the checkpoint isn't there, or the Hub can't be reached.
             ImportError: if openai-whisper isn't installed; the message has the pip line.
         """
+        checkpoint = "small" if checkpoint is None else checkpoint
+        backend = "transformers" if backend is None else backend
         _check_choice("backend", backend, Backend)
         _check_choice("pooling", pooling, Pooling)
         _check_choice("window", window, Window)
@@ -124,7 +127,7 @@ class WhisperEncoder(AudioEncoder):
 
     @torch.no_grad()
     def layer_means(self, waveforms: Sequence[Waveform], sampling_rate: int) -> Tensor:
-        """MeanTime of every block's output, before the final LayerNorm: what WhisperCLIP's fusions are made of.
+        """MeanTime of every block's output, before the final LayerNorm: what WhisperCLIP fuses.
 
         Args:
             waveforms: B sounds, as `embed` takes them.
@@ -144,7 +147,7 @@ class WhisperEncoder(AudioEncoder):
         return self._means(waveforms)[:, -1]
 
     def _means(self, waveforms: Sequence[np.ndarray]) -> Tensor:
-        """(B, n_layer + 1, dim) float32: every block's mean, then the last block's after the final LayerNorm."""
+        """(B, n_layer + 1, dim) float32: every block's mean, then the last one's after the final LayerNorm."""
         windows = [(i, window) for i, waveform in enumerate(waveforms) for window in self._windows(waveform)]
         tokens = [token_count(len(window)) for _, window in windows]
         device = self.tower.positions.device
@@ -190,7 +193,7 @@ class WhisperEncoder(AudioEncoder):
 
 
 class WhisperCLIPEncoder(WhisperEncoder):
-    """WhisperCLIP: Whisper's blocks fused into one vector, each averaged over time before the final LayerNorm.
+    """WhisperCLIP: Whisper's blocks, each averaged over time before the final LayerNorm, in one vector.
 
     Attributes:
         fusion: "average_all" is the paper's choice (the mean over all blocks); "final_only"; "middle_only"
@@ -220,7 +223,8 @@ class WhisperCLIPEncoder(WhisperEncoder):
             **options: those of `WhisperEncoder.load`.
 
         Raises:
-            ValueError: also for an unknown fusion, and an `n` that is missing, not wanted, or above the blocks.
+            ValueError: also for an unknown fusion, and an `n` that is missing, not wanted, or above the
+                blocks.
         """
         _check_fusion(fusion, n)
         encoder = cast(WhisperCLIPEncoder, super().load(**options))
@@ -250,7 +254,8 @@ class WhisperCLIPEncoder(WhisperEncoder):
         """
         if layer_weights.shape != self.layer_weights.shape or not layer_weights.isfinite().all():
             raise ValueError(
-                f"layer_weights of shape {tuple(layer_weights.shape)}: expected ({self.n_layer},) finite values"
+                f"layer_weights of shape {tuple(layer_weights.shape)}: "
+                f"expected ({self.n_layer},) finite values"
             )
         with torch.no_grad():
             self.layer_weights.copy_(layer_weights)

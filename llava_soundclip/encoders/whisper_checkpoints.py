@@ -54,8 +54,8 @@ def check_checkpoint(checkpoint: str | PathLike[str]) -> None:
         raise FileNotFoundError(f"no Whisper checkpoint at {name}")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise ValueError(
-            f"unknown Whisper checkpoint {name!r}: give one of {', '.join(HUB_IDS)}; a Hub id; a transformers or "
-            "CTranslate2 folder; or an openai-whisper .pt"
+            f"unknown Whisper checkpoint {name!r}: give one of {', '.join(HUB_IDS)}; a Hub id; "
+            "a transformers or CTranslate2 folder; or an openai-whisper .pt"
         )
 
 
@@ -118,8 +118,8 @@ def _read_openai(path: Path) -> WhisperWeights:
     dims, state = content.get("dims"), content.get("model_state_dict")
     if not isinstance(dims, dict) or not isinstance(state, dict):
         raise ValueError(  # noqa: TRY004 (the file is wrong, not the caller's type)
-            f"{path} is no openai-whisper checkpoint: it holds {sorted(map(str, content))[:5]}, expected 'dims' "
-            "and 'model_state_dict'"
+            f"{path} is no openai-whisper checkpoint: it holds {sorted(map(str, content))[:5]}, "
+            "expected 'dims' and 'model_state_dict'"
         )
     n_head, n_vocab, n_text_layer = _numbers(dims, ("n_audio_head", "n_vocab", "n_text_layer"), path)
     return WhisperWeights(path, _encoder_part(state, ("encoder.",)), n_head, n_vocab, n_text_layer)
@@ -218,7 +218,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _as_dict(content: object, path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}, expected a dict")  # noqa: TRY004 (as above)
+        raise ValueError(f"{path} holds a {type(content).__name__}, expected a dict")  # noqa: TRY004
     return content
 
 

@@ -129,8 +129,8 @@ class _Reader:
             raise ValueError(f"{self._path} holds a CTranslate2 {specification}, not a {_SPECIFICATION}")
         if version != _VERSION:
             raise ValueError(
-                f"{self._path} has version {version} of CTranslate2's format, expected {_VERSION}: convert it again "
-                "with ct2-transformers-converter"
+                f"{self._path} has version {version} of CTranslate2's format, expected {_VERSION}: "
+                "convert it again with ct2-transformers-converter"
             )
         self._number("<I")  # revision of the specification
         for _ in range(self._number("<I")):

@@ -39,7 +39,7 @@ class WhisperWeights:
     """An encoder's tensors, and what their shapes don't tell.
 
     Raises:
-        ValueError: if the tensors aren't those of a Whisper encoder; `source` and the first odd ones are named.
+        ValueError: if the tensors aren't those of a Whisper encoder; the first odd ones are named.
     """
 
     source: Path  # for messages
@@ -63,7 +63,8 @@ class WhisperWeights:
                 if found.get(name) != expected.get(name)
             ]
             raise ValueError(
-                f"{self.source} doesn't hold a whole Whisper encoder; {len(odd)} tensors differ: {'; '.join(odd[:3])}"
+                f"{self.source} doesn't hold a whole Whisper encoder; {len(odd)} tensors differ: "
+                f"{'; '.join(odd[:3])}"
             )
         if any(not tensor.is_floating_point() for tensor in self.state.values()):
             raise ValueError(

@@ -1,4 +1,4 @@
-"""Against openai-whisper's own numbers, stored beside; and the usual mistakes, each of which must be caught."""
+"""Against openai-whisper's own numbers, stored beside; and the usual mistakes, which must be caught."""
 
 from functools import partial
 from pathlib import Path

@@ -34,6 +34,8 @@ def test_a_name_is_openais_repository(hub, tmp_path):
 def test_the_paper_asks_for_small_at_least(hub, tmp_path):
     hub.commit("openai/whisper-small", files(write_transformers(tmp_path / "x", weights())))
     assert load_encoder("whisperclip").checkpoint == weights().identity
+    by_none = load_encoder("whisperclip", checkpoint=None, backend=None, device=None, dtype=None)
+    assert by_none.checkpoint == weights().identity
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""With the real tiny.en: loading, mel and blocks are right if openai-whisper's decoder understands the states."""
+"""With the real tiny.en: loading, mel and blocks are right if openai-whisper's decoder understands."""
 
 import re
 from pathlib import Path
