@@ -79,7 +79,7 @@ def patch(
         encoder_options.setdefault("device", getattr(model, "device", None))
         encoder = load_encoder(encoder, **encoder_options)
     if projector is not None and not isinstance(projector, Projector):
-        projector = Projector.from_pretrained(projector)
+        projector = Projector.from_pretrained(projector).to(getattr(model, "device", None))
     soundclip = SoundCLIP(host, encoder, projector, alignment=alignment, k=k, tokens=tokens, norm=norm)
     soundclip.processor = processor
     unpatch(model, missing_ok=True)
@@ -241,7 +241,8 @@ class SoundCLIP:
         """f_a of Algorithm 1: (n, d_a) to (n, D), raw, projected or mixed as `alignment` says."""
         if embeddings.is_inference() and not torch.is_inference_mode_enabled():
             embeddings = embeddings.clone()  # so that a gradient may flow into the projector
-        return self._align(embeddings)
+        device = next(self._align.parameters(), embeddings).device  # where the user has the projector
+        return self._align(embeddings.to(device))
 
     def visual_tokens(self, pixel_values: Tensor, sounds: Any, *, sampling_rate: int | None = None) -> Tensor:
         """What the language model would read: the tokens behind the mm_projector, for other engines.

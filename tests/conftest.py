@@ -15,6 +15,8 @@ from torch import Tensor
 
 from llava_soundclip.encoders import AudioEncoder
 
+torch.set_num_threads(1)  # matrices this small are far slower on several, above all beside other work
+
 SHARED = Path(__file__).resolve().parents[2] / "shared"  # other people's clips and goldens, here and in CI
 
 

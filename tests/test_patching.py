@@ -220,6 +220,11 @@ class TestKnobs:
         soundclip.alignment = 0.25
         torch.testing.assert_close(soundclip.align(z), 0.25 * raw + 0.75 * projected)
 
+    def test_a_sound_goes_to_where_the_projector_is(self, tiny_llava: Any) -> None:
+        projector = Projector(16, WIDTH, 8).to("meta")
+        soundclip = patch(tiny_llava, TinyEncoder(), projector=projector, alignment=0.5)
+        assert soundclip.align(torch.randn(2, 16)).device.type == "meta"
+
     @pytest.mark.parametrize(
         ("knob", "value"),
         [("k", -1), ("norm", "l2"), ("tokens", "skip"), ("alignment", "cooked"), ("alignment", 1.5)],
