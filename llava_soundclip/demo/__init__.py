@@ -19,7 +19,7 @@ PROMPT = "What do you hear and see?"
 K = 18  # patches that keep their value, of 36
 CACHE_VARIABLE = "LLAVA_SOUNDCLIP_CACHE"
 
-__all__ = ["CACHE_VARIABLE", "K", "PROMPT", "load_demo"]
+__all__ = ["CACHE_VARIABLE", "PROMPT", "K", "load_demo"]
 
 
 @overload

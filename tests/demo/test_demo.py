@@ -143,13 +143,8 @@ def test_patch_options_reach_patch():
 
 @pytest.mark.slow
 @pytest.mark.skipif(not RECORDING.exists(), reason="needs ../shared/media/pairs/dog_audio.wav")
-@pytest.mark.parametrize("tokens", ["zero", "drop"])
-def test_a_real_dog_that_was_never_trained_on_is_heard(demo, tokens):
+def test_a_real_dog_that_was_never_trained_on_is_heard(demo):
     pictures = [make_scene(kind, 192, np.random.default_rng(seed)) for kind in DRAWN_KINDS for seed in (0, 1)]
-    demo.tokens = tokens
-    try:
-        captions = demo.caption([RECORDING] * len(pictures), picture=pictures, **GREEDY)
-    finally:
-        demo.tokens = "zero"
-    told = ["dog" in heard(caption) for caption in captions]
-    assert sum(told) >= 0.75 * len(told), captions
+    captions = demo.caption([RECORDING] * len(pictures), picture=pictures, **GREEDY)
+    told = [re.fullmatch("a dog( barking)?", heard(caption)) is not None for caption in captions]
+    assert sum(told) >= 0.6 * len(told), captions

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from common import WEIGHTS, parser
 
-STAGES = {"tower": 27.0, "mm_projector": 30.0, "sound_projector": None}  # minutes of training
+STAGES = {"tower": 30.0, "mm_projector": 30.0, "sound_projector": None}  # minutes of training
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ import torch
 from numpy.random import Generator
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import CLIPVisionConfig, CLIPVisionModel
 from world import GRID, KINDS, PATCH, SIZE, SOUNDING, World
 
@@ -72,6 +73,26 @@ def batch_of_scenes(world: World, rng: Generator, scenes: list[list[str]]) -> tu
         meaning = {-1: len(KINDS), -2: -100} | {i: KINDS.index(kind) for i, kind in enumerate(kinds)}
         labels[row] = torch.tensor([meaning[int(place)] for place in places])
     return pictures, labels
+
+
+def cls_tokens(world: World, tower: CLIPVisionModel, count: int, seed: int) -> dict[str, Tensor]:
+    """CLS tokens of pictures that show one sounding kind alone.
+
+    Of `2 * count` pictures of a kind those are taken whose CLS is nearest to the mean of all: where the thing
+    is hard to tell, CLS tells of something else.
+
+    Returns:
+        For each kind in SOUNDING float32 (count, WIDTH).
+    """
+    tokens = {}
+    for index, kind in enumerate(SOUNDING):
+        rng = np.random.default_rng((seed, index))
+        pictures, _ = batch_of_scenes(world, rng, [[kind]] * (2 * count))
+        with torch.no_grad():
+            cls = features(tower, pictures)[:, 0]
+        nearest = functional.cosine_similarity(cls, cls.mean(0, keepdim=True)).topk(count).indices
+        tokens[kind] = cls[nearest]
+    return tokens
 
 
 def word_vectors(embedding: nn.Embedding, tokenizer: Any) -> Tensor:

@@ -11,10 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import batch_of_scenes, features, load_tower, parser, save_checkpoint, start
+from common import cls_tokens, load_tower, parser, save_checkpoint, start
 from torch import Tensor
 from torch.nn import functional
-from transformers import CLIPVisionModel
 from world import RATE, SOUNDING, World, augment
 
 from llava_soundclip.alignment import Projector
@@ -26,7 +25,7 @@ TEMPERATURE = 0.07
 MOMENTS = 0.02
 STEPS = 1200
 LEARNING_RATE = 5e-4
-PICTURES = 150  # of each kind
+PICTURES = 100  # of each kind
 HELD_OUT = 8  # augmentations of each kind that are not trained on
 
 
@@ -50,17 +49,6 @@ def hear(world: World, encoder: AudioEncoder, count: int, path: str, work: Path)
             print(f"heard {done + 1} of {count}, {(time.monotonic() - began) / 60:.1f} min", flush=True)
     save_checkpoint(checkpoint, **vectors)
     return {kind: torch.stack(rows[:count]) for kind, rows in vectors.items()}
-
-
-def look(world: World, tower: CLIPVisionModel, count: int) -> dict[str, Tensor]:
-    """CLS tokens of `count` pictures of each sounding kind alone: a kind's are (count, WIDTH)."""
-    tokens = {}
-    for index, kind in enumerate(SOUNDING):
-        rng = np.random.default_rng((6, index))
-        pictures, _ = batch_of_scenes(world, rng, [[kind]] * count)
-        with torch.no_grad():
-            tokens[kind] = features(tower, pictures)[:, 0]
-    return tokens
 
 
 def loss(f_a: Tensor, c: Tensor) -> Tensor:
@@ -96,7 +84,7 @@ def check(projector: Projector, heard: dict[str, Tensor], looked: dict[str, Tens
 def main() -> None:
     """Embed what is not embedded yet, train, write the folder `projector`."""
     arguments = parser(__doc__)
-    arguments.add_argument("--count", type=int, default=70, help="augmented recordings of each kind")
+    arguments.add_argument("--count", type=int, default=40, help="augmented recordings of each kind")
     arguments.add_argument("--only-hear", action="store_true", help="embed the recordings and stop")
     arguments = arguments.parse_args()
     world = start(arguments)
@@ -105,7 +93,7 @@ def main() -> None:
     held_out = hear(world, encoder, HELD_OUT, "sounds-held-out.pt", arguments.work)
     if arguments.only_hear:
         return
-    looked = look(world, load_tower(arguments.work), PICTURES)
+    looked = cls_tokens(world, load_tower(arguments.work), PICTURES, seed=6)
     torch.manual_seed(0)
     projector = Projector(
         encoder.dim,

@@ -53,7 +53,8 @@ def losses(prototypes: Prototypes, tokens: Tensor, labels: Tensor) -> tuple[Tens
     """Cross entropy of the patches and of CLS: tokens (B, 1 + N, WIDTH), labels (B, N)."""
     logits = prototypes(tokens)
     patches = functional.cross_entropy(logits[:, 1:].flatten(0, 1), labels.flatten())
-    present = functional.one_hot(labels.clamp(min=0), len(KINDS) + 1).amax(1).float()
+    told = labels.where(labels >= 0, len(KINDS))
+    present = functional.one_hot(told, len(KINDS) + 1).amax(1).float()
     present[:, -1] = 0
     present = present / present.sum(1, keepdim=True).clamp(min=1)
     return patches, functional.cross_entropy(logits[:, 0], present)
