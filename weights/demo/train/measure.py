@@ -246,7 +246,7 @@ def measure_time(world: World, soundclip: SoundCLIP) -> dict[str, Any]:
 def main() -> None:
     """Measure and write."""
     arguments = parser(__doc__)
-    arguments.add_argument("--count", type=int, default=72, help="scenes for each figure")
+    arguments.add_argument("--count", type=int, default=64, help="scenes for each figure")
     arguments.add_argument("--media", type=Path, help="folder with esc50/ and pairs/ of unseen recordings")
     arguments.add_argument("--out", type=Path, default=WEIGHTS / "measured.json")
     arguments = arguments.parse_args()
