@@ -1,25 +1,29 @@
 """From an encoder's vector to CLIP's token space: padded as it is, projected, or a mix of both.
 
 Shapes: B sounds, d_a the encoder's width (`audio_dim`), D the vision tower's (`width`), z_a (B, d_a)
-what the encoder gives, f_a (B, D) what takes the CLS slot. Appendix F.2 of the paper has both forms.
+what the encoder gives, f_a (B, D) what takes the CLS slot. Appendix F.2 of the paper has both forms; the
+projected one is in `projector.py`, which needs the Hub's package and so is imported when it is asked for.
 """
 
-import json
 import math
-from collections.abc import Mapping, Sequence
 from numbers import Real
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
-import torch
-from huggingface_hub import ModelCard, PyTorchModelHubMixin
-from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from llava_soundclip import __version__, projector_files
+if TYPE_CHECKING:
+    from llava_soundclip.projector import Projector
 
 _MAX_DIM = 2**20  # far above any encoder; products of two such widths still fit 64 bits
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Projector":
+        from llava_soundclip.projector import Projector
+
+        return Projector
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 class RawPad(nn.Module):
@@ -34,7 +38,7 @@ class RawPad(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.width = _checked_dim("width", width)
+        self.width = checked_dim("width", width)
 
     def forward(self, z: Tensor) -> Tensor:
         """(B, d_a) of any float dtype to (B, D) of the same one.
@@ -42,7 +46,7 @@ class RawPad(nn.Module):
         Raises:
             ValueError: if `z` isn't a 2-D tensor of floats.
         """
-        _check_vectors(z)
+        check_vectors(z)
         return F.pad(z[:, : self.width], (0, max(0, self.width - z.shape[1])))
 
     def extra_repr(self) -> str:
@@ -79,232 +83,8 @@ class Mix(nn.Module):
         return f"alpha={self.alpha}"
 
 
-_MODEL_CARD = """---
-{{ card_data }}
----
-
-# SoundCLIP projector
-
-Takes the vector of an audio encoder into CLIP's token space, so that a LLaVA hears
-(SoundCLIP, Appendix F.2: an MLP of three blocks). For the library `llava_soundclip`:
-
-```python
-from llava_soundclip import Projector, patch
-
-projector = Projector.from_pretrained("<this repository or folder>")
-soundclip = patch(model, encoder=projector.encoder, alignment="projected", projector=projector)
-```
-
-| | |
-|---|---|
-{% for field, value in fields.items() %}| {{ field }} | {{ value }} |
-{% endfor %}"""
-
-
-class Projector(
-    nn.Module,
-    PyTorchModelHubMixin,
-    library_name="llava_soundclip",
-    tags=["soundclip", "llava", "audio"],
-    model_card_template=_MODEL_CARD,
-):
-    """The CLIP-Aligned form, a three-block MLP (F.2):
-
-        f_a = W3 gelu(LN(W2 gelu(LN(W1 z_a + b1)) + b2)) + b3
-
-    with the exact GELU and dropout after each activation, in training only (Appendix E).
-
-    The keyword arguments from `encoder` on say what the projector was trained on. They are kept in
-    `config.json` and in the file of weights, and `check` compares them; one that is None is unknown and
-    compared with nothing.
-
-    Args:
-        audio_dim: d_a, the encoder's width.
-        width: D, the width of the tower's tokens.
-        hidden: width of the two hidden layers.
-        dropout: in [0, 1).
-        encoder: the encoder's name, as `patch` takes it.
-        checkpoint: which weights of the encoder.
-        fusion: how its blocks were fused.
-        pooling: which frames were averaged.
-        window: how a sound was windowed.
-        tower: the vision tower whose space this is.
-        tower_layer: the layer of the tower, or several.
-        loss: what it was trained with.
-        layers: L, only with fusion "weighted_sum": `layer_weights` (L,), the logits of the softmax over
-            the encoder's blocks, is then trained and stored with the projector.
-
-    Raises:
-        ValueError: if a width isn't a positive int, `dropout` is out of range, a label has a wrong type,
-            or `layers` and `fusion` don't go together.
-    """
-
-    ARGUMENTS: ClassVar[tuple[str, ...]] = (
-        "audio_dim", "width", "hidden", "dropout", "encoder", "checkpoint", "fusion", "pooling", "window",
-        "tower", "tower_layer", "loss", "layers",
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        audio_dim: int,
-        width: int = 1024,
-        hidden: int = 1024,
-        *,
-        dropout: float = 0.1,
-        encoder: str | None = None,
-        checkpoint: str | None = None,
-        fusion: str | None = None,
-        pooling: str | None = None,
-        window: str | None = None,
-        tower: str | None = None,
-        tower_layer: int | Sequence[int] | None = None,
-        loss: str | None = None,
-        layers: int | None = None,
-    ) -> None:
-        super().__init__()
-        self.audio_dim = _checked_dim("audio_dim", audio_dim)
-        self.width = _checked_dim("width", width)
-        self.hidden = _checked_dim("hidden", hidden)
-        self.encoder = _checked_label("encoder", encoder)
-        self.checkpoint = _checked_label("checkpoint", checkpoint)
-        self.fusion = _checked_label("fusion", fusion)
-        self.pooling = _checked_label("pooling", pooling)
-        self.window = _checked_label("window", window)
-        self.tower = _checked_label("tower", tower)
-        self.tower_layer = _checked_layer(tower_layer)
-        self.loss = _checked_label("loss", loss)
-        self.layers = None if layers is None else _checked_dim("layers", layers)
-        self.dropout = _number(dropout)
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must be a number in [0, 1), got {dropout!r}.")
-        if (fusion == "weighted_sum") != (layers is not None):
-            raise ValueError(
-                f"layers goes with fusion='weighted_sum', and only with it; got layers={layers!r} and "
-                f"fusion={fusion!r}. Give the number of the encoder's blocks, or another fusion."
-            )
-
-        self.linear1 = nn.Linear(audio_dim, hidden)
-        self.norm1 = nn.LayerNorm(hidden)
-        self.linear2 = nn.Linear(hidden, hidden)
-        self.norm2 = nn.LayerNorm(hidden)
-        self.linear3 = nn.Linear(hidden, width)
-        if layers is not None:
-            self.layer_weights = nn.Parameter(torch.zeros(layers))  # equal weights to begin with
-
-    def forward(self, z: Tensor) -> Tensor:
-        """(B, d_a) of any float dtype to (B, D), computed and returned in the weights' dtype.
-
-        Raises:
-            ValueError: if `z` isn't a 2-D tensor of floats of the width `audio_dim`.
-        """
-        _check_vectors(z)
-        if z.shape[1] != self.audio_dim:
-            raise ValueError(
-                f"The projector takes vectors of width {self.audio_dim}, got {z.shape[1]}: "
-                "give it those of the encoder that it was trained on."
-            )
-        z = z.to(self.linear1.weight.dtype)
-        h = F.dropout(F.gelu(self.norm1(self.linear1(z))), self.dropout, self.training)
-        h = F.dropout(F.gelu(self.norm2(self.linear2(h))), self.dropout, self.training)
-        return self.linear3(h)
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """What `config.json` and the metadata of the weights hold: the arguments and the library version."""
-        return {name: getattr(self, name) for name in self.ARGUMENTS} | {"library_version": __version__}
-
-    def check(
-        self,
-        signature: Mapping[str, str],
-        *,
-        audio_dim: int,
-        width: int,
-        tower: str | None = None,
-        tower_layer: int | Sequence[int] | None = None,
-    ) -> None:
-        """Refuse an encoder and a tower that this projector wasn't trained on.
-
-        Args:
-            signature: what `AudioEncoder.signature()` gives. A key that one side lacks isn't compared.
-            audio_dim: the encoder's `dim`.
-            width: the width of the tower's tokens.
-            tower: the tower's name, None if it has none.
-            tower_layer: the layer that its tokens come from.
-
-        Raises:
-            ValueError: that names every field that differs, with both values.
-        """
-        here = {
-            **signature,
-            "audio_dim": audio_dim,
-            "width": width,
-            "tower": tower,
-            "tower_layer": _checked_layer(tower_layer),
-        }
-        wrong = [
-            f"{field} is {trained!r} in the projector and {here[field]!r} here"
-            for field, trained in self.config.items()
-            if trained is not None and here.get(field) is not None and trained != here[field]
-        ]
-        if wrong:
-            raise ValueError(
-                f"The projector doesn't fit: {'; '.join(wrong)}. "
-                "Patch with what it was trained on, or take a projector that was trained on these."
-            )
-
-    @classmethod
-    def from_pretrained(  # type: ignore[override]  # every argument of the mixin's that means something here
-        cls,
-        pretrained_model_name_or_path: str | Path,
-        *,
-        revision: str | None = None,
-        token: str | bool | None = None,
-        cache_dir: str | Path | None = None,
-        local_files_only: bool = False,
-        force_download: bool = False,
-        dtype: torch.dtype = torch.float32,
-    ) -> "Projector":
-        """Load a projector in evaluation mode. Only safetensors is opened, and every key must be right.
-
-        Args:
-            pretrained_model_name_or_path: a folder, a `.safetensors` file that `save_pretrained` wrote, or
-                a Hub id, "user/name".
-            revision: branch, tag or commit on the Hub.
-            token: for private repositories; by default the one of `hf auth login`.
-            cache_dir: where downloads are kept; by default the Hub's cache.
-            local_files_only: take the cached files and send no request.
-            force_download: download again what is cached.
-            dtype: of the loaded weights. Half-precision files are widened by default.
-
-        Raises:
-            FileNotFoundError: if there is no such path, or no `model.safetensors` in it.
-            ValueError: if the file is cut, of another format or another model, or its config is wrong.
-            OSError: if the Hub can't be reached or refuses; often one of huggingface_hub's subclasses.
-        """
-        weights, config_file = projector_files.find(
-            pretrained_model_name_or_path,
-            revision=revision,
-            token=token,
-            cache_dir=cache_dir,
-            local_files_only=local_files_only,
-            force_download=force_download,
-        )
-        return projector_files.load(cls, weights, config_file, dtype)
-
-    def _save_pretrained(self, save_directory: Path) -> None:
-        config = json.dumps(self.config, indent=2) + "\n"
-        state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
-        metadata = {projector_files.METADATA_KEY: json.dumps(self.config)}
-        projector_files.write(save_directory / projector_files.WEIGHTS, save(state, metadata=metadata))
-        projector_files.write(save_directory / projector_files.CONFIG, config.encode())
-
-    def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
-        known = {field: value for field, value in self.config.items() if value is not None}
-        return super().generate_model_card(*args, fields=known, **kwargs)
-
-
 def build_alignment(
-    alignment: str | float, *, audio_dim: int, width: int, projector: Projector | None = None
+    alignment: str | float, *, audio_dim: int, width: int, projector: "Projector | None" = None
 ) -> nn.Module:
     """The module that takes z_a (B, d_a) to f_a (B, D).
 
@@ -338,38 +118,27 @@ def build_alignment(
     return projector if alpha == 0 else Mix(alpha, raw, projector)
 
 
-def _check_vectors(z: Tensor) -> None:
+def check_vectors(z: Tensor) -> None:
+    """Refuse what isn't (B, d_a) of floats."""
     if z.ndim != 2 or not z.is_floating_point():
         raise ValueError(f"Expected vectors (B, d_a) of floats, got {tuple(z.shape)} of {z.dtype}.")
 
 
-def _checked_alpha(alpha: Any, *, name: str = "alpha") -> float:
-    number = _number(alpha)
-    if not 0 <= number <= 1:
-        strings = "'raw', 'projected' or " if name == "alignment" else ""
-        raise ValueError(f"{name} must be {strings}a number in [0, 1] (1 is raw), got {alpha!r}.")
-    return number
-
-
-def _number(value: Any) -> float:
+def as_number(value: Any) -> float:
     """NaN, which no range holds, if it is none. A bool is none."""
     return float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
 
 
-def _checked_dim(name: str, value: Any) -> int:
+def checked_dim(name: str, value: Any) -> int:
+    """A width, if it is one."""
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _MAX_DIM:
         raise ValueError(f"{name} must be an int from 1 to {_MAX_DIM}, got {value!r}.")
     return value
 
 
-def _checked_label(name: str, value: Any) -> str | None:
-    if value is not None and not isinstance(value, str):
-        raise ValueError(f"{name} must be a string or None, got {value!r}.")
-    return value
-
-
-def _checked_layer(value: Any) -> int | list[int] | None:
-    layers = value if isinstance(value, (list, tuple)) else [] if value is None else [value]
-    if any(isinstance(layer, bool) or not isinstance(layer, int) for layer in layers):
-        raise ValueError(f"tower_layer must be an int, several ints or None, got {value!r}.")
-    return list(value) if isinstance(value, tuple) else value
+def _checked_alpha(alpha: Any, *, name: str = "alpha") -> float:
+    number = as_number(alpha)
+    if not 0 <= number <= 1:
+        strings = "'raw', 'projected' or " if name == "alignment" else ""
+        raise ValueError(f"{name} must be {strings}a number in [0, 1] (1 is raw), got {alpha!r}.")
+    return number

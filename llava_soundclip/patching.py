@@ -7,19 +7,22 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from llava_soundclip import captioning
-from llava_soundclip.alignment import Projector, build_alignment
+from llava_soundclip.alignment import build_alignment
 from llava_soundclip.captioning import FrameTime, Trace
 from llava_soundclip.encoders import AudioEncoder, Waveform, load_encoder
 from llava_soundclip.hosts import find_host
 from llava_soundclip.hosts.base import Hearing, Host, Undo
 from llava_soundclip.sounds import as_waveforms
 from llava_soundclip.substitution import AudioTokenSubstituter, Norm, check_k
+
+if TYPE_CHECKING:
+    from llava_soundclip.projector import Projector
 
 Tokens = Literal["zero", "drop"]
 
@@ -36,7 +39,7 @@ def patch(
     *,
     alignment: str | float = "raw",
     k: int = 150,
-    projector: Projector | str | Path | None = None,
+    projector: "Projector | str | Path | None" = None,
     tokens: Tokens = "zero",
     norm: Norm = "keep",
     processor: Any = None,
@@ -78,7 +81,9 @@ def patch(
     else:
         encoder_options.setdefault("device", getattr(model, "device", None))
         encoder = load_encoder(encoder, **encoder_options)
-    if projector is not None and not isinstance(projector, Projector):
+    if isinstance(projector, str | Path):
+        from llava_soundclip.projector import Projector
+
         projector = Projector.from_pretrained(projector).to(getattr(model, "device", None))
     soundclip = SoundCLIP(host, encoder, projector, alignment=alignment, k=k, tokens=tokens, norm=norm)
     soundclip.processor = processor
@@ -122,7 +127,7 @@ class SoundCLIP:
         self,
         host: Host,
         encoder: Any,
-        projector: Projector | None,
+        projector: "Projector | None",
         *,
         alignment: str | float,
         k: int,

@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from llava_soundclip import __version__
 
 if TYPE_CHECKING:
-    from llava_soundclip.alignment import Projector
+    from llava_soundclip.projector import Projector
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"

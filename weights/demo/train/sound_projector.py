@@ -16,10 +16,10 @@ from torch import Tensor
 from torch.nn import functional
 from world import RATE, SOUNDING, World, augment
 
-from llava_soundclip.alignment import Projector
 from llava_soundclip.demo.assemble import WHISPER_FILE, WIDTH, make_config, package_file
 from llava_soundclip.encoders import AudioEncoder, load_encoder
 from llava_soundclip.hosts.base import clip_fingerprint
+from llava_soundclip.projector import Projector
 
 TEMPERATURE = 0.07
 MOMENTS = 0.02
