@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 import torch
 
-from llava_soundclip.media import MediaError, load_frame
+from llava_soundclip.media import MediaError, load_frame, probe
 from llava_soundclip.sounds import as_list, is_array
 from llava_soundclip.substitution import AudioTokenSubstituter
 
@@ -128,6 +128,8 @@ def _picture(source: Any, picture: Any, frame: FrameTime) -> "Image":
     try:
         return load_frame(source, time=frame)
     except MediaError as error:
+        if probe(source).has_video:
+            raise
         raise MediaError(f"{error} (a sound alone needs picture=)") from error
 
 

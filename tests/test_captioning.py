@@ -1,5 +1,6 @@
 """From a film, or a sound and a picture, to a caption: the same as by hand with the stock processor."""
 
+import wave
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,13 @@ def test_mistakes(soundclip: SoundCLIP, film: Path, tmp_path: Path) -> None:
     (tmp_path / "notes.mp4").write_text("not a film")
     with pytest.raises(MediaError, match=r"notes\.mp4"):
         soundclip.caption(tmp_path / "notes.mp4")
+    with pytest.raises(MediaError, match=r"nowhere\.mp4: No such file or directory$"):
+        soundclip.caption("nowhere.mp4")
+    with wave.open(str(tmp_path / "alone.wav"), "wb") as sound:
+        sound.setparams((1, 2, RATE, 0, "NONE", ""))
+        sound.writeframes(bytes(2000))
+    with pytest.raises(MediaError, match=r"alone\.wav.*a sound alone needs picture="):
+        soundclip.caption(tmp_path / "alone.wav")
     soundclip.processor = None
     with pytest.raises(ValueError, match="give patch its processor="):
         soundclip.caption(film)
