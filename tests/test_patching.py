@@ -456,6 +456,26 @@ class TestCalls:
             )
             assert generate(model, inputs) == expected
 
+    @pytest.mark.parametrize("when", ["before", "after"])
+    def test_accelerates_hooks_stay_in_force(self, inputs: Any, when: str) -> None:
+        from accelerate import dispatch_model
+
+        model = build_tiny_llava()
+        expected = patch(build_tiny_llava(), TinyEncoder(), k=K)
+        if when == "before":
+            dispatch_model(model, {"": "cpu"}, force_hooks=True)
+        soundclip = patch(model, TinyEncoder(), k=K)
+        if when == "after":
+            dispatch_model(model, {"": "cpu"}, force_hooks=True)
+        sounds = make_sounds(2)
+        with soundclip.audio(sounds, sampling_rate=RATE), expected.audio(sounds, sampling_rate=RATE):
+            assert torch.equal(scores(model, inputs), scores(expected.model, inputs))
+            assert generate(model, inputs) == generate(expected.model, inputs)
+        soundclip.unpatch()
+        expected.unpatch()
+        assert hasattr(model, "_hf_hook")
+        assert torch.equal(scores(model, inputs), scores(expected.model, inputs))
+
     def test_positional_arguments(self, soundclip: Any) -> None:
         inputs = make_inputs([1])
         model = soundclip.model
