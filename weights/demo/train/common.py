@@ -126,7 +126,14 @@ def parser(description: str) -> argparse.ArgumentParser:
 
 
 def start(arguments: argparse.Namespace) -> World:
-    """Set torch up and open the world."""
+    """Set torch up and open the world.
+
+    Raises:
+        SystemExit: if its pictures or recordings aren't there; the message has the line that brings them.
+    """
+    for folder in (arguments.stamps, arguments.gcompris):
+        if not folder.is_dir():
+            raise SystemExit(f"no {folder}: apt-get install tuxpaint-stamps-default gcompris-qt-data")
     torch.set_num_threads(arguments.threads)
     arguments.work.mkdir(parents=True, exist_ok=True)
     world = World(arguments.stamps, arguments.gcompris)
