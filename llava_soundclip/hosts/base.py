@@ -109,6 +109,21 @@ class Undo:
             self._steps.pop()[1]()
 
 
+class _Shadow:
+    """Stands before a method of one instance. A deep copy of the instance gets the class's own method."""
+
+    def __init__(self, owner: nn.Module, name: str, wrap: Callable[..., Any]) -> None:
+        self._owner, self._name, self._wrap = owner, name, wrap
+        self._stock = getattr(owner, name)
+        functools.update_wrapper(self, self._stock)  # transformers reads the signature
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._wrap(self._stock, *args, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return getattr(type(self._owner), self._name).__get__(memo[id(self._owner)])
+
+
 def shadow(owner: nn.Module, name: str, wrap: Callable[..., Any], undo: Undo) -> None:
     """Put `wrap(stock, *args, **kwargs)` before a method of this one instance.
 
@@ -116,11 +131,7 @@ def shadow(owner: nn.Module, name: str, wrap: Callable[..., Any], undo: Undo) ->
     taken out from under it: the check raises a RuntimeError that names the method.
     """
     before = vars(owner).get(name)
-    stock = getattr(owner, name)
-
-    @functools.wraps(stock)  # transformers reads the signature
-    def method(*args: Any, **kwargs: Any) -> Any:
-        return wrap(stock, *args, **kwargs)
+    method = _Shadow(owner, name, wrap)
 
     def check() -> None:
         if vars(owner).get(name) is not method:

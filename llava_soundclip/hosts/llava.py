@@ -130,7 +130,7 @@ class LlavaHost(Host):
         signature = inspect.signature(type(self.model).forward)
 
         def pre_hook(model: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
-            hearing = ear.hearing()
+            hearing = ear.hearing() if model is self.model else None  # a copy takes its hooks along
             if hearing is None or hearing.images_per_row is not None:  # `generate` has made room already
                 return None
             arguments = signature.bind(model, *args, **kwargs).arguments
