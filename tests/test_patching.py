@@ -148,7 +148,7 @@ class TestStock:
     ) -> None:
         scores(tiny_llava, inputs)
         before = snapshot(tiny_llava)
-        monkeypatch.setattr("llava_soundclip.hosts.llava.shadow", lambda *args: 1 / 0)
+        monkeypatch.setattr("llava_soundclip.hosts.huggingface.shadow", lambda *args: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             patch(tiny_llava, TinyEncoder())
         assert snapshot(tiny_llava) == before

@@ -33,7 +33,7 @@ class Ear(Protocol):
         """Pin the sounds of a call to the current context."""
 
     def edit(self, layers: Sequence[Tensor], hearing: Hearing) -> list[Tensor]:
-        """Algorithm 1 on the tower's selected layers, each (n, N+1, D); selected at the last of them."""
+        """Algorithm 1 on the tower's selected layers, each (n, N+1, D); chosen at the last of them."""
 
     def visual_tokens_per_image(self) -> int:
         """How many visual tokens an image is while it sounds."""
@@ -53,7 +53,10 @@ class Host(ABC):
     @property
     @abstractmethod
     def tower_layer(self) -> int:
-        """The layer that the model reads: index into the tower's hidden states. Selection is made there."""
+        """The layer that the model reads, the deepest if several: index into the tower's hidden states.
+
+        Selection is made there.
+        """
 
     @property
     @abstractmethod

@@ -1,0 +1,320 @@
+"""What the LLaVAs that Hugging Face ports have in common, transformers 4.57 to 5.23.
+
+Three places are touched, all of this one instance:
+
+- the vision tower gets a forward hook that edits the hidden states which the model reads. Where the stock code
+  then cuts the CLS token off, the hook puts a zero before the slot, which is cut in its place;
+- `model.model.get_image_features` says which layers those are and which sounds are heard: it is what `forward`
+  calls in every version, and `generate` before its prefill from 5.18 on;
+- the outer model makes room in the prompt, in `forward` by a pre-hook, in `generate` by a wrapper, so that
+  ids, streams and processors stay the caller's own.
+
+A forward hook isn't seen by code that calls `tower.forward(x)`; transformers calls the tower itself.
+"""
+
+import copy
+import inspect
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from llava_soundclip.hosts.base import Ear, Hearing, Host, Undo, clip_fingerprint, shadow
+from llava_soundclip.hosts.generation import adapt_generate
+from llava_soundclip.hosts.room import Room, count_images, make_room
+
+
+@dataclass
+class Encoding:
+    """One call of `get_image_features` that hears.
+
+    Attributes:
+        host: whose call it is: two models may share a tower.
+        hearing: one sound for each picture that the tower gets.
+        layers: the hidden states that the model reads, by index, the deepest last.
+        cuts_first: whether the stock code cuts the first token off.
+    """
+
+    host: "HuggingFaceHost"
+    hearing: Hearing
+    layers: tuple[int, ...]
+    cuts_first: bool
+
+
+# Set only around the stock `get_image_features`, so that other uses of the tower stay stock.
+_ENCODING: ContextVar[Encoding | None] = ContextVar("llava_soundclip.encoding", default=None)
+
+
+class HuggingFaceHost(Host):
+    """A `...ForConditionalGeneration` with a CLIP tower, a projector and a language model in `model.model`.
+
+    A family says how many placeholders its processor writes and whether its code cuts the CLS token off.
+
+    Raises:
+        TypeError: if the tower has no CLS token (SigLIP, Pixtral), so that there is no slot for a sound.
+    """
+
+    def __init__(self, model: Any) -> None:
+        super().__init__(model)
+        if not any(name.endswith("class_embedding") for name, _ in self.vision_tower.named_parameters()):
+            raise TypeError(
+                f"the vision tower is a {type(self.vision_tower).__name__} without a CLS token, so a sound "
+                "has no slot to take; SoundCLIP needs a CLIP tower"
+            )
+
+    @property
+    def vision_tower(self) -> nn.Module:
+        return self.model.model.vision_tower
+
+    @property
+    def tower_layer(self) -> int:
+        return self._by_depth(self.selected_layers)[-1]
+
+    @property
+    def selected_layers(self) -> int | Sequence[int]:
+        """The layer or layers that the model reads, as its config has them."""
+        return self.model.config.vision_feature_layer
+
+    @property
+    def tower(self) -> str:
+        return clip_fingerprint(self.model.config.vision_config)
+
+    @property
+    def width(self) -> int:
+        return self.model.config.vision_config.hidden_size
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        config = self.model.config.vision_config
+        side = config.image_size // config.patch_size
+        return side, side
+
+    @abstractmethod
+    def cuts_first(self, arguments: dict[str, Any]) -> bool:
+        """Whether `get_image_features`, called with these arguments, cuts the first token off."""
+
+    @property
+    @abstractmethod
+    def stock_tokens(self) -> int:
+        """Placeholders that the stock processor writes for an image."""
+
+    def tower_tokens(self, pixel_values: Tensor) -> Tensor:
+        pixel_values = pixel_values.to(self.model.device, self.model.dtype)
+        return self.vision_tower(pixel_values, output_hidden_states=True).hidden_states[self.tower_layer]
+
+    def visual_tokens(self, pixel_values: Tensor) -> list[Tensor]:
+        pixel_values = pixel_values.to(self.model.device, self.model.dtype)
+        return list(_features(self.model.model.get_image_features(pixel_values)))
+
+    def install(self, ear: Ear, undo: Undo) -> None:
+        hook = self.vision_tower.register_forward_hook(self._edit_tower_output(ear))
+        undo.push(hook.remove)
+        hook = self.model.register_forward_pre_hook(self._make_room_in_forward(ear), with_kwargs=True)
+        undo.push(hook.remove)
+        shadow(self.model.model, "get_image_features", self._keep_slot(ear), undo)
+        shadow(self.model, "generate", self._generate(ear), undo)
+
+    def _edit_tower_output(self, ear: Ear) -> Callable[..., Any]:
+        def hook(tower: nn.Module, args: Any, output: Any) -> Any:
+            encoding = _ENCODING.get()
+            if encoding is None or encoding.host is not self:
+                return None
+            hidden_states = list(output.hidden_states)
+            edited = ear.edit([hidden_states[layer] for layer in encoding.layers], encoding.hearing)
+            for layer, tokens in zip(encoding.layers, edited, strict=True):
+                if encoding.cuts_first:
+                    tokens = nn.functional.pad(tokens, (0, 0, 1, 0))
+                hidden_states[layer] = tokens
+            return type(output)(**{**output, "hidden_states": tuple(hidden_states)})
+
+        return hook
+
+    def _keep_slot(self, ear: Ear) -> Callable[..., Any]:
+        def get_image_features(stock: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            hearing = ear.hearing()
+            if hearing is None:
+                return stock(*args, **kwargs)
+            kwargs = _by_name(inspect.signature(stock), *args, **kwargs)
+            repeats = _beams(kwargs["pixel_values"], hearing)
+            kwargs["pixel_values"] = kwargs["pixel_values"][::repeats]
+            token = _ENCODING.set(self.encoding(kwargs, hearing))
+            try:
+                output = stock(**kwargs)
+            finally:
+                _ENCODING.reset(token)
+            if repeats > 1:
+                return _repeat_by_row(output, hearing, repeats)
+            return output
+
+        return get_image_features
+
+    def encoding(self, arguments: dict[str, Any], hearing: Hearing) -> Encoding:
+        """What the tower's hook needs to know of a call of `get_image_features`."""
+        layers = arguments.get("vision_feature_layer")
+        layers = self._by_depth(self.selected_layers if layers is None else layers)
+        return Encoding(self, hearing, layers, self.cuts_first(arguments))
+
+    def _make_room_in_forward(self, ear: Ear) -> Callable[..., Any]:
+        signature = inspect.signature(type(self.model).forward)
+
+        def pre_hook(model: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+            hearing = ear.hearing() if model is self.model else None  # a copy takes its hooks along
+            if hearing is None or hearing.images_per_row is not None:  # `generate` has made room already
+                return None
+            kwargs = _by_name(signature, model, *args, **kwargs)
+            del kwargs["self"]
+            if kwargs.get("inputs_embeds") is not None:
+                raise ValueError("inputs_embeds can't be given with a sound: give input_ids and pixel_values")
+            if kwargs.get("pixel_values") is None:
+                if kwargs.get("past_key_values") is None and kwargs.get("mm_encoder_outputs") is None:
+                    raise ValueError(
+                        "a sound is open, but the call has no pixel_values: a sound needs an image"
+                    )
+                return None
+            self.check(kwargs["input_ids"], kwargs["pixel_values"], hearing)
+            room = self.room(ear, kwargs["input_ids"], kwargs.get("attention_mask"))
+            return (), self.stretch(room, kwargs)
+
+        return pre_hook
+
+    def _generate(self, ear: Ear) -> Callable[..., Any]:
+        def generate(stock: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            hearing = ear.hearing()
+            if hearing is None or hearing.images_per_row is not None:
+                return stock(*args, **kwargs)
+            kwargs = _by_name(inspect.signature(stock), *args, **kwargs)
+            inputs = kwargs.pop("inputs", None)
+            ids = kwargs.pop("input_ids", None) if inputs is None else inputs
+            if kwargs.get("inputs_embeds") is not None or ids is None:
+                raise ValueError(
+                    "a sound needs input_ids: inputs_embeds alone don't say where the images are"
+                )
+            images = self.check(ids, kwargs.get("pixel_values"), hearing)
+            if kwargs.get("pixel_values") is None and kwargs.get("past_key_values") is None:
+                raise ValueError("a sound is open, but no pixel_values are given: a sound needs an image")
+            room = self.room(ear, ids, kwargs.get("attention_mask"))
+            kwargs = self.stretch(room, {**kwargs, "input_ids": ids})
+            kwargs = adapt_generate(kwargs, room, self.model.generation_config)
+            hearing = Hearing(hearing.embeddings, tuple(images))
+            with ear.listening(hearing):
+                output = stock(**kwargs)
+            if isinstance(output, Tensor):
+                return room.restore(output)
+            output.sequences = room.restore(output.sequences)
+            return output
+
+        return generate
+
+    def check(self, ids: Tensor, pixel_values: Tensor | None, hearing: Hearing) -> list[int]:
+        """Images in each row of the prompt, after the checks that need no work.
+
+        Raises:
+            ValueError: if sounds, images and placeholders don't agree; the numbers are named.
+        """
+        images = count_images(ids, placeholder=self._placeholder, stock=self.stock_tokens)
+        sounds = len(hearing.embeddings)
+        if sum(images) == 0:
+            raise ValueError(
+                f"the prompt has no image token, but {_count(sounds, 'sound')} open: a sound needs an image"
+            )
+        pictures = sum(images) if pixel_values is None else len(pixel_values)
+        if pictures != sum(images):
+            raise ValueError(f"{_count(pictures, 'image')} given, but the prompt has room for {sum(images)}")
+        if sounds != pictures:
+            raise ValueError(
+                f"{_count(sounds, 'sound')} for {_count(pictures, 'image')}: give one sound an image"
+            )
+        return images
+
+    def room(self, ear: Ear, ids: Tensor, attention_mask: Tensor | None) -> Room:
+        """The plan for a prompt that `check` has passed."""
+        return make_room(
+            ids,
+            placeholder=self._placeholder,
+            stock=self.stock_tokens,
+            wanted=ear.visual_tokens_per_image(),
+            attention_mask=attention_mask,
+        )
+
+    def stretch(self, room: Room, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The arguments of a call with every one-value-a-token tensor stretched.
+
+        Raises:
+            ValueError: for position_ids: they follow from the attention mask, and the caller's don't fit.
+        """
+        if kwargs.get("position_ids") is not None:
+            raise ValueError("leave position_ids out while a sound is given: they follow from attention_mask")
+        kwargs = {name: value for name, value in kwargs.items() if name != "cache_position"}
+        shape = kwargs["input_ids"].shape
+        if room.is_padded and kwargs.get("attention_mask") is None:
+            kwargs["attention_mask"] = torch.ones_like(kwargs["input_ids"])
+        pad = self.model.config.get_text_config().pad_token_id
+        for name, value in kwargs.items():
+            if name == "input_ids":
+                kwargs[name] = room.stretch(value, padding=pad or 0)
+            elif name == "labels" and value is not None:
+                kwargs[name] = room.stretch(value, padding=-100, new=-100)
+            elif isinstance(value, Tensor) and value.shape == shape and not value.is_floating_point():
+                kwargs[name] = room.stretch(value, padding=0)
+        return kwargs
+
+    @property
+    def _placeholder(self) -> int:
+        return self.model.config.image_token_id
+
+    def _by_depth(self, layers: int | Sequence[int]) -> tuple[int, ...]:
+        states = self.model.config.vision_config.num_hidden_layers + 1
+        return (layers,) if isinstance(layers, int) else tuple(sorted(layers, key=lambda i: i % states))
+
+
+def _by_name(signature: inspect.Signature, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    """The arguments of a call, all of them by name."""
+    arguments = signature.bind(*args, **kwargs).arguments
+    rest = next((p.name for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD), "")
+    return {**arguments.pop(rest, {}), **arguments}
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
+def _features(output: Any) -> Any:
+    """One tensor an image: `pooler_output` from 5.0 on, before that the output itself."""
+    return getattr(output, "pooler_output", output)
+
+
+def _beams(pixel_values: Tensor, hearing: Hearing) -> int:
+    """How many times `generate` repeated each image for its beams; 1 outside it.
+
+    Raises:
+        ValueError: if sounds and images differ in number; both are named.
+    """
+    sounds, images = len(hearing.embeddings), len(pixel_values)
+    if hearing.images_per_row is not None and images % sounds == 0:
+        return images // sounds
+    if sounds != images:
+        raise ValueError(f"{_count(sounds, 'sound')} for {_count(images, 'image')}: give one sound an image")
+    return 1
+
+
+def _repeat_by_row(output: Any, hearing: Hearing, repeats: int) -> Any:
+    """Repeat features for beams, row by row.
+
+    Before 5.18 transformers repeats images one by one (a a b b), which mixes up the images of a prompt that
+    has several; the ids are repeated row by row (a b a b), so the features are, too.
+    """
+    features = list(_features(output))
+    repeated: list[Tensor] = []
+    start = 0
+    for images in hearing.images_per_row or ():
+        repeated += features[start : start + images] * repeats
+        start += images
+    if not hasattr(output, "pooler_output"):
+        return repeated
+    output = copy.copy(output)
+    output.pooler_output = repeated
+    return output
