@@ -346,6 +346,27 @@ class SoundCLIP:
         change = substituter.zero if self.tokens == "zero" else substituter.drop
         return [change(tokens, audio, selection) for tokens in layers]
 
+    def edit_tiles(
+        self, layers: Sequence[Tensor], hearing: Hearing, candidates: Tensor
+    ) -> tuple[list[Tensor], Tensor]:
+        """Algorithm 1 on the tiles of images, for a host that lays out their patches itself.
+
+        Args:
+            layers: the tower's selected layers, each (n, N+1, D), n being the number of tiles.
+            hearing: one sound a tile.
+            candidates: (n, N) bool, patches that the layout has a place for; no other is chosen.
+
+        Returns:
+            The layers edited, with zeros for the other patches, and (n, N) bool, patches that the language
+            model reads: the candidates with tokens="zero", the chosen ones with "drop".
+        """
+        audio = self.align(hearing.embeddings)
+        substituter = AudioTokenSubstituter(self.k, norm=self.norm)
+        candidates = candidates.to(layers[-1].device)
+        selection = substituter.select(layers[-1], audio, candidates)
+        is_read = candidates if self.tokens == "zero" else candidates & selection.mask
+        return [substituter.zero(tokens, audio, selection) for tokens in layers], is_read
+
     def visual_tokens_per_image(self) -> int:
         """N+1 or k+1, as `tokens` says.
 

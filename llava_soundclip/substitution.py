@@ -80,17 +80,22 @@ class AudioTokenSubstituter:
         """
         return self.zero(tokens, audio, self.select(tokens, audio))
 
-    def select(self, tokens: Tensor, audio: Tensor) -> Selection:
+    def select(self, tokens: Tensor, audio: Tensor, candidates: Tensor | None = None) -> Selection:
         """Choose the k patches with the largest cosine; ties go to the lower index.
 
-        Args and errors are those of a call. Nothing here carries a gradient.
+        Other args and errors are those of a call. Nothing here carries a gradient.
+
+        Args:
+            candidates: (B, N) bool, the patches to choose from, others only if these are too few; all by
+                default.
         """
         self._check(tokens, audio)
         with torch.no_grad():
             sound = _unit(audio.to(tokens.device))
             # Multiplied and summed row by row, so that equal patches tie exactly in any batch.
             similarity = (_unit(tokens[:, 1:]) * sound.unsqueeze(1)).sum(-1).clamp(-1, 1)
-            order = similarity.sort(dim=1, descending=True, stable=True).indices
+            ranked = similarity if candidates is None else similarity.masked_fill(~candidates, -torch.inf)
+            order = ranked.sort(dim=1, descending=True, stable=True).indices
             return Selection(similarity, order[:, : self.k].sort(dim=1).values)
 
     def zero(self, tokens: Tensor, audio: Tensor, selection: Selection) -> Tensor:

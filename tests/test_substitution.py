@@ -106,6 +106,17 @@ def test_size_of_vectors_does_not_matter(scale: float) -> None:
     torch.testing.assert_close(got.similarity, want.similarity)
 
 
+def test_candidates_come_first() -> None:
+    generator = torch.Generator().manual_seed(0)
+    tokens, audio = torch.randn(2, 8, 5, generator=generator), torch.randn(2, 5, generator=generator)
+    candidates = torch.tensor([[1, 1, 0, 1, 0, 1, 1], [0, 0, 1, 0, 1, 0, 0]]).bool()
+    kept = AudioTokenSubstituter(3).select(tokens, audio, candidates).kept.tolist()
+    without = tokens[0, [0, 1, 2, 4, 6, 7]]  # the CLS token and the first image's candidates
+    _, best = algorithm_1(without, audio[0], 3)
+    assert kept[0] == [[0, 1, 3, 5, 6][i] for i in best]
+    assert kept[1] == [0, 2, 4]  # too few: the first of the others fills up
+
+
 def test_match_gives_the_sound_the_norm_of_the_cls_token() -> None:
     tokens, audio = torch.randn(3, 5, 8), torch.randn(3, 8) * 7
     slot = AudioTokenSubstituter(1, norm="match")(tokens, audio)[:, 0]

@@ -35,6 +35,14 @@ class Ear(Protocol):
     def edit(self, layers: Sequence[Tensor], hearing: Hearing) -> list[Tensor]:
         """Algorithm 1 on the tower's selected layers, each (n, N+1, D); chosen at the last of them."""
 
+    def edit_tiles(
+        self, layers: Sequence[Tensor], hearing: Hearing, candidates: Tensor
+    ) -> tuple[list[Tensor], Tensor]:
+        """The same for tiles whose patches the host lays out: edited (n, N+1, D), and (n, N) bool what is read.
+
+        `candidates`, (n, N) bool, are the patches that the layout has a place for.
+        """
+
     def visual_tokens_per_image(self) -> int:
         """How many visual tokens an image is while it sounds."""
 
