@@ -10,6 +10,9 @@ __all__ = ["Host", "find_host", "register_host", "supported_models"]
 
 _HOSTS: dict[str, str | type[Host]] = {
     "LlavaForConditionalGeneration": "llava_soundclip.hosts.llava:LlavaHost",
+    "LlavaLlamaForCausalLM": "llava_soundclip.hosts.original:OriginalLlavaHost",
+    "LlavaMistralForCausalLM": "llava_soundclip.hosts.original:OriginalLlavaHost",
+    "LlavaMptForCausalLM": "llava_soundclip.hosts.original:OriginalLlavaHost",
 }
 
 

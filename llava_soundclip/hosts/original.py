@@ -1,0 +1,186 @@
+"""The original `llava` package (haotian-liu): `LlavaLlamaForCausalLM`, its Mistral and MPT siblings.
+
+Its prompt holds one image token (-200) an image and becomes embeddings before the language model sees it, so
+no room has to be made in the ids. Three methods of this one instance are wrapped:
+
+- `encode_images` gives the sound's token and the patches in place of the patches alone;
+- `prepare_inputs_labels_for_multimodal` refuses counts that don't agree;
+- `generate` refuses what can't be heard, as a forward pre-hook does for `forward`.
+
+Without a sound each is the stock method. The package is never imported.
+"""
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from llava_soundclip.hosts.base import Ear, Hearing, Host, Undo, clip_fingerprint, shadow
+
+_IMAGE_TOKEN = -200  # llava.constants.IMAGE_TOKEN_INDEX
+
+
+class OriginalLlavaHost(Host):
+    """All that is special to the original package.
+
+    Raises:
+        ValueError: if the tower isn't loaded yet.
+        TypeError: if there is no tower, or one without a CLS token.
+    """
+
+    def __init__(self, model: Any) -> None:
+        super().__init__(model)
+        tower = self.vision_tower
+        if tower is None:
+            raise TypeError(
+                f"this {type(model).__name__} has no vision tower: its config has no mm_vision_tower"
+            )
+        if not tower.is_loaded:
+            raise ValueError(
+                "the vision tower isn't loaded: call model.get_vision_tower().load_model() before patch"
+            )
+        if not any(name.endswith("class_embedding") for name, _ in tower.named_parameters()):
+            raise TypeError(
+                f"the vision tower is a {type(tower).__name__} without a CLS token, so a sound has no slot "
+                "to take; SoundCLIP needs a CLIP tower"
+            )
+
+    @property
+    def vision_tower(self) -> Any:
+        return self.model.get_vision_tower()
+
+    @property
+    def tower_layer(self) -> int:
+        return self.vision_tower.select_layer
+
+    @property
+    def tower(self) -> str:
+        return clip_fingerprint(self.vision_tower.config)
+
+    @property
+    def width(self) -> int:
+        return self.vision_tower.config.hidden_size
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        side = self.vision_tower.num_patches_per_side
+        return side, side
+
+    @torch.no_grad()  # as the stock tower runs
+    def tower_tokens(self, pixel_values: Tensor) -> Tensor:
+        # The CLIP model inside is asked: the tower around it drops CLS, unless its select_feature is "cls_patch".
+        tower = self.vision_tower
+        output = tower.vision_tower(
+            pixel_values.to(device=tower.device, dtype=tower.dtype), output_hidden_states=True
+        )
+        return output.hidden_states[tower.select_layer].to(pixel_values.dtype)
+
+    def visual_tokens(self, pixel_values: Tensor) -> list[Tensor]:
+        return list(self.model.encode_images(pixel_values.to(self.model.device, self.model.dtype)))
+
+    def install(self, ear: Ear, undo: Undo) -> None:
+        hook = self.model.register_forward_pre_hook(self._check_forward(ear), with_kwargs=True)
+        undo.push(hook.remove)
+        shadow(self.model, "encode_images", self._encode(ear), undo)
+        shadow(self.model, "prepare_inputs_labels_for_multimodal", self._prepare(ear), undo)
+        shadow(self.model, "generate", self._generate(ear), undo)
+
+    def _check_forward(self, ear: Ear) -> Callable[..., None]:
+        signature = inspect.signature(type(self.model).forward)
+
+        def pre_hook(model: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+            hearing = ear.hearing() if model is self.model else None  # a copy takes its hooks along
+            if hearing is None or hearing.images_per_row is not None:  # `generate` has checked
+                return
+            given = _by_name(signature, model, *args, **kwargs)
+            if given.get("inputs_embeds") is not None:
+                raise ValueError("inputs_embeds can't be given with a sound: give input_ids and images")
+            if given.get("images") is None and given.get("past_key_values") is None:
+                raise ValueError("a sound is open, but the call has no images: a sound needs an image")
+
+        return pre_hook
+
+    def _encode(self, ear: Ear) -> Callable[..., Any]:
+        def encode_images(stock: Callable[..., Any], images: Tensor) -> Tensor:
+            hearing = ear.hearing()
+            if hearing is None:
+                return stock(images)
+            (edited,) = ear.edit([self.tower_tokens(images)], hearing)
+            return self.model.get_model().mm_projector(edited)
+
+        return encode_images
+
+    def _prepare(self, ear: Ear) -> Callable[..., Any]:
+        def prepare(stock: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            hearing = ear.hearing()
+            if hearing is None:
+                return stock(*args, **kwargs)
+            given = _by_name(inspect.signature(stock), *args, **kwargs)
+            ids, images = given["input_ids"], given["images"]
+            if images is None or ids.shape[1] == 1:  # a step of decoding
+                return stock(**given)
+            if hearing.images_per_row is None:  # else `generate` has checked
+                self.check(ear, hearing, ids, given["attention_mask"], images)
+            return stock(**given)
+
+        return prepare
+
+    def _generate(self, ear: Ear) -> Callable[..., Any]:
+        def generate(stock: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            hearing = ear.hearing()
+            if hearing is None:
+                return stock(*args, **kwargs)
+            given = _by_name(inspect.signature(stock), *args, **kwargs)
+            ids, images = given.get("inputs"), given.get("images")
+            if given.get("inputs_embeds") is not None or ids is None:
+                raise ValueError(
+                    "a sound needs the prompt's ids as inputs; inputs_embeds can't be given with it"
+                )
+            if images is None:
+                raise ValueError("a sound is open, but no images are given: a sound needs an image")
+            per_row = self.check(ear, hearing, ids, given.get("attention_mask"), images)
+            with ear.listening(Hearing(hearing.embeddings, tuple(per_row))):
+                return stock(**given)
+
+        return generate
+
+    def check(
+        self,
+        ear: Ear,
+        hearing: Hearing,
+        ids: Tensor,
+        attention_mask: Tensor | None,
+        images: Tensor | Sequence[Tensor],
+    ) -> list[int]:
+        """Images in each row of the prompt, after the checks that need no work.
+
+        Raises:
+            ValueError: if sounds, images and image tokens don't agree, or k is above N; the numbers are named.
+        """
+        ear.visual_tokens_per_image()
+        is_image = ids == _IMAGE_TOKEN
+        if attention_mask is not None:
+            is_image &= attention_mask.bool()
+        per_row = is_image.sum(1).tolist()
+        sounds = len(hearing.embeddings)
+        if not any(per_row):
+            raise ValueError(
+                f"the prompt has no image token ({_IMAGE_TOKEN}), but {sounds} sounds are open: "
+                "a sound needs an image"
+            )
+        # A row without an image token has an image all the same: stock code skips one there.
+        wanted = sum(max(images_here, 1) for images_here in per_row)
+        if len(images) != wanted:
+            raise ValueError(f"{len(images)} images given, but the prompt has room for {wanted}")
+        if sounds != len(images):
+            raise ValueError(f"{sounds} sounds for {len(images)} images: give one sound an image")
+        return per_row
+
+
+def _by_name(signature: inspect.Signature, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    """The arguments of a call by name, without `self`."""
+    arguments = signature.bind(*args, **kwargs).arguments
+    arguments.pop("self", None)
+    return {**arguments.pop("kwargs", {}), **arguments}
