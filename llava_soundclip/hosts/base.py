@@ -48,10 +48,19 @@ class Ear(Protocol):
 
 
 class Host(ABC):
-    """One LLaVA family: where its vision tower is and how its vision tokens reach the language model."""
+    """One LLaVA family: where its vision tower is and how its vision tokens reach the language model.
+
+    Raises:
+        ValueError: if the model has no weights: some are on the meta device, and accelerate didn't put them there.
+    """
 
     def __init__(self, model: Any) -> None:  # the families share no base class of their own
         self.model = model
+        empty = _find_empty(model)
+        if empty is not None:
+            raise ValueError(
+                f"{empty} is on the meta device and has no values: load the weights first, with from_pretrained"
+            )
 
     @property
     @abstractmethod
@@ -92,6 +101,17 @@ class Host(ABC):
     @abstractmethod
     def install(self, ear: Ear, undo: "Undo") -> None:
         """Hook into the model; each change pushes its own removal on `undo`."""
+
+
+def _find_empty(module: nn.Module, name: str = "") -> str | None:
+    """Name of a parameter without values. What accelerate offloads is on the meta device, too, but has them."""
+    if hasattr(module, "_hf_hook"):
+        return None
+    for own, parameter in module.named_parameters(name, recurse=False):
+        if parameter.is_meta:
+            return own
+    children = ((f"{name}.{own}".lstrip("."), child) for own, child in module.named_children())
+    return next((empty for own, child in children if (empty := _find_empty(child, own))), None)
 
 
 def clip_fingerprint(config: Any) -> str:

@@ -14,6 +14,7 @@ A forward hook isn't seen by code that calls `tower.forward(x)`; transformers ca
 
 import copy
 import inspect
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
@@ -154,7 +155,7 @@ class HuggingFaceHost(Host):
 
     def encoding(self, arguments: dict[str, Any], hearing: Hearing) -> Encoding:
         """What the tower's hook needs to know of a call of `get_image_features`."""
-        layers = arguments.get("vision_feature_layer")
+        layers = arguments.get("vision_feature_layer", arguments.get("vision_feature_layers"))
         layers = self._by_depth(self.selected_layers if layers is None else layers)
         return Encoding(self, hearing, layers, self.cuts_first(arguments))
 
@@ -169,14 +170,10 @@ class HuggingFaceHost(Host):
             del kwargs["self"]
             if kwargs.get("inputs_embeds") is not None:
                 raise ValueError("inputs_embeds can't be given with a sound: give input_ids and pixel_values")
-            if kwargs.get("pixel_values") is None:
-                if kwargs.get("past_key_values") is None and kwargs.get("mm_encoder_outputs") is None:
-                    raise ValueError(
-                        "a sound is open, but the call has no pixel_values: a sound needs an image"
-                    )
+            encoded = (kwargs.get("past_key_values"), kwargs.get("mm_encoder_outputs"))
+            if kwargs.get("pixel_values") is None and encoded != (None, None):
                 return None
-            self.check(kwargs["input_ids"], kwargs["pixel_values"], hearing)
-            room = self.room(ear, kwargs["input_ids"], kwargs.get("attention_mask"))
+            room, _ = self.room(ear, kwargs, hearing)
             return (), self.stretch(room, kwargs)
 
         return pre_hook
@@ -193,14 +190,10 @@ class HuggingFaceHost(Host):
                 raise ValueError(
                     "a sound needs input_ids: inputs_embeds alone don't say where the images are"
                 )
-            images = self.check(ids, kwargs.get("pixel_values"), hearing)
-            if kwargs.get("pixel_values") is None and kwargs.get("past_key_values") is None:
-                raise ValueError("a sound is open, but no pixel_values are given: a sound needs an image")
-            room = self.room(ear, ids, kwargs.get("attention_mask"))
-            kwargs = self.stretch(room, {**kwargs, "input_ids": ids})
-            kwargs = adapt_generate(kwargs, room, self.model.generation_config)
-            hearing = Hearing(hearing.embeddings, tuple(images))
-            with ear.listening(hearing):
+            kwargs["input_ids"] = ids
+            room, images = self.room(ear, kwargs, hearing)
+            kwargs = adapt_generate(self.stretch(room, kwargs), room, self.model.generation_config)
+            with ear.listening(Hearing(hearing.embeddings, images)):
                 output = stock(**kwargs)
             if isinstance(output, Tensor):
                 return room.restore(output)
@@ -209,36 +202,49 @@ class HuggingFaceHost(Host):
 
         return generate
 
-    def check(self, ids: Tensor, pixel_values: Tensor | None, hearing: Hearing) -> list[int]:
-        """Images in each row of the prompt, after the checks that need no work.
+    def room(self, ear: Ear, arguments: dict[str, Any], hearing: Hearing) -> tuple[Room, tuple[int, ...]]:
+        """The plan for the prompt of a call, and the images in each of its rows; nothing is encoded yet.
 
         Raises:
             ValueError: if sounds, images and placeholders don't agree; the numbers are named.
         """
-        images = count_images(ids, placeholder=self._placeholder, stock=self.stock_tokens)
+        ids, placeholder = arguments["input_ids"], self.model.config.image_token_id
         sounds = len(hearing.embeddings)
-        if sum(images) == 0:
+        if not (ids == placeholder).any():
             raise ValueError(
                 f"the prompt has no image token, but {_count(sounds, 'sound')} open: a sound needs an image"
             )
-        pictures = sum(images) if pixel_values is None else len(pixel_values)
+        has_pictures = arguments.get("pixel_values") is not None
+        if not has_pictures and arguments.get("past_key_values") is None:
+            raise ValueError("a sound is open, but no pixel_values are given: a sound needs an image")
+        stock, wanted = self.sizes(ear, arguments)
+        images = count_images(ids, placeholder=placeholder, stock=stock)
+        pictures = self.pictures(arguments) if has_pictures else sum(images)
         if pictures != sum(images):
             raise ValueError(f"{_count(pictures, 'image')} given, but the prompt has room for {sum(images)}")
         if sounds != pictures:
             raise ValueError(
                 f"{_count(sounds, 'sound')} for {_count(pictures, 'image')}: give one sound an image"
             )
-        return images
-
-    def room(self, ear: Ear, ids: Tensor, attention_mask: Tensor | None) -> Room:
-        """The plan for a prompt that `check` has passed."""
-        return make_room(
+        room = make_room(
             ids,
-            placeholder=self._placeholder,
-            stock=self.stock_tokens,
-            wanted=ear.visual_tokens_per_image(),
-            attention_mask=attention_mask,
+            placeholder=placeholder,
+            images=images,
+            stock=stock,
+            wanted=wanted,
+            attention_mask=arguments.get("attention_mask"),
         )
+        return room, tuple(images)
+
+    def pictures(self, arguments: dict[str, Any]) -> int:
+        """How many images a call was given."""
+        return len(arguments["pixel_values"])
+
+    def sizes(self, ear: Ear, arguments: dict[str, Any]) -> tuple[list[int], list[int]]:
+        """Placeholders of each image as the processor writes them, and visual tokens while it sounds."""
+        placeholders = int((arguments["input_ids"] == self.model.config.image_token_id).sum())
+        images = math.ceil(placeholders / self.stock_tokens)
+        return [self.stock_tokens] * images, [ear.visual_tokens_per_image()] * images
 
     def stretch(self, room: Room, kwargs: dict[str, Any]) -> dict[str, Any]:
         """The arguments of a call with every one-value-a-token tensor stretched.
@@ -261,10 +267,6 @@ class HuggingFaceHost(Host):
             elif isinstance(value, Tensor) and value.shape == shape and not value.is_floating_point():
                 kwargs[name] = room.stretch(value, padding=0)
         return kwargs
-
-    @property
-    def _placeholder(self) -> int:
-        return self.model.config.image_token_id
 
     def _by_depth(self, layers: int | Sequence[int]) -> tuple[int, ...]:
         states = self.model.config.vision_config.num_hidden_layers + 1
@@ -308,11 +310,12 @@ def _repeat_by_row(output: Any, hearing: Hearing, repeats: int) -> Any:
     has several; the ids are repeated row by row (a b a b), so the features are, too.
     """
     features = list(_features(output))
-    repeated: list[Tensor] = []
+    repeated: Any = []
     start = 0
     for images in hearing.images_per_row or ():
         repeated += features[start : start + images] * repeats
         start += images
+    repeated = torch.stack(repeated) if isinstance(_features(output), Tensor) else repeated
     if not hasattr(output, "pooler_output"):
         return repeated
     output = copy.copy(output)

@@ -1,38 +1,51 @@
 """Room in a prompt: as many placeholder tokens as an image has visual tokens while it sounds.
 
-A processor writes `stock` placeholders an image. With a sound an image is `wanted` visual tokens, so ids,
-attention mask and labels are stretched (or shortened) to fit, and the ids that come back are the caller's.
+A processor writes `stock` placeholders for an image. With a sound it is `wanted` visual tokens, so ids, attention
+mask and labels are stretched (or shortened) to fit, and the ids that come back are the caller's.
 
 Shapes: B rows, L tokens as the caller has them, L' tokens with room.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import Tensor
 
 
-def count_images(ids: Tensor, *, placeholder: int, stock: int) -> list[int]:
-    """Images in each row of a prompt, by its runs of placeholders.
+def count_images(ids: Tensor, *, placeholder: int, stock: Sequence[int]) -> list[int]:
+    """Images in each row of a prompt, by its runs of placeholders; a run may hold several.
 
     Args:
         ids: (B, L) int64.
         placeholder: id of the image token.
-        stock: placeholders an image as the processor writes them.
+        stock: placeholders of each image as the processor writes them, in the order of the images.
 
     Raises:
-        ValueError: if a run isn't a whole number of images, as after a truncation; both numbers are named.
+        ValueError: if a run isn't a whole number of images, as after a truncation, or if there are more runs
+            than images; the numbers are named.
     """
     images = []
+    left = list(reversed(stock))
     for row, is_placeholder in enumerate((ids == placeholder).cpu()):
+        before = len(left)
         values, lengths = torch.unique_consecutive(is_placeholder, return_counts=True)
         for length in lengths[values].tolist():
-            if length % stock:
-                raise ValueError(
-                    f"row {row} of the prompt has a run of {length} image tokens, but an image is {stock}: "
-                    "were they cut by max_length, or was the prompt made by another processor?"
-                )
-        images.append(int(lengths[values].sum()) // stock)
+            missing = length
+            while missing > 0:
+                if not left:
+                    raise ValueError(
+                        f"{len(stock)} images given, but the prompt has image tokens for more: "
+                        f"row {row} has {length} in a run, {missing} of them too many"
+                    )
+                if left[-1] > missing:
+                    raise ValueError(
+                        f"row {row} of the prompt has a run of {length} image tokens, but an image is "
+                        f"{left[-1]}: were they cut by max_length, or was the prompt made by another processor?"
+                    )
+                missing -= left.pop()
+        images.append(before - len(left))
     return images
 
 
@@ -83,7 +96,13 @@ class Room:
 
 
 def make_room(
-    ids: Tensor, *, placeholder: int, stock: int, wanted: int, attention_mask: Tensor | None
+    ids: Tensor,
+    *,
+    placeholder: int,
+    images: Sequence[int],
+    stock: Sequence[int],
+    wanted: Sequence[int],
+    attention_mask: Tensor | None,
 ) -> Room:
     """Plan `wanted` placeholders for each image where the processor wrote `stock`.
 
@@ -91,15 +110,19 @@ def make_room(
     the same side; on the left, as generation needs it, if there was none.
 
     Args:
-        ids: (B, L) int64 prompt; its runs of placeholders are whole images (`count_images`).
+        ids: (B, L) int64 prompt.
         placeholder: id of the image token.
-        stock: placeholders an image as the processor writes them.
-        wanted: placeholders an image as the model needs them.
+        images: images in each row, from `count_images`.
+        stock: placeholders of each image as the processor wrote them, in the order of the images.
+        wanted: placeholders of each image as the model needs them, 1 or more.
         attention_mask: (B, L), or None.
     """
     is_real = torch.ones_like(ids) if attention_mask is None else attention_mask
     pad_right = not bool(is_real[:, -1].all())
-    rows = [_row(*row, placeholder, stock, wanted) for row in zip(ids.cpu(), is_real.cpu(), strict=True)]
+    rows = []
+    sizes = iter(zip(stock, wanted, strict=True))
+    for row_ids, row_is_real, count in zip(ids.cpu(), is_real.cpu(), images, strict=True):
+        rows.append(_row(row_ids == placeholder, row_is_real, list(islice(sizes, count))))
     length = max(len(row) for _, row, _ in rows)
     source = torch.full((len(rows), length), -1)
     for target, (before, row, after) in zip(source, rows, strict=True):
@@ -117,21 +140,20 @@ def make_room(
     return Room(source.to(ids.device), repeated.to(ids.device), ids)
 
 
-def _row(ids: Tensor, is_real: Tensor, placeholder: int, stock: int, wanted: int) -> list[Tensor]:
+def _row(is_placeholder: Tensor, is_real: Tensor, sizes: list[tuple[int, int]]) -> list[Tensor]:
     """Positions of one row's padding before, its tokens with room, and its padding after.
 
     The first placeholder of an image repeats, or its last ones go.
     """
-    is_placeholder = ids == placeholder
-    # Placeholders are counted over the whole row: runs are whole images, so the count finds their starts.
-    place = (is_placeholder.cumsum(0) - 1) % stock
-    repeats = torch.ones_like(ids)
-    if wanted >= stock:
-        repeats[is_placeholder & (place == 0)] += wanted - stock
-    else:
-        repeats[is_placeholder & (place >= wanted)] = 0
+    repeats = torch.ones_like(is_placeholder, dtype=torch.int64)
+    # Runs are whole images, so the row's placeholders are its images' one after the other.
+    each = [torch.tensor([1 + max(wanted - stock, 0), *[1] * (stock - 1)]) for stock, wanted in sizes]
+    for image, (_, wanted) in zip(each, sizes, strict=True):
+        image[wanted:] = 0
+    if each:
+        repeats[is_placeholder] = torch.cat(each)
     start, stop = _extent(is_real)
-    positions = torch.arange(len(ids))
+    positions = torch.arange(len(repeats))
     row = positions[start:stop].repeat_interleave(repeats[start:stop])
     return [positions[:start], row, positions[stop:]]
 
