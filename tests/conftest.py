@@ -54,48 +54,83 @@ IMAGE_TOKEN = 98
 PAD = 0
 
 
-def build_tiny_llava(*, strategy: str = "default", seed: int = 0, layer: int | list[int] = -2) -> Any:
-    """A random `LlavaForConditionalGeneration` of two layers and width 32: 9 patches, 100 words."""
-    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+def tiny_vision_config() -> Any:
+    from transformers import CLIPVisionConfig
 
-    torch.manual_seed(seed)
-    config = LlavaConfig(
-        vision_config=CLIPVisionConfig(
-            hidden_size=WIDTH,
-            intermediate_size=48,
-            num_hidden_layers=3,
-            num_attention_heads=4,
-            image_size=30,
-            patch_size=10,
-        ),
-        text_config=LlamaConfig(
-            vocab_size=100,
-            hidden_size=24,
-            intermediate_size=48,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=256,
-            pad_token_id=PAD,
-            bos_token_id=1,
-            eos_token_id=2,
-            tie_word_embeddings=False,
-        ),
-        image_token_index=IMAGE_TOKEN,
-        vision_feature_layer=layer,
-        vision_feature_select_strategy=strategy,
+    return CLIPVisionConfig(
+        hidden_size=WIDTH,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        image_size=30,
+        patch_size=10,
     )
-    model = LlavaForConditionalGeneration(config).eval()
+
+
+def tiny_text_config(kind: str = "Llama") -> Any:
+    import transformers
+
+    return getattr(transformers, f"{kind}Config")(
+        vocab_size=100,
+        hidden_size=24,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        pad_token_id=PAD,
+        bos_token_id=1,
+        eos_token_id=2,
+        tie_word_embeddings=False,
+    )
+
+
+def fill_tiny(model: Any) -> Any:
+    """Give a model weights that differ enough, and let it generate as long as it is asked to."""
     with torch.no_grad():
         # Fresh weights are tiny: every token would look alike, and every caption would be the same.
         for name, parameter in model.named_parameters():
             if parameter.ndim > 1:
                 parameter.normal_(0, 0.25)
-            elif name.endswith("class_embedding"):
+            elif name.endswith(("class_embedding", "image_newline")):
                 parameter.normal_(0, 1)
     model.generation_config.pad_token_id = PAD
     model.generation_config.eos_token_id = None
-    return model
+    return model.eval()
+
+
+def build_tiny_llava(*, strategy: str = "default", seed: int = 0, layer: int | list[int] = -2) -> Any:
+    """A random `LlavaForConditionalGeneration` of two layers and width 32: 9 patches, 100 words."""
+    from transformers import LlavaConfig, LlavaForConditionalGeneration
+
+    torch.manual_seed(seed)
+    config = LlavaConfig(
+        vision_config=tiny_vision_config(),
+        text_config=tiny_text_config(),
+        image_token_index=IMAGE_TOKEN,
+        vision_feature_layer=layer,
+        vision_feature_select_strategy=strategy,
+    )
+    return fill_tiny(LlavaForConditionalGeneration(config))
+
+
+def build_tiny_vip_llava() -> Any:
+    """A random `VipLlavaForConditionalGeneration` that reads three layers, the deepest of them not last."""
+    from transformers import VipLlavaConfig, VipLlavaForConditionalGeneration
+
+    torch.manual_seed(0)
+    layers = (
+        "vision_feature_layer"
+        if hasattr(VipLlavaConfig(), "vision_feature_layer")
+        else "vision_feature_layers"
+    )
+    config = VipLlavaConfig(
+        vision_config=tiny_vision_config(),
+        text_config=tiny_text_config(),
+        image_token_index=IMAGE_TOKEN,
+        **{layers: [-1, -2, 1]},
+    )
+    return fill_tiny(VipLlavaForConditionalGeneration(config))
 
 
 @pytest.fixture

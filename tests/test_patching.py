@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from llava_soundclip import Projector, SoundCLIP, patch, unpatch
 from tests.conftest import IMAGE_TOKEN, PATCHES, WIDTH, TinyEncoder, build_tiny_llava
-from tests.hosts.test_llava import NEW, RATE, K, expected_rows, make_inputs, make_sounds
+from tests.hosts.families import NEW, RATE, K, expected_rows, make_inputs, make_sounds
 
 
 def snapshot(model: nn.Module) -> dict[str, Any]:

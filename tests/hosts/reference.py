@@ -1,6 +1,8 @@
 """What the paper says, slowly: Algorithm 1 as a loop, and a LLaVA put together by hand from its parts."""
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,40 +33,67 @@ def pad_or_cut(vector: Tensor, width: int) -> Tensor:
     return torch.tensor(values + [0.0] * (width - len(values)))
 
 
-def hear(model, pixel_values: Tensor, embeddings: Tensor, k: int, tokens: str) -> list[Tensor]:
+def hear_llava(
+    model: Any, pictures: Mapping[str, Tensor], embeddings: Tensor, k: int, tokens: str
+) -> list[Tensor]:
     """Visual tokens of each image, (N+1, hidden) or (k+1, hidden)."""
-    layers = model.model.vision_tower(pixel_values, output_hidden_states=True).hidden_states
-    layer = model.config.vision_feature_layer
+    return hear_at(
+        model, [model.config.vision_feature_layer], pictures["pixel_values"], embeddings, k, tokens
+    )
+
+
+def hear_vip_llava(
+    model: Any, pictures: Mapping[str, Tensor], embeddings: Tensor, k: int, tokens: str
+) -> list[Tensor]:
+    """The same of three layers side by side, chosen at the deepest, which is the first of the list."""
+    layers = list(model.config.vision_feature_layers)
+    assert layers[0] == -1
+    return hear_at(model, layers, pictures["pixel_values"], embeddings, k, tokens)
+
+
+def hear_at(
+    model: Any, layers: list[int], pixel_values: Tensor, embeddings: Tensor, k: int, tokens: str
+) -> list[Tensor]:
+    """Visual tokens from some layers of the tower; the patches are chosen at the first of them."""
+    states = model.model.vision_tower(pixel_values, output_hidden_states=True).hidden_states
     visual = []
-    for image, embedding in zip(layers[layer], embeddings, strict=True):
-        edited, kept = algorithm_1(image, pad_or_cut(embedding, image.shape[-1]), k)
-        if tokens == "drop":
-            edited = edited[[0, *(i + 1 for i in kept)]]
-        visual.append(model.model.multi_modal_projector(edited))
+    for image, embedding in enumerate(embeddings):
+        sound = pad_or_cut(embedding, states[0].shape[-1])
+        _, kept = algorithm_1(states[layers[0]][image], sound, k)
+        rows = []
+        for patch in [None, *range(states[0].shape[1] - 1)]:
+            if patch is None:
+                rows.append(torch.cat([sound] * len(layers)))
+            elif patch in kept:
+                rows.append(torch.cat([states[layer][image, 1 + patch] for layer in layers]))
+            elif tokens == "zero":
+                rows.append(torch.zeros(len(layers) * len(sound)))
+        visual.append(model.model.multi_modal_projector(torch.stack(rows)))
     return visual
 
 
-def prompt_embeddings(model, ids: list[int], visual: list[Tensor], stock: int) -> Tensor:
+def prompt_embeddings(model: Any, ids: list[int], visual: list[Tensor], stock: list[int]) -> Tensor:
     """(L', hidden): the words of one row, and each image's visual tokens where its placeholders were."""
     words = model.get_input_embeddings()
-    pieces, place, images = [], 0, iter(visual)
+    pieces, place, images = [], 0, iter(zip(visual, stock, strict=True))
     while place < len(ids):
         if ids[place] == IMAGE_TOKEN:
-            pieces.append(next(images))
-            place += stock
+            tokens, placeholders = next(images)
+            pieces.append(tokens)
+            place += placeholders
         else:
             pieces.append(words(torch.tensor([ids[place]])))
             place += 1
     return torch.cat(pieces)
 
 
-def logits(model, embeddings: Tensor) -> Tensor:
+def logits(model: Any, embeddings: Tensor) -> Tensor:
     """(L', vocabulary) of one row without padding or cache."""
     hidden = model.model.language_model(inputs_embeds=embeddings[None]).last_hidden_state
     return model.lm_head(hidden)[0]
 
 
-def greedy(model, embeddings: Tensor, new: int) -> list[int]:
+def greedy(model: Any, embeddings: Tensor, new: int) -> list[int]:
     """Greedy decoding without a cache, a token at a time."""
     words = model.get_input_embeddings()
     generated = []
