@@ -4,14 +4,19 @@ Its prompt holds one image token (-200) an image and becomes embeddings before t
 no room has to be made in the ids. Three methods of this one instance are wrapped:
 
 - `encode_images` gives the sound's token and the patches in place of the patches alone;
-- `prepare_inputs_labels_for_multimodal` refuses counts that don't agree;
+- `prepare_inputs_labels_for_multimodal` gives each tile of an image its image's sound. What merges the tiles of
+  `spatial` images views them as squares of patches, so there the stock code merges the patches' indices, and
+  the tokens follow them. The base tile's slot comes first; the slots of the other tiles stand together, in tile
+  order, between the base tile's patches and the rows, so that rows, columns and newlines are stock's;
 - `generate` refuses what can't be heard, as a forward pre-hook does for `forward`.
 
 Without a sound each is the stock method. The package is never imported.
 """
 
+import copy
 import inspect
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -77,8 +82,16 @@ class OriginalLlavaHost(Host):
         )
         return output.hidden_states[tower.select_layer].to(pixel_values.dtype)
 
-    def visual_tokens(self, pixel_values: Tensor) -> list[Tensor]:
-        return list(self.model.encode_images(pixel_values.to(self.model.device, self.model.dtype)))
+    def visual_tokens(self, pixel_values: Tensor, image_sizes: Any = None) -> list[Tensor]:
+        images = pixel_values.to(self.model.device, self.model.dtype)
+        if images.ndim == 4:
+            return list(self.model.encode_images(images))
+        # Stock code packs tiles only while it makes a prompt: here a prompt an image, with one word after it.
+        ids = torch.tensor([[_IMAGE_TOKEN, 0]] * len(images), device=images.device)
+        _, _, is_token, _, embeddings, _ = self.model.prepare_inputs_labels_for_multimodal(
+            ids, None, torch.ones_like(ids), None, None, images, image_sizes
+        )
+        return [row[mask.bool()][:-1] for row, mask in zip(embeddings, is_token, strict=True)]
 
     def install(self, ear: Ear, undo: Undo) -> None:
         hook = self.model.register_forward_pre_hook(self._check_forward(ear), with_kwargs=True)
@@ -123,9 +136,88 @@ class OriginalLlavaHost(Host):
                 return stock(**given)
             if hearing.images_per_row is None:  # else `generate` has checked
                 self.check(ear, hearing, ids, given["attention_mask"], images)
-            return stock(**given)
+            if isinstance(images, Tensor) and images.ndim == 4:
+                return stock(**given)
+            tiles = [image if image.ndim == 4 else image[None] for image in images]
+            hearing = _one_a_tile(hearing, tiles)
+            if getattr(self.model.config, "mm_patch_merge_type", "flat") == "flat":
+                with ear.listening(hearing):
+                    return stock(**given)
+            features = self._merge(ear, hearing, tiles, given.get("image_sizes"))
+            view = _View(self.model, encode_images=lambda _: features)
+            given["images"] = tiles[0]  # stock code takes the features of a 4-D batch as they come
+            return type(self.model).prepare_inputs_labels_for_multimodal(view, **given)
 
         return prepare
+
+    def _merge(
+        self, ear: Ear, hearing: Hearing, tiles: list[Tensor], image_sizes: Sequence[Any] | None
+    ) -> list[Tensor]:
+        """What the language model reads for images in tiles: (tokens, hidden) each.
+
+        Only patches that the merged image has a place for are chosen from: unpadding cuts the others away.
+
+        Args:
+            hearing: one sound a tile.
+            tiles: (tiles, 3, H, W) of each image, the base tile first.
+            image_sizes: width and height of each picture before it was cut into tiles.
+
+        Raises:
+            ValueError: if there isn't one of `image_sizes` an image.
+        """
+        if image_sizes is None and max(map(len, tiles)) == 1:
+            image_sizes = [None] * len(tiles)  # nothing is merged
+        if image_sizes is None or len(image_sizes) != len(tiles):
+            sizes = "no" if image_sizes is None else len(image_sizes)
+            raise ValueError(
+                f"{sizes} image_sizes for {len(tiles)} images in tiles: give (width, height) of each picture"
+            )
+        rows, columns = self.grid
+        places = torch.arange(sum(map(len, tiles)) * (1 + rows * columns)).view(-1, 1 + rows * columns)
+        orders = [
+            self._merged_order(image_places, size)
+            for image_places, size in zip(places.split([*map(len, tiles)]), image_sizes, strict=True)
+        ]
+        candidates = torch.isin(places[:, 1:], torch.cat(orders))
+        (edited,), is_read = ear.edit_tiles([self.tower_tokens(torch.cat(tiles))], hearing, candidates)
+        edited = edited.flatten(0, 1)
+        is_read = nn.functional.pad(is_read, (1, 0), value=True).flatten().cpu()  # the slots are read, too
+        core = self.model.get_model()
+        features = []
+        for order in orders:
+            order = order[(order < 0) | is_read[order]]
+            visual = core.mm_projector(edited[order.clamp_min(0).to(edited.device)])
+            if (order < 0).any():
+                visual[(order < 0).to(visual.device)] = core.image_newline.to(visual)
+            features.append(visual)
+        return features
+
+    def _merged_order(self, places: Tensor, image_size: Any) -> Tensor:
+        """The order in which an image's tokens are read: (tokens,) int64 entries of `places`, -1 for a newline.
+
+        Stock code merges the places of the patches, (tiles, N), as if they were features of width 1.
+
+        Args:
+            places: (tiles, N+1) int64, a number for each token of the tower, the slots first.
+            image_size: width and height of the picture.
+        """
+        config = copy.copy(self.model.config)
+        config.tokenizer_model_max_length = None  # the whole image, though the prompt may be cut
+        core = SimpleNamespace(image_newline=torch.tensor([-1]), embed_tokens=lambda ids: ids[:, None])
+        view = _View(
+            self.model,
+            config=config,
+            device=places.device,
+            model=core,
+            get_model=lambda: core,
+            encode_images=lambda _: places[:, 1:, None],
+        )
+        ids = torch.tensor([[_IMAGE_TOKEN, 0]])  # a prompt of one token would count as a step of decoding
+        *_, merged, _ = type(self.model).prepare_inputs_labels_for_multimodal(
+            view, ids, None, None, None, None, [torch.empty(len(places), 0)], [image_size]
+        )
+        order, base = merged[0, :-1, 0], places.shape[1] - 1
+        return torch.cat([places[:1, 0], order[:base], places[1:, 0], order[base:]])
 
     def _generate(self, ear: Ear) -> Callable[..., Any]:
         def generate(stock: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -179,8 +271,24 @@ class OriginalLlavaHost(Host):
         return per_row
 
 
+def _one_a_tile(hearing: Hearing, tiles: Sequence[Tensor]) -> Hearing:
+    """The same sounds, each repeated for its image's tiles."""
+    repeats = torch.tensor([len(image) for image in tiles], device=hearing.embeddings.device)
+    return Hearing(hearing.embeddings.repeat_interleave(repeats, 0), hearing.images_per_row)
+
+
 def _by_name(signature: inspect.Signature, *args: Any, **kwargs: Any) -> dict[str, Any]:
     """The arguments of a call by name, without `self`."""
     arguments = signature.bind(*args, **kwargs).arguments
     arguments.pop("self", None)
     return {**arguments.pop("kwargs", {}), **arguments}
+
+
+class _View:
+    """A model with some attributes replaced, for stock code to run on; the model itself stays as it is."""
+
+    def __init__(self, model: Any, /, **replaced: Any) -> None:
+        vars(self).update(replaced, _model=model)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)

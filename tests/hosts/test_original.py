@@ -2,15 +2,15 @@
 
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
-from torch import Tensor
-from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
+from torch import Tensor, nn
+from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel, GenerationMixin
 
-from llava_soundclip import patch
-from tests.conftest import PAD, WIDTH, TinyEncoder
+from llava_soundclip import Projector, patch
+from tests.conftest import PAD, PATCHES, WIDTH, TinyEncoder
 from tests.hosts.reference import algorithm_1, pad_or_cut
 
 pytest.importorskip(
@@ -142,21 +142,79 @@ def make_sounds(n: int, *, seed: int = 1) -> list[Tensor]:
     return [torch.rand(20, generator=generator) * 2 - 1 for _ in range(n)]
 
 
+class Picture(NamedTuple):
+    """A picture in tiles: its (width, height), and how many tiles it is wide and high."""
+
+    size: tuple[int, int]
+    wide: int
+    high: int
+
+    def tiles(self, *, seed: int = 2) -> Tensor:
+        """The base tile and the others, (1 + wide * high, 3, 30, 30)."""
+        return make_pixels(1 + self.wide * self.high, seed=seed)
+
+
+PINPOINTS = [[30, 60], [60, 30], [60, 60]]
+PICTURES = [
+    Picture((40, 60), 2, 2),  # unpadding cuts a column on either side
+    Picture((60, 10), 2, 1),  # and here it leaves a row of three, fewer patches than K
+    Picture((20, 55), 1, 2),  # and here nothing is cut
+]
+
+
 # By hand
 
 
-def heard_tile(model: Any, tile: Tensor, sound: Tensor) -> tuple[Tensor, list[int]]:
-    """One picture of one image: (N+1, hidden) visual tokens with zeros, and the patches that are kept."""
-    layers = model.get_vision_tower().vision_tower(tile[None], output_hidden_states=True).hidden_states
-    embedding = TinyEncoder().embed([sound], RATE)[0]
-    edited, kept = algorithm_1(layers[-2][0], pad_or_cut(embedding, WIDTH), K)
-    return model.get_model().mm_projector(edited), kept
+def visible(size: tuple[int, int], wide: int, high: int) -> tuple[range, range]:
+    """Rows and columns of patches that unpadding leaves of so many tiles of 3 x 3."""
+    (width, height), rows, columns = size, 3 * high, 3 * wide
+    if width / height > columns / rows:
+        cut = (rows - int(height * (columns / width))) // 2
+        return range(cut, rows - cut), range(columns)
+    cut = (columns - int(width * (rows / height))) // 2
+    return range(rows), range(cut, columns - cut)
 
 
-def heard_image(model: Any, tile: Tensor, sound: Tensor, tokens: str) -> Tensor:
-    """(N+1, hidden) or (k+1, hidden)."""
-    visual, kept = heard_tile(model, tile, sound)
-    return visual if tokens == "zero" else visual[[0, *(i + 1 for i in kept)]]
+def heard_tiles(
+    model: Any, tiles: Tensor, sound: Tensor, picture: Picture, tokens: str, *, unpad: bool = True
+) -> Tensor:
+    """(tokens, hidden) of an image in tiles, in the order that the module's docstring gives."""
+    rows, columns = range(3 * picture.high), range(3 * picture.wide)
+    if unpad and len(tiles) > 1:
+        rows, columns = visible(picture.size, picture.wide, picture.high)
+    grid = [[(1 + r // 3 * picture.wide + c // 3, r % 3 * 3 + c % 3) for c in columns] for r in rows]
+    grid = grid or [[]]  # an image of one tile ends with a newline, too
+    base = [(0, place) for place in range(PATCHES)]
+    places = base + [place for row in grid for place in row]
+    layers = model.get_vision_tower().vision_tower(tiles, output_hidden_states=True).hidden_states
+    audio = pad_or_cut(TinyEncoder().embed([sound], RATE)[0], WIDTH)
+    slots, patches = [], {}
+    for i, tile in enumerate(layers[-2]):
+        candidates = [place for place in range(PATCHES) if (i, place) in places]
+        edited, kept = algorithm_1(tile[[0, *(p + 1 for p in candidates)]], audio, min(K, len(candidates)))
+        slots.append(edited[0])
+        for j, place in enumerate(candidates):
+            if tokens == "zero" or j in kept:
+                patches[i, place] = edited[j + 1]
+    project = model.get_model().mm_projector
+    read = [project(slots[0])]
+    read += [project(patches[place]) for place in base if place in patches]
+    read += [project(slot) for slot in slots[1:]]
+    for row in grid:
+        read += [project(patches[place]) for place in row if place in patches]
+        if unpad:
+            read.append(model.get_model().image_newline)
+    return torch.stack(read)
+
+
+def heard_image(model: Any, pixels: Tensor, sound: Tensor, tokens: str, k: int = K) -> Tensor:
+    """(N+1, hidden) or (k+1, hidden) of an image in one piece."""
+    layers = model.get_vision_tower().vision_tower(pixels[None], output_hidden_states=True).hidden_states
+    audio = pad_or_cut(TinyEncoder().embed([sound], RATE)[0], WIDTH)
+    edited, kept = algorithm_1(layers[-2][0], audio, k)
+    if tokens == "drop":
+        edited = edited[[0, *(place + 1 for place in kept)]]
+    return model.get_model().mm_projector(edited)
 
 
 def prompt_rows(model: Any, prompt: dict[str, Tensor], visual: list[Tensor]) -> list[Tensor]:
@@ -169,6 +227,13 @@ def prompt_rows(model: Any, prompt: dict[str, Tensor], visual: list[Tensor]) -> 
         ]
         rows.append(torch.cat(pieces))
     return rows
+
+
+def heard_rows(
+    model: Any, prompt: dict[str, Tensor], pixels: Tensor, sounds: list[Tensor], tokens: str
+) -> Any:
+    visual = [heard_image(model, *pair, tokens) for pair in zip(pixels, sounds, strict=True)]
+    return prompt_rows(model, prompt, visual)
 
 
 def logits(model: Any, row: Tensor) -> Tensor:
@@ -197,8 +262,7 @@ def test_generate_equals_the_model_put_together_by_hand(
 ) -> None:
     model = build_model(clip_folder, name, mm_vision_select_feature=feature, tokenizer_padding_side="left")
     prompt, pixels, sounds = make_prompt(images), make_pixels(sum(images)), make_sounds(sum(images))
-    visual = [heard_image(model, *pair, tokens) for pair in zip(pixels, sounds, strict=True)]
-    expected = [greedy(model, row) for row in prompt_rows(model, prompt, visual)]
+    expected = [greedy(model, row) for row in heard_rows(model, prompt, pixels, sounds, tokens)]
     soundclip = patch(model, TinyEncoder(), k=K, tokens=tokens)
     with soundclip.audio(sounds, sampling_rate=RATE):
         output = model.generate(
@@ -216,8 +280,7 @@ def test_generate_equals_the_model_put_together_by_hand(
 def test_forward_equals_the_model_put_together_by_hand(clip_folder: Path, tokens: str, side: str) -> None:
     model = build_model(clip_folder, tokenizer_padding_side=side)
     prompt, pixels, sounds = make_prompt([1, 2], side=side), make_pixels(3), make_sounds(3)
-    visual = [heard_image(model, *pair, tokens) for pair in zip(pixels, sounds, strict=True)]
-    expected = [logits(model, row) for row in prompt_rows(model, prompt, visual)]
+    expected = [logits(model, row) for row in heard_rows(model, prompt, pixels, sounds, tokens)]
     soundclip = patch(model, TinyEncoder(), k=K, tokens=tokens)
     with soundclip.audio(sounds, sampling_rate=RATE):
         output = model(**prompt, images=pixels).logits
@@ -225,3 +288,206 @@ def test_forward_equals_the_model_put_together_by_hand(clip_folder: Path, tokens
     for row, want in zip(output, expected, strict=True):
         row = row[-len(want) :] if side == "left" else row[: len(want)]
         torch.testing.assert_close(row, want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"num_beams": 3},
+        {"num_beams": 3, "num_return_sequences": 2},
+        {"use_cache": False},
+        {"do_sample": True, "num_return_sequences": 2, "temperature": 0.7},
+        {"return_dict_in_generate": True, "output_scores": True},
+    ],
+    ids=lambda options: "-".join(options),
+)
+@torch.no_grad()
+def test_generate_options_equal_generation_from_the_embeddings(
+    clip_folder: Path, tokens: str, options: dict[str, Any]
+) -> None:
+    """Any way of decoding: the same new tokens as transformers gives from prompt embeddings made by hand."""
+    model = build_model(clip_folder, tokenizer_padding_side="left")
+    prompt, pixels, sounds = make_prompt([2, 1]), make_pixels(3), make_sounds(3)
+    rows = heard_rows(model, prompt, pixels, sounds, tokens)
+    length = max(map(len, rows))
+    embeddings = torch.stack([nn.functional.pad(row, (0, 0, length - len(row), 0)) for row in rows])
+    mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows])
+    options = {"max_new_tokens": NEW, **options}
+    torch.manual_seed(5)
+    expected = GenerationMixin.generate(model, inputs_embeds=embeddings, attention_mask=mask, **options)
+    soundclip = patch(model, TinyEncoder(), k=K, tokens=tokens)
+    torch.manual_seed(5)
+    with soundclip.audio(sounds, sampling_rate=RATE):
+        output = model.generate(
+            prompt["input_ids"], attention_mask=prompt["attention_mask"], images=pixels, **options
+        )
+    if "return_dict_in_generate" in options:
+        assert output.past_key_values.get_seq_length() == length + NEW - 1
+        output, expected = output.sequences, expected.sequences
+    assert torch.equal(output, expected)
+
+
+@pytest.mark.parametrize("k", [0, PATCHES])
+@torch.no_grad()
+def test_the_smallest_and_the_largest_k(model: Any, tokens: str, k: int) -> None:
+    pixels, sounds = make_pixels(2), make_sounds(2)
+    soundclip = patch(model, TinyEncoder(), k=k, tokens=tokens)
+    visual = soundclip.visual_tokens(pixels, sounds, sampling_rate=RATE)
+    for pixel, sound, got in zip(pixels, sounds, visual, strict=True):
+        torch.testing.assert_close(got, heard_image(model, pixel, sound, tokens, k), rtol=1e-4, atol=1e-4)
+
+
+def test_labels_and_gradients(model: Any, tokens: str) -> None:
+    """The words are predicted, the visual tokens are not; a gradient reaches the sound's projector."""
+    prompt, pixels, sounds = make_prompt([1, 1]), make_pixels(2), make_sounds(2)
+    labels = prompt["input_ids"].masked_fill(prompt["attention_mask"] == 0, -100)
+    losses = []
+    with torch.no_grad():
+        rows = heard_rows(model, prompt, pixels, sounds, tokens)
+        for row, ids, mask in zip(rows, prompt["input_ids"], prompt["attention_mask"], strict=True):
+            ids, scores = ids[mask.bool()], logits(model, row)
+            image = ids.tolist().index(IMAGE)
+            before, after = ids[1:image], ids[image + 1 :]
+            losses += nn.functional.cross_entropy(scores[: len(before)], before, reduction="none")
+            losses += nn.functional.cross_entropy(scores[-len(after) - 1 : -1], after, reduction="none")
+    soundclip = patch(model, TinyEncoder(), k=K, tokens=tokens)
+    with soundclip.audio(sounds, sampling_rate=RATE):
+        loss = model(**prompt, images=pixels, labels=labels).loss
+    torch.testing.assert_close(loss, torch.stack(losses).mean(), rtol=1e-4, atol=1e-4)
+    projector = Projector(16, WIDTH, 8)
+    soundclip = patch(model, TinyEncoder(), k=K, tokens=tokens, projector=projector, alignment="projected")
+    with soundclip.audio(sounds, sampling_rate=RATE):
+        model(**prompt, images=pixels, labels=labels).loss.backward()
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in projector.parameters())
+
+
+@torch.no_grad()
+def test_a_row_without_an_image_token_has_an_image_that_is_skipped(model: Any, tokens: str) -> None:
+    prompt, pixels, sounds = make_prompt([1, 0, 1]), make_pixels(3), make_sounds(3)
+    visual = [heard_image(model, *pair, tokens) for pair in zip(pixels, sounds, strict=True)]
+    rows = prompt_rows(model, prompt, [visual[0], visual[2]])
+    soundclip = patch(model, TinyEncoder(), k=K, tokens=tokens)
+    with soundclip.audio(sounds, sampling_rate=RATE):
+        output = model(**prompt, images=pixels).logits
+    for got, row in zip(output, rows, strict=True):
+        torch.testing.assert_close(got[: len(row)], logits(model, row), rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_a_prompt_longer_than_the_tokenizers_is_cut(clip_folder: Path, tokens: str) -> None:
+    """As stock code cuts: embeddings from the end on."""
+    model = build_model(clip_folder, tokenizer_model_max_length=7)
+    prompt, pixels, sounds = make_prompt([1]), make_pixels(1), make_sounds(1)
+    [row] = heard_rows(model, prompt, pixels, sounds, tokens)
+    soundclip = patch(model, TinyEncoder(), k=K, tokens=tokens)
+    with soundclip.audio(sounds, sampling_rate=RATE):
+        output = model(**prompt, images=pixels).logits
+    torch.testing.assert_close(output[0], logits(model, row[:7]), rtol=1e-4, atol=1e-4)
+
+
+# Images in tiles
+
+
+def build_anyres(clip_folder: Path, merge: str, **options: Any) -> Any:
+    options = {"image_aspect_ratio": "anyres", "image_grid_pinpoints": PINPOINTS, **options}
+    return build_model(clip_folder, mm_patch_merge_type=merge, **options)
+
+
+@pytest.mark.parametrize("merge", ["spatial_unpad", "spatial"])
+@pytest.mark.parametrize("images", [[1], [2, 1]], ids=str)
+@torch.no_grad()
+def test_generate_from_tiles_equals_the_model_put_together_by_hand(
+    clip_folder: Path, merge: str, tokens: str, images: list[int]
+) -> None:
+    model = build_anyres(clip_folder, merge, tokenizer_padding_side="left")
+    pictures, sounds = PICTURES[: sum(images)], make_sounds(sum(images))
+    prompt, tiles = make_prompt(images), [picture.tiles() for picture in pictures]
+    unpad = merge == "spatial_unpad"
+    visual = [
+        heard_tiles(model, *parts, tokens, unpad=unpad) for parts in zip(tiles, sounds, pictures, strict=True)
+    ]
+    expected = [greedy(model, row) for row in prompt_rows(model, prompt, visual)]
+    soundclip = patch(model, TinyEncoder(), k=K, tokens=tokens)
+    with soundclip.audio(sounds, sampling_rate=RATE):
+        output = model.generate(
+            prompt["input_ids"],
+            attention_mask=prompt["attention_mask"],
+            images=tiles,
+            image_sizes=[picture.size for picture in pictures],
+            max_new_tokens=NEW,
+            do_sample=False,
+        )
+    assert output.tolist() == expected
+
+
+@torch.no_grad()
+def test_forward_of_tiles_equals_the_model_put_together_by_hand(clip_folder: Path, tokens: str) -> None:
+    model = build_anyres(clip_folder, "spatial_unpad", mm_vision_select_feature="patch")
+    sounds, prompt = make_sounds(3), make_prompt([1, 2])
+    tiles = [picture.tiles() for picture in PICTURES]
+    visual = [heard_tiles(model, *parts, tokens) for parts in zip(tiles, sounds, PICTURES, strict=True)]
+    expected = [logits(model, row) for row in prompt_rows(model, prompt, visual)]
+    soundclip = patch(model, TinyEncoder(), k=K, tokens=tokens)
+    with soundclip.audio(sounds, sampling_rate=RATE):
+        output = model(**prompt, images=tiles, image_sizes=[picture.size for picture in PICTURES]).logits
+    assert output.shape[1] == max(map(len, expected))
+    for row, want in zip(output, expected, strict=True):
+        torch.testing.assert_close(row[: len(want)], want, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_images_of_one_tile_beside_others(clip_folder: Path, tokens: str) -> None:
+    model = build_anyres(clip_folder, "spatial_unpad")
+    single = Picture((30, 30), 0, 0)
+    pictures, sounds, prompt = [single, PICTURES[0]], make_sounds(2), make_prompt([1, 1])
+    tiles = [picture.tiles() for picture in pictures]
+    visual = [heard_tiles(model, *parts, tokens) for parts in zip(tiles, sounds, pictures, strict=True)]
+    expected = [logits(model, row) for row in prompt_rows(model, prompt, visual)]
+    soundclip = patch(model, TinyEncoder(), k=K, tokens=tokens)
+    with soundclip.audio(sounds, sampling_rate=RATE):
+        images = [tiles[0][0], tiles[1]]  # the stock code takes (3, H, W) as one tile
+        output = model(**prompt, images=images, image_sizes=[picture.size for picture in pictures]).logits
+    for row, want in zip(output, expected, strict=True):
+        torch.testing.assert_close(row[: len(want)], want, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_flat_tiles_follow_one_another_each_with_its_slot(clip_folder: Path, tokens: str) -> None:
+    model = build_anyres(clip_folder, "flat")
+    sounds, prompt = make_sounds(2), make_prompt([1, 1])
+    images = torch.stack([make_pixels(3, seed=seed) for seed in (2, 3)])
+    visual = [
+        torch.cat([heard_image(model, tile, sound, tokens) for tile in tiles])
+        for tiles, sound in zip(images, sounds, strict=True)
+    ]
+    expected = [logits(model, row) for row in prompt_rows(model, prompt, visual)]
+    soundclip = patch(model, TinyEncoder(), k=K, tokens=tokens)
+    with soundclip.audio(sounds, sampling_rate=RATE):
+        output = model(**prompt, images=images).logits
+    for row, want in zip(output, expected, strict=True):
+        torch.testing.assert_close(row[: len(want)], want, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_tiles_are_cut_with_the_prompt_after_what_is_dropped(clip_folder: Path, tokens: str) -> None:
+    model = build_anyres(clip_folder, "spatial_unpad", tokenizer_model_max_length=30)
+    picture, sounds, prompt = PICTURES[0], make_sounds(1), make_prompt([1])
+    visual = heard_tiles(model, picture.tiles(), sounds[0], picture, tokens)
+    [row] = prompt_rows(model, prompt, [visual])
+    soundclip = patch(model, TinyEncoder(), k=K, tokens=tokens)
+    with soundclip.audio(sounds, sampling_rate=RATE):
+        output = model(**prompt, images=[picture.tiles()], image_sizes=[picture.size]).logits
+    torch.testing.assert_close(output[0], logits(model, row[:30]), rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_visual_tokens_of_tiles(clip_folder: Path, tokens: str) -> None:
+    model = build_anyres(clip_folder, "spatial_unpad")
+    picture, sounds = PICTURES[0], make_sounds(2)
+    images = torch.stack([picture.tiles(seed=seed) for seed in (2, 3)])
+    soundclip = patch(model, TinyEncoder(), k=K, tokens=tokens)
+    with soundclip.audio(sounds, sampling_rate=RATE):
+        visual = soundclip._host.visual_tokens(images, [picture.size] * 2)
+    for tiles, sound, got in zip(images, sounds, visual, strict=True):
+        expected = heard_tiles(model, tiles, sound, picture, tokens)
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
