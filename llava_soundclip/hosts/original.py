@@ -32,7 +32,7 @@ class OriginalLlavaHost(Host):
 
     Raises:
         ValueError: if the tower isn't loaded yet.
-        TypeError: if there is no tower, or one without a CLS token.
+        TypeError: if there is no tower, or one without a CLS token, or one of several scales.
     """
 
     def __init__(self, model: Any) -> None:
@@ -50,6 +50,11 @@ class OriginalLlavaHost(Host):
             raise TypeError(
                 f"the vision tower is a {type(tower).__name__} without a CLS token, so a sound has no slot "
                 "to take; SoundCLIP needs a CLIP tower"
+            )
+        if tower.hidden_size != tower.config.hidden_size:
+            raise TypeError(
+                f"the vision tower is a {type(tower).__name__} whose tokens join several scales of a picture: "
+                "none of them has a slot for a sound"
             )
 
     @property
@@ -222,7 +227,7 @@ class OriginalLlavaHost(Host):
     def _generate(self, ear: Ear) -> Callable[..., Any]:
         def generate(stock: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             hearing = ear.hearing()
-            if hearing is None:
+            if hearing is None or hearing.images_per_row is not None:
                 return stock(*args, **kwargs)
             given = _by_name(inspect.signature(stock), *args, **kwargs)
             ids, images = given.get("inputs"), given.get("images")

@@ -1,5 +1,7 @@
 """The original `llava` package, with a sound, against the same model put together by hand from its parts."""
 
+import copy
+import threading
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -7,11 +9,19 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel, GenerationMixin
+from transformers import (
+    CLIPImageProcessor,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    GenerationMixin,
+    MptForCausalLM,
+    TextIteratorStreamer,
+)
 
 from llava_soundclip import Projector, patch
 from tests.conftest import PAD, PATCHES, WIDTH, TinyEncoder
 from tests.hosts.reference import algorithm_1, pad_or_cut
+from tests.test_patching import snapshot
 
 pytest.importorskip(
     "llava.model.language_model.llava_llama",
@@ -68,10 +78,10 @@ def model_class(name: str) -> Any:
     return Repaired
 
 
-def build_model(clip_folder: Path, name: str = "Llama", **options: Any) -> Any:
+def build_model(clip_folder: Path, name: str = "Llama", *, cls: Any = None, **options: Any) -> Any:
     """A random model of two layers: 9 patches, 100 words. Options go into its config."""
     torch.manual_seed(1)
-    cls = model_class(name)
+    cls = cls or model_class(name)
     config = cls.config_class(
         **{
             "vocab_size": 100,
@@ -362,6 +372,28 @@ def test_labels_and_gradients(model: Any, tokens: str) -> None:
 
 
 @torch.no_grad()
+def test_mpt(clip_folder: Path, tokens: str) -> None:
+    """The package's own forward stops with a TypeError, sound or not: it leaves position_ids out of a call."""
+    module = pytest.importorskip("llava.model.language_model.llava_mpt")
+
+    class Repaired(module.LlavaMptForCausalLM):
+        def forward(self, input_ids: Tensor, attention_mask: Tensor, images: Tensor) -> Any:
+            _, _, mask, _, embeddings, _ = self.prepare_inputs_labels_for_multimodal(
+                input_ids, None, attention_mask, None, None, images
+            )
+            return MptForCausalLM.forward(self, attention_mask=mask, inputs_embeds=embeddings)
+
+    model = build_model(clip_folder, cls=Repaired)
+    prompt, pixels, sounds = make_prompt([1, 2]), make_pixels(3), make_sounds(3)
+    expected = [logits(model, row) for row in heard_rows(model, prompt, pixels, sounds, tokens)]
+    soundclip = patch(model, TinyEncoder(), k=K, tokens=tokens)
+    with soundclip.audio(sounds, sampling_rate=RATE):
+        output = model(**prompt, images=pixels).logits
+    for row, want in zip(output, expected, strict=True):
+        torch.testing.assert_close(row[: len(want)], want, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
 def test_a_row_without_an_image_token_has_an_image_that_is_skipped(model: Any, tokens: str) -> None:
     prompt, pixels, sounds = make_prompt([1, 0, 1]), make_pixels(3), make_sounds(3)
     visual = [heard_image(model, *pair, tokens) for pair in zip(pixels, sounds, strict=True)]
@@ -491,3 +523,198 @@ def test_visual_tokens_of_tiles(clip_folder: Path, tokens: str) -> None:
     for tiles, sound, got in zip(images, sounds, visual, strict=True):
         expected = heard_tiles(model, tiles, sound, picture, tokens)
         torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+
+
+# Beside other work
+
+
+def pad_inputs() -> dict[str, Any]:
+    return {**make_prompt([1, 2]), "images": make_pixels(3)}
+
+
+def anyres_inputs() -> dict[str, Any]:
+    images = [picture.tiles() for picture in PICTURES]
+    return {**make_prompt([1, 2]), "images": images, "image_sizes": [picture.size for picture in PICTURES]}
+
+
+def scores(model: Any, inputs: dict[str, Any]) -> Tensor:
+    with torch.no_grad():
+        return model(**inputs).logits
+
+
+def generate(model: Any, inputs: dict[str, Any], **options: Any) -> list[list[int]]:
+    inputs = dict(inputs)
+    return model.generate(
+        inputs.pop("input_ids"), **inputs, max_new_tokens=NEW, do_sample=False, **options
+    ).tolist()
+
+
+@pytest.mark.parametrize(
+    "inputs, merge", [(pad_inputs, "flat"), (anyres_inputs, "flat"), (anyres_inputs, "spatial_unpad")]
+)
+def test_without_a_sound_and_after_unpatch_nothing_differs(
+    clip_folder: Path, inputs: Any, merge: str, tokens: str
+) -> None:
+    model, inputs = build_anyres(clip_folder, merge, tokenizer_padding_side="left"), inputs()
+    stock, words = scores(model, inputs), generate(model, inputs)
+    before = snapshot(model)
+    soundclip = patch(model, TinyEncoder(), k=K, tokens=tokens)
+    assert torch.equal(scores(model, inputs), stock) and generate(model, inputs) == words
+    with soundclip.audio(make_sounds(3), sampling_rate=RATE):
+        heard, heard_words = scores(model, inputs), generate(model, inputs)
+    assert heard.shape != stock.shape and heard_words != words
+    clone = copy.deepcopy(model)
+    with soundclip.audio(make_sounds(3), sampling_rate=RATE):
+        assert torch.equal(scores(clone, inputs), stock) and generate(clone, inputs) == words
+        assert torch.equal(scores(model, inputs), heard)
+    soundclip.unpatch()
+    assert torch.equal(scores(model, inputs), stock) and generate(model, inputs) == words
+    assert snapshot(model) == before
+
+
+def test_a_prompt_of_words_alone_after_the_sound(model: Any) -> None:
+    ids = torch.tensor([[1, 5, 6]])
+    stock = generate(model, {"input_ids": ids})
+    soundclip = patch(model, TinyEncoder(), k=K)
+    with soundclip.audio(make_sounds(3), sampling_rate=RATE):
+        generate(model, pad_inputs())
+    assert generate(model, {"input_ids": ids}) == stock
+
+
+def test_a_streamer_in_a_thread(model: Any, tokens: str) -> None:
+    class Words:
+        def decode(self, ids: Any, **_: Any) -> str:
+            return "".join(f"{int(i)} " for i in ids)
+
+    inputs = {**make_prompt([1]), "images": make_pixels(1)}
+    soundclip = patch(model, TinyEncoder(), k=K, tokens=tokens)
+    stock = generate(model, inputs)
+    with soundclip.audio(make_sounds(1), sampling_rate=RATE):
+        [expected] = generate(model, inputs)
+        streamer = TextIteratorStreamer(Words(), timeout=60)
+        options = {"streamer": streamer, "max_new_tokens": NEW, "do_sample": False}
+        ids = inputs.pop("input_ids")
+        thread = threading.Thread(target=model.generate, args=(ids,), kwargs={**inputs, **options})
+        thread.start()
+        text = "".join(streamer)
+        thread.join()
+    assert [int(word) for word in text.split()] == expected != stock[0]
+
+
+def test_two_threads_hear_two_sounds(clip_folder: Path) -> None:
+    model, inputs = build_anyres(clip_folder, "spatial_unpad"), anyres_inputs()
+    soundclip = patch(model, TinyEncoder(), k=K)
+    sounds = [make_sounds(3, seed=seed) for seed in (3, 4)]
+    alone = []
+    for several in sounds:
+        with soundclip.audio(several, sampling_rate=RATE):
+            alone.append(scores(model, inputs))
+    assert not torch.equal(*alone)
+    ready, same = threading.Barrier(2), [False, False]
+
+    def listen(i: int) -> None:
+        with soundclip.audio(sounds[i], sampling_rate=RATE):
+            ready.wait()
+            same[i] = all(torch.equal(scores(model, inputs), alone[i]) for _ in range(5))
+            ready.wait()
+
+    threads = [threading.Thread(target=listen, args=(i,)) for i in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert same == [True, True]
+
+
+@torch.no_grad()
+def test_what_a_projector_and_a_map_are_told(model: Any) -> None:
+    soundclip = patch(model, TinyEncoder(), k=K)
+    host, pixels = soundclip._host, make_pixels(2)
+    layers = model.get_vision_tower().vision_tower(pixels, output_hidden_states=True).hidden_states
+    assert torch.equal(host.tower_tokens(pixels), layers[-2])
+    assert (host.tower, host.tower_layer) == ("clip_vision_model-w32-l3-p10-i30", -2)
+    assert (host.width, host.grid) == (WIDTH, (3, 3))
+
+
+class TestMistakes:
+    """Refused before any work is done: the tower isn't asked."""
+
+    @pytest.fixture(autouse=True)
+    def forbid_work(self, model: Any) -> None:
+        def fail(*_: Any) -> None:
+            raise AssertionError("the tower ran")
+
+        model.get_vision_tower().vision_tower.register_forward_pre_hook(fail)
+
+    @pytest.fixture(params=["forward", "generate"])
+    def call(self, request: pytest.FixtureRequest, model: Any) -> Any:
+        if request.param == "forward":
+            return model
+        return lambda input_ids=None, **inputs: model.generate(input_ids, max_new_tokens=1, **inputs)
+
+    def test_numbers_of_sounds_and_images(self, model: Any, call: Any) -> None:
+        soundclip, inputs = patch(model, TinyEncoder(), k=K), pad_inputs()
+        with (
+            soundclip.audio(make_sounds(4), sampling_rate=RATE),
+            pytest.raises(ValueError, match="4 sounds for 3 images: give one sound an image"),
+        ):
+            call(**inputs)
+        for images in (2, 4):
+            with (
+                soundclip.audio(make_sounds(3), sampling_rate=RATE),
+                pytest.raises(ValueError, match=f"{images} images given, but the prompt has room for 3"),
+            ):
+                call(**{**inputs, "images": make_pixels(images)})
+
+    def test_no_image_for_a_sound(self, model: Any, call: Any) -> None:
+        soundclip = patch(model, TinyEncoder(), k=K)
+        with soundclip.audio(make_sounds(1), sampling_rate=RATE):
+            with pytest.raises(ValueError, match="no images.*: a sound needs an image"):
+                call(input_ids=torch.tensor([[1, IMAGE, 6]]))
+            with pytest.raises(ValueError, match=r"no image token \(-200\).*: a sound needs an image"):
+                call(input_ids=torch.tensor([[1, 5, 6]]), images=make_pixels(1))
+
+    def test_inputs_embeds(self, model: Any, call: Any) -> None:
+        soundclip = patch(model, TinyEncoder(), k=K)
+        with (
+            soundclip.audio(make_sounds(1), sampling_rate=RATE),
+            pytest.raises(ValueError, match="inputs_embeds can't be given"),
+        ):
+            call(inputs_embeds=torch.zeros(1, 3, 24), images=make_pixels(1))
+
+    def test_k_above_the_patches(self, model: Any, call: Any) -> None:
+        soundclip = patch(model, TinyEncoder(), k=10)
+        with (
+            soundclip.audio(make_sounds(3), sampling_rate=RATE),
+            pytest.raises(ValueError, match="k is 10, but an image has only 9 patches"),
+        ):
+            call(**pad_inputs())
+
+    @pytest.mark.parametrize("sizes", [None, [(40, 60)]])
+    def test_tiles_without_image_sizes(self, model: Any, call: Any, sizes: Any) -> None:
+        model.config.mm_patch_merge_type = "spatial"
+        soundclip = patch(model, TinyEncoder(), k=K)
+        with (
+            soundclip.audio(make_sounds(3), sampling_rate=RATE),
+            pytest.raises(ValueError, match=r"(no|1) image_sizes for 3 images in tiles"),
+        ):
+            call(**{**anyres_inputs(), "image_sizes": sizes})
+
+    def test_a_tower_that_is_not_loaded(self, model: Any) -> None:
+        model.get_vision_tower().is_loaded = False
+        with pytest.raises(ValueError, match=r"isn't loaded: call model.get_vision_tower\(\).load_model\(\)"):
+            patch(model, TinyEncoder())
+
+    def test_a_model_without_a_tower(self, model: Any) -> None:
+        del model.model.vision_tower
+        with pytest.raises(TypeError, match="has no vision tower: its config has no mm_vision_tower"):
+            patch(model, TinyEncoder())
+
+    def test_a_tower_without_a_slot(self, model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        tower = model.get_vision_tower()
+        monkeypatch.setattr(type(tower), "hidden_size", 3 * WIDTH)  # as CLIPVisionTowerS2 has it
+        with pytest.raises(TypeError, match="CLIPVisionTower whose tokens join several scales"):
+            patch(model, TinyEncoder())
+        tower.vision_tower = nn.Linear(2, 2)
+        with pytest.raises(TypeError, match="CLIPVisionTower without a CLS token"):
+            patch(model, TinyEncoder())
