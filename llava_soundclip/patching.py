@@ -249,18 +249,29 @@ class SoundCLIP:
         device = next(self._align.parameters(), embeddings).device  # where the user has the projector
         return self._align(embeddings.to(device))
 
-    def visual_tokens(self, pixel_values: Tensor, sounds: Any, *, sampling_rate: int | None = None) -> Tensor:
+    def visual_tokens(
+        self,
+        pixel_values: Tensor,
+        sounds: Any,
+        *,
+        image_sizes: Any = None,
+        sampling_rate: int | None = None,
+    ) -> Tensor | list[Tensor]:
         """What the language model would read: the tokens behind the mm_projector, for other engines.
 
         Args:
-            pixel_values: (n, 3, H, W) from the stock image processor.
+            pixel_values: (n, 3, H, W) from the stock image processor; (n, tiles, 3, H, W) for LLaVA-NeXT.
             sounds: one sound an image; see `audio`.
+            image_sizes: of images in tiles, as their processor gives them, (n, 2) for LLaVA-NeXT.
+            sampling_rate: Hz of arrays and tensors.
 
         Returns:
-            (n, N+1, hidden) with tokens="zero", (n, k+1, hidden) with "drop"; the sound's token first.
+            (n, N+1, hidden) with tokens="zero", (n, k+1, hidden) with "drop"; the sound's token first. With
+            `image_sizes` a list, (tokens, hidden) an image: they differ in length.
         """
         with self.audio(sounds, sampling_rate=sampling_rate):
-            return torch.stack(self._host.visual_tokens(pixel_values))
+            visual = self._host.visual_tokens(pixel_values, image_sizes)
+        return torch.stack(visual) if image_sizes is None else visual
 
     def caption(
         self,

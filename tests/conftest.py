@@ -94,6 +94,8 @@ def fill_tiny(model: Any) -> Any:
                 parameter.normal_(0, 0.25)
             elif name.endswith(("class_embedding", "image_newline")):
                 parameter.normal_(0, 1)
+        # Never written: without a cache the stock code would take it for one more image.
+        model.lm_head.weight[IMAGE_TOKEN] = 0
     model.generation_config.pad_token_id = PAD
     model.generation_config.eos_token_id = None
     return model.eval()
@@ -131,6 +133,21 @@ def build_tiny_vip_llava() -> Any:
         **{layers: [-1, -2, 1]},
     )
     return fill_tiny(VipLlavaForConditionalGeneration(config))
+
+
+def build_tiny_llava_next(*, text: str = "Llama", strategy: str = "default") -> Any:
+    """A random `LlavaNextForConditionalGeneration`: up to 2 x 2 or 3 x 1 tiles of 9 patches beside the base."""
+    from transformers import LlavaNextConfig, LlavaNextForConditionalGeneration
+
+    torch.manual_seed(0)
+    config = LlavaNextConfig(
+        vision_config=tiny_vision_config(),
+        text_config=tiny_text_config(text),
+        image_token_index=IMAGE_TOKEN,
+        vision_feature_select_strategy=strategy,
+        image_grid_pinpoints=[[30, 60], [60, 30], [60, 60], [90, 30], [30, 90]],
+    )
+    return fill_tiny(LlavaNextForConditionalGeneration(config))
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ _HOSTS: dict[str, str | type[Host]] = {
     "LlavaLlamaForCausalLM": "llava_soundclip.hosts.original:OriginalLlavaHost",
     "LlavaMistralForCausalLM": "llava_soundclip.hosts.original:OriginalLlavaHost",
     "LlavaMptForCausalLM": "llava_soundclip.hosts.original:OriginalLlavaHost",
+    "LlavaNextForConditionalGeneration": "llava_soundclip.hosts.llava_next:LlavaNextHost",
     "VipLlavaForConditionalGeneration": "llava_soundclip.hosts.vip_llava:VipLlavaHost",
 }
 

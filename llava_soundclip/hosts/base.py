@@ -95,8 +95,11 @@ class Host(ABC):
         """(n, N+1, D): what the tower gives at `tower_layer`, CLS first, unedited."""
 
     @abstractmethod
-    def visual_tokens(self, pixel_values: Tensor) -> list[Tensor]:
-        """What the language model reads for each image, (tokens, hidden), as the model itself makes it."""
+    def visual_tokens(self, pixel_values: Tensor, image_sizes: Any = None) -> list[Tensor]:
+        """What the language model reads for each image, (tokens, hidden), as the model itself makes it.
+
+        Where images are cut into tiles, `image_sizes` has the size of each, as its family's processor gives it.
+        """
 
     @abstractmethod
     def install(self, ear: Ear, undo: "Undo") -> None:

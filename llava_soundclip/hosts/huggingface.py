@@ -50,14 +50,25 @@ class Encoding:
 _ENCODING: ContextVar[Encoding | None] = ContextVar("llava_soundclip.encoding", default=None)
 
 
+def current_encoding(host: "HuggingFaceHost") -> Encoding | None:
+    """The encoding in progress, if it is this host's."""
+    encoding = _ENCODING.get()
+    return encoding if encoding is not None and encoding.host is host else None
+
+
 class HuggingFaceHost(Host):
     """A `...ForConditionalGeneration` with a CLIP tower, a projector and a language model in `model.model`.
 
-    A family says how many placeholders its processor writes and whether its code cuts the CLS token off.
+    A family says whether its code cuts the CLS token off.
+
+    Attributes:
+        per_image: arguments of `get_image_features` with one entry an image.
 
     Raises:
         TypeError: if the tower has no CLS token (SigLIP, Pixtral), so that there is no slot for a sound.
     """
+
+    per_image: tuple[str, ...] = ("pixel_values",)
 
     def __init__(self, model: Any) -> None:
         super().__init__(model)
@@ -98,18 +109,15 @@ class HuggingFaceHost(Host):
     def cuts_first(self, arguments: dict[str, Any]) -> bool:
         """Whether `get_image_features`, called with these arguments, cuts the first token off."""
 
-    @property
-    @abstractmethod
-    def stock_tokens(self) -> int:
-        """Placeholders that the stock processor writes for an image."""
-
     def tower_tokens(self, pixel_values: Tensor) -> Tensor:
         pixel_values = pixel_values.to(self.model.device, self.model.dtype)
         return self.vision_tower(pixel_values, output_hidden_states=True).hidden_states[self.tower_layer]
 
-    def visual_tokens(self, pixel_values: Tensor) -> list[Tensor]:
+    def visual_tokens(self, pixel_values: Tensor, image_sizes: Any = None) -> list[Tensor]:
         pixel_values = pixel_values.to(self.model.device, self.model.dtype)
-        return list(_features(self.model.model.get_image_features(pixel_values)))
+        given = {"pixel_values": pixel_values, "image_sizes": image_sizes}
+        output = self.model.model.get_image_features(**{name: given[name] for name in self.per_image})
+        return list(features(output))
 
     def install(self, ear: Ear, undo: Undo) -> None:
         hook = self.vision_tower.register_forward_hook(self._edit_tower_output(ear))
@@ -121,11 +129,11 @@ class HuggingFaceHost(Host):
 
     def _edit_tower_output(self, ear: Ear) -> Callable[..., Any]:
         def hook(tower: nn.Module, args: Any, output: Any) -> Any:
-            encoding = _ENCODING.get()
-            if encoding is None or encoding.host is not self:
+            encoding = current_encoding(self)
+            if encoding is None:
                 return None
             hidden_states = list(output.hidden_states)
-            edited = ear.edit([hidden_states[layer] for layer in encoding.layers], encoding.hearing)
+            edited = self.edit(ear, [hidden_states[layer] for layer in encoding.layers], encoding)
             for layer, tokens in zip(encoding.layers, edited, strict=True):
                 if encoding.cuts_first:
                     tokens = nn.functional.pad(tokens, (0, 0, 1, 0))
@@ -134,14 +142,18 @@ class HuggingFaceHost(Host):
 
         return hook
 
+    def edit(self, ear: Ear, layers: list[Tensor], encoding: Encoding) -> list[Tensor]:
+        """Algorithm 1 on the layers that a call reads, each (n, N+1, D)."""
+        return ear.edit(layers, encoding.hearing)
+
     def _keep_slot(self, ear: Ear) -> Callable[..., Any]:
         def get_image_features(stock: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             hearing = ear.hearing()
             if hearing is None:
                 return stock(*args, **kwargs)
-            kwargs = _by_name(inspect.signature(stock), *args, **kwargs)
-            repeats = _beams(kwargs["pixel_values"], hearing)
-            kwargs["pixel_values"] = kwargs["pixel_values"][::repeats]
+            kwargs = arguments_by_name(inspect.signature(stock), *args, **kwargs)
+            repeats = _beams(self.pictures(kwargs), hearing)
+            kwargs |= {name: kwargs[name][::repeats] for name in self.per_image}
             token = _ENCODING.set(self.encoding(kwargs, hearing))
             try:
                 output = stock(**kwargs)
@@ -166,7 +178,7 @@ class HuggingFaceHost(Host):
             hearing = ear.hearing() if model is self.model else None  # a copy takes its hooks along
             if hearing is None or hearing.images_per_row is not None:  # `generate` has made room already
                 return None
-            kwargs = _by_name(signature, model, *args, **kwargs)
+            kwargs = arguments_by_name(signature, model, *args, **kwargs)
             del kwargs["self"]
             if kwargs.get("inputs_embeds") is not None:
                 raise ValueError("inputs_embeds can't be given with a sound: give input_ids and pixel_values")
@@ -183,7 +195,7 @@ class HuggingFaceHost(Host):
             hearing = ear.hearing()
             if hearing is None or hearing.images_per_row is not None:
                 return stock(*args, **kwargs)
-            kwargs = _by_name(inspect.signature(stock), *args, **kwargs)
+            kwargs = arguments_by_name(inspect.signature(stock), *args, **kwargs)
             inputs = kwargs.pop("inputs", None)
             ids = kwargs.pop("input_ids", None) if inputs is None else inputs
             if kwargs.get("inputs_embeds") is not None or ids is None:
@@ -242,9 +254,11 @@ class HuggingFaceHost(Host):
 
     def sizes(self, ear: Ear, arguments: dict[str, Any]) -> tuple[list[int], list[int]]:
         """Placeholders of each image as the processor writes them, and visual tokens while it sounds."""
+        rows, columns = self.grid
+        stock = rows * columns + (not self.cuts_first(arguments))
         placeholders = int((arguments["input_ids"] == self.model.config.image_token_id).sum())
-        images = math.ceil(placeholders / self.stock_tokens)
-        return [self.stock_tokens] * images, [ear.visual_tokens_per_image()] * images
+        images = math.ceil(placeholders / stock)
+        return [stock] * images, [ear.visual_tokens_per_image()] * images
 
     def stretch(self, room: Room, kwargs: dict[str, Any]) -> dict[str, Any]:
         """The arguments of a call with every one-value-a-token tensor stretched.
@@ -273,7 +287,7 @@ class HuggingFaceHost(Host):
         return (layers,) if isinstance(layers, int) else tuple(sorted(layers, key=lambda i: i % states))
 
 
-def _by_name(signature: inspect.Signature, *args: Any, **kwargs: Any) -> dict[str, Any]:
+def arguments_by_name(signature: inspect.Signature, *args: Any, **kwargs: Any) -> dict[str, Any]:
     """The arguments of a call, all of them by name."""
     arguments = signature.bind(*args, **kwargs).arguments
     rest = next((p.name for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD), "")
@@ -284,18 +298,18 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
-def _features(output: Any) -> Any:
+def features(output: Any) -> Any:
     """One tensor an image: `pooler_output` from 5.0 on, before that the output itself."""
     return getattr(output, "pooler_output", output)
 
 
-def _beams(pixel_values: Tensor, hearing: Hearing) -> int:
+def _beams(images: int, hearing: Hearing) -> int:
     """How many times `generate` repeated each image for its beams; 1 outside it.
 
     Raises:
         ValueError: if sounds and images differ in number; both are named.
     """
-    sounds, images = len(hearing.embeddings), len(pixel_values)
+    sounds = len(hearing.embeddings)
     if hearing.images_per_row is not None and images % sounds == 0:
         return images // sounds
     if sounds != images:
@@ -309,13 +323,13 @@ def _repeat_by_row(output: Any, hearing: Hearing, repeats: int) -> Any:
     Before 5.18 transformers repeats images one by one (a a b b), which mixes up the images of a prompt that
     has several; the ids are repeated row by row (a b a b), so the features are, too.
     """
-    features = list(_features(output))
+    once = features(output)
     repeated: Any = []
     start = 0
     for images in hearing.images_per_row or ():
-        repeated += features[start : start + images] * repeats
+        repeated += list(once[start : start + images]) * repeats
         start += images
-    repeated = torch.stack(repeated) if isinstance(_features(output), Tensor) else repeated
+    repeated = torch.stack(repeated) if isinstance(once, Tensor) else repeated
     if not hasattr(output, "pooler_output"):
         return repeated
     output = copy.copy(output)

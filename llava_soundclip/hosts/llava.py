@@ -11,8 +11,3 @@ class LlavaHost(HuggingFaceHost):
     def cuts_first(self, arguments: dict[str, Any]) -> bool:
         strategy = arguments.get("vision_feature_select_strategy")
         return (strategy or self.model.config.vision_feature_select_strategy) == "default"
-
-    @property
-    def stock_tokens(self) -> int:
-        rows, columns = self.grid
-        return rows * columns + (not self.cuts_first({}))

@@ -19,8 +19,3 @@ class VipLlavaHost(HuggingFaceHost):
 
     def cuts_first(self, arguments: dict[str, Any]) -> bool:
         return True
-
-    @property
-    def stock_tokens(self) -> int:
-        rows, columns = self.grid
-        return rows * columns

@@ -16,6 +16,7 @@ from tests.conftest import (
     PATCHES,
     TinyEncoder,
     build_tiny_llava,
+    build_tiny_llava_next,
     build_tiny_vip_llava,
 )
 from tests.hosts import reference
@@ -49,12 +50,29 @@ def square_pictures(stock: int) -> Callable[[int, Generator], tuple[Pictures, li
     return pictures
 
 
+# (height, width), tiles and placeholders of pictures that use different grids; the first two are padded.
+TILED = [((40, 60), 5, 9 + 4 * 7), ((90, 15), 4, 9 + 9 * 2), ((30, 60), 3, 9 + 3 * 7)]
+
+
+def tiled_pictures(n: int, generator: Generator) -> tuple[Pictures, list[int]]:
+    pictures = [TILED[i % len(TILED)] for i in range(n)]
+    pixel_values = torch.zeros(n, max(tiles for _, tiles, _ in pictures), 3, 30, 30)
+    for image, (_, tiles, _) in zip(pixel_values, pictures, strict=True):
+        image[:tiles].normal_(generator=generator)
+    sizes = torch.tensor([size for size, _, _ in pictures])
+    return {"pixel_values": pixel_values, "image_sizes": sizes}, [stock for _, _, stock in pictures]
+
+
 LLAVA = Family(build_tiny_llava, square_pictures(PATCHES), reference.hear_llava)
 
 FAMILIES = {
     "llava": LLAVA,
     "llava-full": Family(
         lambda: build_tiny_llava(strategy="full"), square_pictures(PATCHES + 1), reference.hear_llava
+    ),
+    "llava_next-vicuna": Family(build_tiny_llava_next, tiled_pictures, reference.hear_llava_next),
+    "llava_next-mistral": Family(
+        lambda: build_tiny_llava_next(text="Mistral"), tiled_pictures, reference.hear_llava_next
     ),
     "vip_llava": Family(build_tiny_vip_llava, square_pictures(PATCHES), reference.hear_vip_llava),
 }

@@ -1,11 +1,13 @@
 """What the paper says, slowly: Algorithm 1 as a loop, and a LLaVA put together by hand from its parts."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.image_processing_utils import select_best_resolution
 
 from tests.conftest import IMAGE_TOKEN
 
@@ -16,11 +18,14 @@ def cosine(a: list[float], b: list[float]) -> float:
     return dot / size if size else 0.0
 
 
-def algorithm_1(tokens: Tensor, audio: Tensor, k: int) -> tuple[Tensor, list[int]]:
+def algorithm_1(
+    tokens: Tensor, audio: Tensor, k: int, candidates: Collection[int] | None = None
+) -> tuple[Tensor, list[int]]:
     """One image: tokens (N+1, D), audio (D,) in the tower's space. Lines 7 to 12, and the kept patches."""
     patches = tokens[1:].tolist()
     similarity = [cosine(audio.tolist(), patch) for patch in patches]
-    best = sorted(range(len(patches)), key=lambda i: (-similarity[i], i))[:k]
+    places = range(len(patches)) if candidates is None else candidates
+    best = sorted(places, key=lambda i: (-similarity[i], i))[:k]
     rows = [audio.tolist()]
     for i, patch in enumerate(patches):
         rows.append(patch if i in best else [0.0] * len(patch))
@@ -49,6 +54,59 @@ def hear_vip_llava(
     layers = list(model.config.vision_feature_layers)
     assert layers[0] == -1
     return hear_at(model, layers, pictures["pixel_values"], embeddings, k, tokens)
+
+
+def hear_llava_next(
+    model: Any, pictures: Mapping[str, Tensor], embeddings: Tensor, k: int, tokens: str
+) -> list[Tensor]:
+    """Visual tokens of each image: the base tile, the grid's slots, then its rows with a newline each."""
+    config, project = model.config, model.model.multi_modal_projector
+    side = config.vision_config.image_size // config.vision_config.patch_size
+    visual = []
+    for image, embedding, size in zip(
+        pictures["pixel_values"], embeddings, pictures["image_sizes"].tolist(), strict=True
+    ):
+        down, across = (
+            pixels // config.vision_config.image_size
+            for pixels in select_best_resolution(size, config.image_grid_pinpoints)
+        )
+        kept_rows, kept_columns = unpadded(size, down * side, across * side)
+        places: list[set[int]] = [set(range(side * side)), *(set() for _ in range(down * across))]
+        for row, column in product(kept_rows, kept_columns):
+            tile, patch = tile_and_patch(row, column, side, across)
+            places[tile].add(patch)
+        sound = pad_or_cut(embedding, config.vision_config.hidden_size)
+        edited, kept = [], []
+        for tile, candidates in enumerate(places):
+            states = model.model.vision_tower(image[None, tile], output_hidden_states=True).hidden_states
+            result, best = algorithm_1(states[config.vision_feature_layer][0], sound, k, candidates)
+            edited.append(project(result))
+            kept.append(best if tokens == "drop" else range(side * side))
+        sequence = [edited[0][0], *(edited[0][1 + patch] for patch in kept[0])]
+        sequence += [tile[0] for tile in edited[1:]]
+        for row in kept_rows:
+            for column in kept_columns:
+                tile, patch = tile_and_patch(row, column, side, across)
+                if patch in kept[tile]:
+                    sequence.append(edited[tile][1 + patch])
+            sequence.append(model.model.image_newline)
+        visual.append(torch.stack(sequence))
+    return visual
+
+
+def tile_and_patch(row: int, column: int, side: int, across: int) -> tuple[int, int]:
+    """Which tile of an image, the base tile being 0, and which patch of it stands there in the grid."""
+    return 1 + row // side * across + column // side, row % side * side + column % side
+
+
+def unpadded(size: list[int], rows: int, columns: int) -> tuple[range, range]:
+    """Rows and columns of the grid that show something of a picture of this (height, width)."""
+    height, width = size
+    if width * rows > height * columns:  # wider than its grid: padded above and below
+        padding = (rows - int(height * columns / width)) // 2
+        return range(padding, rows - padding), range(columns)
+    padding = (columns - int(width * rows / height)) // 2
+    return range(rows), range(padding, columns - padding)
 
 
 def hear_at(
