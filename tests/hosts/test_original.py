@@ -1,6 +1,8 @@
 """The original `llava` package, with a sound, against the same model put together by hand from its parts."""
 
 import copy
+import runpy
+import sys
 import threading
 from importlib import import_module
 from pathlib import Path
@@ -8,6 +10,9 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+import transformers
+from PIL import Image
+from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
 from transformers import (
     CLIPImageProcessor,
@@ -15,12 +20,15 @@ from transformers import (
     CLIPVisionModel,
     GenerationMixin,
     MptForCausalLM,
+    PreTrainedTokenizerFast,
     TextIteratorStreamer,
 )
 
 from llava_soundclip import Projector, patch
 from tests.conftest import PAD, PATCHES, WIDTH, TinyEncoder
+from tests.encoders import fake_whisper
 from tests.hosts.reference import algorithm_1, pad_or_cut
+from tests.test_captioning import write_film
 from tests.test_patching import snapshot
 
 pytest.importorskip(
@@ -634,6 +642,38 @@ def test_what_a_projector_and_a_map_are_told(model: Any) -> None:
     assert torch.equal(host.tower_tokens(pixels), layers[-2])
     assert (host.tower, host.tower_layer) == ("clip_vision_model-w32-l3-p10-i30", -2)
     assert (host.width, host.grid) == (WIDTH, (3, 3))
+
+
+@pytest.mark.skipif(
+    int(transformers.__version__[0]) < 5,
+    reason="before transformers 5 the package's generate stops with a TypeError",
+)
+@pytest.mark.parametrize("aspect", ["pad", "anyres"])
+def test_the_example_runs_on_a_folder_as_the_package_saves_it(
+    clip_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    aspect: str,
+) -> None:
+    folder = tmp_path / "llava-tiny"
+    merge = {"pad": "flat", "anyres": "spatial_unpad"}[aspect]
+    model = build_anyres(clip_folder, merge, image_aspect_ratio=aspect, mm_use_im_patch_token=False)
+    model.save_pretrained(folder)
+    words = {"<unk>": PAD, "<s>": 1, "</s>": 2, **{f"w{i}": i for i in range(3, 100)}}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    special = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<unk>"}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
+    whisper = fake_whisper.write_openai(tmp_path / "whisper.pt", fake_whisper.weights())
+    film = write_film(tmp_path / "bark.mp4")
+    Image.new("RGB", (40, 60), "orange").save(tmp_path / "dog.png")
+    command = f"original_llava.py {film} {tmp_path / 'dog.png'} --model {folder} --checkpoint {whisper} --k 4"
+    monkeypatch.setattr(sys, "argv", [*command.split(), "--device", "cpu", "--prompt", "w5 w6"])
+    runpy.run_path(str(Path(__file__).parents[2] / "examples" / "original_llava.py"))
+    without, heard = capsys.readouterr().out.splitlines()[-2:]
+    assert without.startswith("without a sound: w") and heard.startswith("with the sound:  w")
+    assert without.split()[3:] != heard.split()[3:]
 
 
 class TestMistakes:
