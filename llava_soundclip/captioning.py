@@ -71,6 +71,7 @@ def trace(
     processor = load_processor(soundclip)
     seen = _picture(source, picture, frame)
     pixel_values = processor.image_processor(seen, return_tensors="pt")["pixel_values"]
+    pixel_values = pixel_values.flatten(0, -4)[:1]  # of tiles the first, which shows all of the picture
     host = soundclip._host
     with torch.no_grad():
         audio = soundclip.align(soundclip.embed(source, sampling_rate=sampling_rate))

@@ -161,18 +161,27 @@ def tiny_encoder() -> TinyEncoder:
 
 
 def build_tiny_processor(model: Any) -> Any:
-    """A stock `LlavaProcessor` whose 90 words are w0 ... w89, for `build_tiny_llava`."""
+    """A stock `LlavaProcessor` or `LlavaNextProcessor` whose 90 words are w0 ... w89, for a tiny model."""
+    import transformers
     from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import CLIPImageProcessor, LlavaProcessor, PreTrainedTokenizerFast
 
     words = {"<pad>": PAD, "<s>": 1, "</s>": 2, "<image>": IMAGE_TOKEN}
     words |= {f"w{i}": i for i in range(3, 100) if i != IMAGE_TOKEN}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="w3"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    size = {"height": 30, "width": 30}
-    return LlavaProcessor(
-        image_processor=CLIPImageProcessor(size={"shortest_edge": 30}, crop_size=size),
-        tokenizer=PreTrainedTokenizerFast(
+    size: dict[str, Any] = {"size": {"shortest_edge": 30}, "crop_size": {"height": 30, "width": 30}}
+    if hasattr(model.config, "image_grid_pinpoints"):
+        size["image_grid_pinpoints"] = model.config.image_grid_pinpoints
+        image_processor = transformers.LlavaNextImageProcessor(**size)
+        processor_class = transformers.LlavaNextProcessor
+    else:
+        image_processor, processor_class = (
+            transformers.CLIPImageProcessor(**size),
+            transformers.LlavaProcessor,
+        )
+    return processor_class(
+        image_processor=image_processor,
+        tokenizer=transformers.PreTrainedTokenizerFast(
             tokenizer_object=tokenizer,
             pad_token="<pad>",
             bos_token="<s>",
