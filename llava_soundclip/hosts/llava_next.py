@@ -59,7 +59,7 @@ class LlavaNextHost(HuggingFaceHost):
 
     def __init__(self, model: Any) -> None:
         super().__init__(model)
-        self.cuts_first({})
+        self.cuts_first({})  # refuses a config with "full"
 
     def cuts_first(self, arguments: dict[str, Any]) -> bool:
         strategy = arguments.get("vision_feature_select_strategy")

@@ -194,7 +194,7 @@ def test_two_threads_hear_two_sounds(family: Family, model: Any) -> None:
         with soundclip.audio(sound, sampling_rate=RATE):
             alone.append(scores(model, inputs))
     assert not torch.equal(*alone)
-    ready = threading.Barrier(2)
+    ready = threading.Barrier(2, timeout=60)
     same = [False, False]
 
     def listen(i: int) -> None:
