@@ -2,7 +2,10 @@
 
 pip install --no-deps llava-torch==1.2.2.post1
 python examples/original_llava.py bark.wav dog.jpg
-python examples/original_llava.py bark.wav dog.jpg --model liuhaotian/llava-v1.6-mistral-7b --template mistral_instruct
+python examples/original_llava.py bark.wav dog.jpg --model liuhaotian/llava-v1.5-13b
+
+With transformers 4.57 the package loads its models, but its `generate` stops. With 5.23 both work, but for
+checkpoints that bring a vision tower of their own (LLaVA-1.6, `unfreeze_mm_vision_tower`), which don't load.
 """
 
 import argparse

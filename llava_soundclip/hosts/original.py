@@ -7,7 +7,8 @@ no room has to be made in the ids. Three methods of this one instance are wrappe
 - `prepare_inputs_labels_for_multimodal` gives each tile of an image its image's sound. What merges the tiles of
   `spatial` images views them as squares of patches, so there the stock code merges the patches' indices, and
   the tokens follow them. The base tile's slot comes first; the slots of the other tiles stand together, in tile
-  order, between the base tile's patches and the rows, so that rows, columns and newlines are stock's;
+  order, between the base tile's patches and the rows, so that rows, columns and newlines are stock's. Tiles of
+  `flat` images follow one another, each with its slot first;
 - `generate` refuses what can't be heard, as a forward pre-hook does for `forward`.
 
 Without a sound each is the stock method. The package is never imported.
@@ -23,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from llava_soundclip.hosts.base import Ear, Hearing, Host, Undo, clip_fingerprint, shadow
+from llava_soundclip.hosts.huggingface import arguments_by_name
 
 _IMAGE_TOKEN = -200  # llava.constants.IMAGE_TOKEN_INDEX
 
@@ -112,7 +114,7 @@ class OriginalLlavaHost(Host):
             hearing = ear.hearing() if model is self.model else None  # a copy takes its hooks along
             if hearing is None or hearing.images_per_row is not None:  # `generate` has checked
                 return
-            given = _by_name(signature, model, *args, **kwargs)
+            given = arguments_by_name(signature, model, *args, **kwargs)
             if given.get("inputs_embeds") is not None:
                 raise ValueError("inputs_embeds can't be given with a sound: give input_ids and images")
             if given.get("images") is None and given.get("past_key_values") is None:
@@ -135,7 +137,7 @@ class OriginalLlavaHost(Host):
             hearing = ear.hearing()
             if hearing is None:
                 return stock(*args, **kwargs)
-            given = _by_name(inspect.signature(stock), *args, **kwargs)
+            given = arguments_by_name(inspect.signature(stock), *args, **kwargs)
             ids, images = given["input_ids"], given["images"]
             if images is None or ids.shape[1] == 1:  # a step of decoding
                 return stock(**given)
@@ -229,7 +231,7 @@ class OriginalLlavaHost(Host):
             hearing = ear.hearing()
             if hearing is None or hearing.images_per_row is not None:
                 return stock(*args, **kwargs)
-            given = _by_name(inspect.signature(stock), *args, **kwargs)
+            given = arguments_by_name(inspect.signature(stock), *args, **kwargs)
             ids, images = given.get("inputs"), given.get("images")
             if given.get("inputs_embeds") is not None or ids is None:
                 raise ValueError(
@@ -261,16 +263,15 @@ class OriginalLlavaHost(Host):
         if attention_mask is not None:
             is_image &= attention_mask.bool()
         per_row = is_image.sum(1).tolist()
-        sounds = len(hearing.embeddings)
         if not any(per_row):
             raise ValueError(
-                f"the prompt has no image token ({_IMAGE_TOKEN}), but {sounds} sounds are open: "
-                "a sound needs an image"
+                f"a sound is open, but the prompt has no image token ({_IMAGE_TOKEN}): a sound needs an image"
             )
         # A row without an image token has an image all the same: stock code skips one there.
         wanted = sum(max(images_here, 1) for images_here in per_row)
         if len(images) != wanted:
             raise ValueError(f"{len(images)} images given, but the prompt has room for {wanted}")
+        sounds = len(hearing.embeddings)
         if sounds != len(images):
             raise ValueError(f"{sounds} sounds for {len(images)} images: give one sound an image")
         return per_row
@@ -280,13 +281,6 @@ def _one_a_tile(hearing: Hearing, tiles: Sequence[Tensor]) -> Hearing:
     """The same sounds, each repeated for its image's tiles."""
     repeats = torch.tensor([len(image) for image in tiles], device=hearing.embeddings.device)
     return Hearing(hearing.embeddings.repeat_interleave(repeats, 0), hearing.images_per_row)
-
-
-def _by_name(signature: inspect.Signature, *args: Any, **kwargs: Any) -> dict[str, Any]:
-    """The arguments of a call by name, without `self`."""
-    arguments = signature.bind(*args, **kwargs).arguments
-    arguments.pop("self", None)
-    return {**arguments.pop("kwargs", {}), **arguments}
 
 
 class _View:

@@ -526,8 +526,8 @@ def test_visual_tokens_of_tiles(clip_folder: Path, tokens: str) -> None:
     picture, sounds = PICTURES[0], make_sounds(2)
     images = torch.stack([picture.tiles(seed=seed) for seed in (2, 3)])
     soundclip = patch(model, TinyEncoder(), k=K, tokens=tokens)
-    with soundclip.audio(sounds, sampling_rate=RATE):
-        visual = soundclip._host.visual_tokens(images, [picture.size] * 2)
+    sizes = [picture.size] * 2
+    visual = soundclip.visual_tokens(images, sounds, image_sizes=sizes, sampling_rate=RATE)
     for tiles, sound, got in zip(images, sounds, visual, strict=True):
         expected = heard_tiles(model, tiles, sound, picture, tokens)
         torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
