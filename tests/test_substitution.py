@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -27,6 +27,7 @@ def problems(draw: st.DrawFn) -> tuple[Tensor, Tensor, int]:
     return tokens, audio, draw(st.integers(0, patches))
 
 
+@settings(deadline=None)
 @given(problems())
 def test_equals_the_slow_loop(problem: tuple[Tensor, Tensor, int]) -> None:
     tokens, audio, k = problem
@@ -56,6 +57,7 @@ def _near_ties(image: Tensor, sound: Tensor) -> bool:
     return any(sign and len(patches) > 1 for (sign, _), patches in keys.items())
 
 
+@settings(deadline=None)
 @given(problems())
 def test_drop_is_zero_without_its_zeros(problem: tuple[Tensor, Tensor, int]) -> None:
     tokens, audio, k = problem

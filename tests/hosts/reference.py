@@ -126,7 +126,7 @@ def hear_at(
                 rows.append(torch.cat([states[layer][image, 1 + patch] for layer in layers]))
             elif tokens == "zero":
                 rows.append(torch.zeros(len(layers) * len(sound)))
-        visual.append(model.model.multi_modal_projector(torch.stack(rows)))
+        visual.append(model.model.multi_modal_projector(torch.stack(rows).to(states[0].dtype)))
     return visual
 
 
