@@ -16,7 +16,7 @@ from llava_soundclip import captioning
 from llava_soundclip.alignment import build_alignment
 from llava_soundclip.captioning import FrameTime, Trace
 from llava_soundclip.encoders import AudioEncoder, Waveform, load_encoder
-from llava_soundclip.hosts import find_host
+from llava_soundclip.hosts import find_host, inner_model
 from llava_soundclip.hosts.base import Hearing, Host, Undo
 from llava_soundclip.sounds import as_waveforms
 from llava_soundclip.substitution import AudioTokenSubstituter, Norm, check_k
@@ -51,7 +51,7 @@ def patch(
     earlier patch.
 
     Args:
-        model: a loaded LLaVA; `supported_models()` lists the classes, subclasses work too.
+        model: a loaded LLaVA; `supported_models()` lists the classes, subclasses and PEFT's wrapper work too.
         encoder: a name of `available_encoders()`, or an `AudioEncoder`.
         alignment: "raw" (F.2, pad or cut), "projected" (the trained MLP), or alpha in [0, 1] for a mix,
             1 being raw (B.1).
@@ -87,9 +87,9 @@ def patch(
         projector = Projector.from_pretrained(projector).to(getattr(model, "device", None))
     soundclip = SoundCLIP(host, encoder, projector, alignment=alignment, k=k, tokens=tokens, norm=norm)
     soundclip.processor = processor
-    unpatch(model, missing_ok=True)
+    unpatch(host.model, missing_ok=True)
     soundclip._install()
-    _HANDLES[model] = weakref.ref(soundclip)
+    _HANDLES[host.model] = weakref.ref(soundclip)
     return soundclip
 
 
@@ -100,7 +100,7 @@ def unpatch(model: nn.Module, *, missing_ok: bool = False) -> None:
         ValueError: if the model isn't patched, unless `missing_ok`.
         RuntimeError: if somebody wrapped a method again after the patch; nothing is undone then.
     """
-    handle = _HANDLES.get(model)
+    handle = _HANDLES.get(inner_model(model))
     soundclip = handle() if handle is not None else None
     if soundclip is not None and soundclip.is_installed:
         soundclip.unpatch()

@@ -1,12 +1,13 @@
 """LLaVA families: a table of class names, so that none of their packages is imported to find out."""
 
 from importlib import import_module
+from typing import Any, cast
 
 from torch import nn
 
 from llava_soundclip.hosts.base import Host
 
-__all__ = ["Host", "find_host", "register_host", "supported_models"]
+__all__ = ["Host", "find_host", "inner_model", "register_host", "supported_models"]
 
 _HOSTS: dict[str, str | type[Host]] = {
     "LlavaForConditionalGeneration": "llava_soundclip.hosts.llava:LlavaHost",
@@ -38,12 +39,22 @@ def register_host(name: str, target: str | type[Host]) -> None:
     _HOSTS[name] = target
 
 
+def inner_model(model: nn.Module) -> nn.Module:
+    """The LLaVA inside PEFT's wrapper; any other model as it is."""
+    if any(cls.__name__ == "PeftModel" for cls in type(model).__mro__):
+        return cast(Any, model).get_base_model()
+    return model
+
+
 def find_host(model: nn.Module) -> Host:
     """The host of a model, by class name along its MRO: the most special class first.
+
+    What PEFT wraps is patched inside its wrapper.
 
     Raises:
         TypeError: for a model of another family; the supported ones are named.
     """
+    model = inner_model(model)
     for cls in type(model).__mro__:
         target = _HOSTS.get(cls.__name__)
         if isinstance(target, str):

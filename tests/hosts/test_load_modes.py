@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from llava_soundclip import patch
+from llava_soundclip import patch, unpatch
 from tests.conftest import TinyEncoder
 from tests.hosts import reference
 from tests.hosts.families import FAMILIES, NEW, RATE, Family, K, expected_rows, make_inputs, make_sounds
@@ -159,3 +159,24 @@ def test_an_adapter_that_comes_after_the_patch_is_heard_through(family: Family) 
         want = reference.logits(model, want)
         torch.testing.assert_close(row[-len(want) :], want, rtol=1e-4, atol=1e-4)
     soundclip.unpatch()
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")
+@torch.no_grad()
+def test_a_model_in_pefts_wrapper_is_patched_inside_it(family: Family) -> None:
+    peft = pytest.importorskip("peft", reason="needs peft")
+    inputs, sounds = make_call(model := family.build(), family), make_sounds(3)
+    config = peft.LoraConfig(r=2, target_modules=r".*language_model.*\.(q|v)_proj", init_lora_weights=False)
+    wrapped = peft.get_peft_model(model, config).eval()
+    stock, words = scores(wrapped, inputs), generate(wrapped, inputs)
+    soundclip = patch(wrapped, TinyEncoder(), k=K)
+    assert soundclip.model is model
+    with soundclip.audio(sounds, sampling_rate=RATE):
+        output, heard = scores(wrapped, inputs), generate(wrapped, inputs)
+    rows = expected_rows(model, inputs, sounds, K, "zero", family=family)
+    for row, want, new in zip(output, rows, heard, strict=True):
+        want_scores = reference.logits(model, want)
+        torch.testing.assert_close(row[-len(want) :], want_scores, rtol=1e-4, atol=1e-4)
+        assert new == reference.greedy(model, want, NEW)
+    unpatch(wrapped)
+    assert torch.equal(scores(wrapped, inputs), stock) and generate(wrapped, inputs) == words
