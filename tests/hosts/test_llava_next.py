@@ -1,5 +1,8 @@
 """LLaVA-NeXT's own: pictures of any size through its stock processor, and the stock layout kept."""
 
+import runpy
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,8 +12,10 @@ from PIL import Image
 
 from llava_soundclip import patch
 from tests.conftest import IMAGE_TOKEN, PATCHES, TinyEncoder, build_tiny_llava_next, build_tiny_processor
+from tests.encoders import fake_whisper
 from tests.hosts import reference
 from tests.hosts.families import FAMILIES, NEW, RATE, K, make_inputs, make_sounds
+from tests.test_captioning import write_film
 
 NEXT = FAMILIES["llava_next-vicuna"]
 SIZES = [(60, 40), (15, 90), (60, 30), (33, 35), (200, 17), (7, 300), (64, 64)]  # (width, height)
@@ -108,3 +113,19 @@ def test_image_sizes_are_asked_for(model: Any) -> None:
                 call(**inputs)
     with pytest.raises(ValueError, match="without image_sizes"):
         soundclip.visual_tokens(inputs["pixel_values"], make_sounds(1), sampling_rate=RATE)
+
+
+def test_the_example_in_4_bits(
+    model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On tiny random weights in a folder, with the lines that a GPU user needs."""
+    pytest.importorskip("bitsandbytes", reason="needs bitsandbytes")
+    folder, film = tmp_path / "llava-next-tiny", write_film(tmp_path / "bark.mp4")
+    model.save_pretrained(folder)
+    build_tiny_processor(model).save_pretrained(folder)
+    whisper = fake_whisper.write_openai(tmp_path / "whisper.pt", fake_whisper.weights())
+    command = f"llava_next_4bit.py {film} --model {folder} --checkpoint {whisper} --k 4 --device cpu"
+    monkeypatch.setattr(sys, "argv", command.split())
+    result = runpy.run_path(str(Path(__file__).parents[2] / "examples" / "llava_next_4bit.py"))
+    assert result["model"].is_loaded_in_4bit
+    assert result["soundclip"].caption(film) in capsys.readouterr().out
