@@ -38,11 +38,9 @@ options = {name: value for name, value in options.items() if value is not None}
 if args.model is None:
     soundclip = load_demo(**options)
 else:
-    from transformers import AutoProcessor, LlavaForConditionalGeneration
+    from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    model = LlavaForConditionalGeneration.from_pretrained(
-        args.model, dtype=args.dtype, device_map=args.device
-    )
+    model = AutoModelForImageTextToText.from_pretrained(args.model, dtype=args.dtype, device_map=args.device)
     soundclip = patch(model, processor=AutoProcessor.from_pretrained(args.model), **options)
 
 clip, picture, map_path = args.clip, args.picture, args.map

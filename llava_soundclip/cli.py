@@ -181,11 +181,13 @@ def load_llava(model_id: str, *, device: str | None = None, dtype: str = "auto")
     from llava_soundclip.hosts import supported_models
 
     architectures = transformers.AutoConfig.from_pretrained(model_id).architectures or []
-    known = [name for name in architectures if name in supported_models() and hasattr(transformers, name)]
+    # The original package's models are patched by a program that loads them, not from here.
+    supported = [name for name in supported_models() if hasattr(transformers, name)]
+    known = [name for name in architectures if name in supported]
     if not known:
         raise TypeError(
             f"{model_id} is a {' or '.join(architectures) or 'model without a name'}; "
-            f"supported are {', '.join(supported_models())}"
+            f"supported are {', '.join(supported)}"
         )
     model = getattr(transformers, known[0]).from_pretrained(
         model_id, dtype=dtype, device_map=device or default_device()

@@ -411,6 +411,16 @@ def test_another_family_is_refused_before_its_weights_are_read(tmp_path):
         cli.load_llava(str(tmp_path))
 
 
+def test_the_original_packages_models_are_not_loaded_from_here(tmp_path):
+    config = '{"model_type": "llava", "architectures": ["LlavaLlamaForCausalLM"]}'
+    (tmp_path / "config.json").write_text(config)
+    with pytest.raises(
+        TypeError, match="is a LlavaLlamaForCausalLM; supported are LlavaForConditionalGen"
+    ) as error:
+        cli.load_llava(str(tmp_path))
+    assert "supported are" in str(error.value) and str(error.value).count("LlavaLlama") == 1
+
+
 def test_the_miniature_goes_where_it_is_told(monkeypatch):
     import torch
 
