@@ -68,7 +68,7 @@ def patch(
         The handle through which the model hears.
 
     Raises:
-        TypeError: for a model of another family, or a `k` that isn't an int.
+        TypeError: for a model of another family, a `k` that isn't an int, or a module that isn't a `Projector`.
         ValueError: for an unknown value, or a projector that fits neither encoder nor tower.
     """
     host = find_host(model)
@@ -81,10 +81,16 @@ def patch(
     else:
         encoder_options.setdefault("device", getattr(model, "device", None))
         encoder = load_encoder(encoder, **encoder_options)
-    if isinstance(projector, str | Path):
+    if projector is not None:
         from llava_soundclip.projector import Projector
 
-        projector = Projector.from_pretrained(projector).to(getattr(model, "device", None))
+        if isinstance(projector, str | Path):
+            projector = Projector.from_pretrained(projector).to(getattr(model, "device", None))
+        elif not isinstance(projector, Projector):
+            raise TypeError(
+                f"projector must be a SoundCLIP Projector, a folder, a .safetensors file or a Hub id, not a "
+                f"{type(projector).__name__}; LLaVA's own mm_projector stays where it is"
+            )
     soundclip = SoundCLIP(host, encoder, projector, alignment=alignment, k=k, tokens=tokens, norm=norm)
     soundclip.processor = processor
     unpatch(host.model, missing_ok=True)

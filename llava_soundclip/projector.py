@@ -167,8 +167,14 @@ class Projector(
             tower_layer: the layer that its tokens come from.
 
         Raises:
-            ValueError: that names every field that differs, with both values.
+            ValueError: that names every field that differs, with both values, or a weight that isn't float.
         """
+        for name, weight in self.named_parameters():
+            if not weight.is_floating_point():
+                raise ValueError(
+                    f"The projector's {name} is {weight.dtype}: it was quantised. It is small, load it as float: "
+                    "Projector.from_pretrained(..., dtype=torch.float16)."
+                )
         here = {
             **signature,
             "audio_dim": audio_dim,

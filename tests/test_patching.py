@@ -635,6 +635,20 @@ class TestMistakes:
         with pytest.raises(ValueError, match="pass projector="):
             patch(tiny_llava, TinyEncoder(), alignment="projected")
 
+    def test_a_module_that_is_no_soundclip_projector(self, tiny_llava: Any) -> None:
+        for module in (tiny_llava.model.multi_modal_projector, nn.Linear(16, WIDTH)):
+            with pytest.raises(
+                TypeError, match=f"SoundCLIP Projector.*not a {type(module).__name__}; LLaVA's own"
+            ):
+                patch(tiny_llava, TinyEncoder(), projector=module, alignment="projected")
+
+    def test_a_quantised_projector(self, tiny_llava: Any) -> None:
+        projector = Projector(16, WIDTH, 8)
+        weight = torch.zeros(8, 8, dtype=torch.uint8)  # as bitsandbytes packs it
+        projector.linear2.weight = nn.Parameter(weight, requires_grad=False)
+        with pytest.raises(ValueError, match=r"linear2.weight is torch.uint8: it was quantised.*dtype="):
+            patch(tiny_llava, TinyEncoder(), projector=projector, alignment="projected")
+
     def test_options_for_an_encoder_that_is_loaded(self, tiny_llava: Any) -> None:
         with pytest.raises(ValueError, match="checkpoint: options go with an encoder's name"):
             patch(tiny_llava, TinyEncoder(), checkpoint="tiny")
