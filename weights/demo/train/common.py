@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import math
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,8 @@ from llava_soundclip.demo.assemble import BLOCKS, WIDTH
 
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)  # CLIP's
 STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
+SAVED_EVERY = 120  # seconds between checkpoints
+SMALLEST = 0.45  # of a thing's usual size, where things are shrunk
 WEIGHTS = Path(__file__).resolve().parents[1]
 
 
@@ -59,8 +64,16 @@ def draw_kinds(rng: Generator, count: int | None = None) -> list[str]:
     return [str(kind) for kind in rng.choice(KINDS, count, replace=False)]
 
 
-def batch_of_scenes(world: World, rng: Generator, scenes: list[list[str]]) -> tuple[np.ndarray, Tensor]:
+def batch_of_scenes(
+    world: World, rng: Generator, scenes: list[list[str]], shrunk: float = 0.0
+) -> tuple[np.ndarray, Tensor]:
     """Make scenes.
+
+    Args:
+        world: what there is to see.
+        rng: where the choices come from.
+        scenes: the kinds in each.
+        shrunk: in this share of the scenes the things are smaller, down to `SMALLEST`.
 
     Returns:
         Pictures, uint8 (B, SIZE, SIZE, 3), and patch labels, int64 (B, GRID**2): the index of a kind in
@@ -69,7 +82,7 @@ def batch_of_scenes(world: World, rng: Generator, scenes: list[list[str]]) -> tu
     pictures = np.empty((len(scenes), SIZE, SIZE, 3), np.uint8)
     labels = torch.full((len(scenes), GRID**2), -100)
     for row, kinds in enumerate(scenes):
-        pictures[row], places = world.scene(kinds, rng)
+        pictures[row], places = world.scene(kinds, rng, SMALLEST if rng.random() < shrunk else 1.0)
         meaning = {-1: len(KINDS), -2: -100} | {i: KINDS.index(kind) for i, kind in enumerate(kinds)}
         labels[row] = torch.tensor([meaning[int(place)] for place in places])
     return pictures, labels
@@ -119,9 +132,7 @@ def parser(description: str) -> argparse.ArgumentParser:
         "--work", type=Path, default=Path("build/demo-weights"), help="folder for checkpoints"
     )
     arguments.add_argument("--threads", type=int, default=2)
-    arguments.add_argument(
-        "--minutes", type=float, help="stop after so many minutes, with the schedule bent to fit"
-    )
+    arguments.add_argument("--steps", type=int, help="fewer steps than the recipe's, for a trial")
     return arguments
 
 
@@ -146,3 +157,56 @@ def save_checkpoint(path: Path, **state: Any) -> None:
     partial = path.with_suffix(".partial")
     torch.save(state, partial)
     partial.replace(path)
+
+
+def train(
+    checkpoint: Path,
+    modules: dict[str, nn.Module],
+    optimiser: torch.optim.Optimizer,
+    steps: int,
+    loss: Callable[[int], Tensor],
+    *,
+    warmup: int,
+    begin: Callable[[], None] = lambda: None,
+) -> None:
+    """Train with warm-up and cosine decay, or go on from the checkpoint; a loss depends on its step alone.
+
+    Args:
+        checkpoint: the file, written every two minutes and at the end.
+        modules: what is trained, by name.
+        optimiser: over their parameters; its learning rates are the highest ones.
+        steps: how many.
+        loss: makes the loss of a step; it draws its examples from the step's number.
+        warmup: steps until the learning rate is reached.
+        begin: called first where there is no checkpoint.
+    """
+    step, spent = 0, 0.0
+    rates = [group["lr"] for group in optimiser.param_groups]
+    if checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=True)
+        for name, module in modules.items():
+            module.load_state_dict(state[name])
+        optimiser.load_state_dict(state["optimiser"])
+        step, spent = state["step"], state["spent"]
+    else:
+        begin()
+    parameters = [parameter for module in modules.values() for parameter in module.parameters()]
+    began, saved, recent = time.monotonic() - spent, time.monotonic(), []
+    while step < steps:
+        share = min(1.0, (step + 1) / warmup) * (0.5 + 0.5 * math.cos(math.pi * step / steps))
+        for group, rate in zip(optimiser.param_groups, rates, strict=True):
+            group["lr"] = rate * share
+        value = loss(step)
+        optimiser.zero_grad()
+        value.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimiser.step()
+        step, spent = step + 1, time.monotonic() - began
+        recent.append(value.item())
+        if step % 50 == 0:
+            print(f"step {step} of {steps}, {spent / 60:.1f} min: {np.mean(recent[-50:]):.3f}", flush=True)
+        if time.monotonic() - saved > SAVED_EVERY or step == steps:
+            saved = time.monotonic()
+            states = {name: module.state_dict() for name, module in modules.items()}
+            save_checkpoint(checkpoint, **states, optimiser=optimiser.state_dict(), step=step, spent=spent)
+    print(f"{checkpoint.stem}: {steps} steps in {spent / 60:.1f} min", flush=True)

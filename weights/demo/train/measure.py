@@ -1,7 +1,9 @@
-"""Measure the miniature on fresh scenes, held-out augmentations and recordings that were never trained on.
+"""Measure the miniature and write the figures of its card: fresh scenes, and recordings never trained on.
 
-Everything goes through the library as a user would call it. Writes `measured.json` and
-the table of the card beside the weights.
+Everything goes through the library as a user would call it. Writes `measured.json`, part by part, and the tables of
+the card beside the weights.
+
+python weights/demo/train/measure.py --media ../shared/media
 """
 
 from __future__ import annotations
@@ -10,48 +12,59 @@ import json
 import math
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import av
 import numpy as np
 import torch
+from card import write_card
 from common import WEIGHTS, draw_kinds, parser, start
 from numpy.random import Generator
 from PIL import Image
 from torch import Tensor
-from world import KINDS, RATE, SOUNDING, World, augment, decode, phrase
+from torch.nn import functional
+from world import KINDS, RATE, SOUNDING, World, augment, decode
 
-from llava_soundclip.demo import PROMPT, K, load_demo
+from llava_soundclip import patching
+from llava_soundclip.captioning import chat_prompt
+from llava_soundclip.demo import PROMPT, STOCK_PROMPT, K, load_demo
 from llava_soundclip.demo.kinds import DRAWN_KINDS, make_scene, synthesise
 from llava_soundclip.encoders import AudioEncoder
 from llava_soundclip.patching import SoundCLIP
+from llava_soundclip.substitution import AudioTokenSubstituter, Selection
 
-BATCH = 16
-KS = (0, 9, 18, 36)
-# Recordings of the miniature's kinds that no stage has seen; the number is ESC-50's class.
-ESC50 = {0: "dog", 4: "frog", 5: "cat", 14: "bird", 37: "alarm clock", 42: "fire truck", 46: "bell"}
-PAIRS = {"dog_audio.wav": "dog", "bird_audio.wav": "bird", "car_audio.wav": "car"}
+BATCH = 18
+TOKENS = {"prepared": "zero", "stock": "drop"}  # how each mm_projector hears best
+ALL = 36
+QUARTERS = (0, 9, 18, ALL)
+ALPHA = 0.5
 PICTURES = 6  # pictures that each unseen recording is played with
+PER_KIND = 10  # pairs of each kind in retrieval
+# Recordings of the miniature's kinds in the test media; the number is ESC-50's class.
+ESC50 = {
+    0: "dog",
+    4: "frog",
+    5: "cat",
+    14: "bird",
+    37: "alarm clock",
+    42: "fire truck",
+    43: "car",
+    46: "bell",
+}
+PAIRS = {"dog_audio.wav": "dog", "bird_audio.wav": "bird", "car_audio.wav": "car"}
 
 
-MARK = "<!-- measured -->"
-
-
-def table(figures: dict[str, Any]) -> str:
-    """The figures as a Markdown table."""
-    lines = ["| figure | value | 95 % | n |", "|---|---|---|---|"]
-    for name, figure in figures.items():
-        value = next(iter(figure.values()))
-        low_high = "{:.2f} to {:.2f}".format(*figure["interval"]) if "interval" in figure else ""
-        lines.append(f"| {name} | {value:.2f} | {low_high} | {figure['n']} |")
-    return "\n".join(lines) + "\n"
-
-
-def clause(caption: str, verb: str) -> str:
-    """What follows "I hear" or "I see" in a caption; empty if it doesn't say so."""
-    return " ".join(re.findall(rf"I {verb} ([^.]*)", caption))
+def share(hits: Sequence[bool]) -> dict[str, Any]:
+    """A share with Wilson's interval of 95 %."""
+    n, z = len(hits), 1.96
+    p = sum(hits) / n
+    middle, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    low, high = (middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)
+    return {"share": round(p, 3), "n": n, "interval": [round(max(0, low), 3), round(min(1, high), 3)]}
 
 
 def names(text: str, kind: str) -> bool:
@@ -59,13 +72,58 @@ def names(text: str, kind: str) -> bool:
     return re.search(rf"\b{kind}\b", text) is not None
 
 
-def share(hits: list[bool]) -> dict[str, Any]:
-    """A share with Wilson's interval of 95 %."""
-    n, z = len(hits), 1.96
-    p = sum(hits) / n
-    middle, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    low, high = (middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)
-    return {"share": round(p, 3), "n": n, "interval": [round(max(0, low), 3), round(min(1, high), 3)]}
+def clause(caption: str, verb: str) -> str:
+    """What follows "I hear" or "I see" in a caption; empty if it doesn't say so."""
+    return " ".join(re.findall(rf"I {verb} ([^.]*)", caption))
+
+
+def heard(caption: str, kind: str, recipe: str) -> bool:
+    """Whether a sound is named: where it says "I hear", or anywhere by a model that never learnt to say so."""
+    return names(clause(caption, "hear") if recipe == "prepared" else caption, kind)
+
+
+def seen(caption: str, kind: str, recipe: str) -> bool:
+    """Whether a silent thing is named."""
+    return names(clause(caption, "see") if recipe == "prepared" else caption, kind)
+
+
+def repeats(caption: str) -> bool:
+    """Whether one clause names a kind twice ("a violin, a violin")."""
+    return any(len(re.findall(rf"\b{kind}\b", part)) > 1 for part in caption.split(".") for kind in KINDS)
+
+
+class RandomSubstituter(AudioTokenSubstituter):
+    """Keeps k patches at random, the control of every figure about k."""
+
+    def select(self, tokens: Tensor, audio: Tensor, candidates: Tensor | None = None) -> Selection:
+        similarity = super().select(tokens, audio, candidates).similarity
+        generator = torch.Generator().manual_seed(round(1e3 * float(audio.abs().sum())) % 2**31)
+        order = torch.rand(similarity.shape, generator=generator).argsort(1)
+        return Selection(similarity, order[:, : self.k].sort(1).values)
+
+
+@contextmanager
+def slot(soundclip: SoundCLIP, what: str) -> Iterator[None]:
+    """Fill the CLS slot with a sound in one of several alignments, or with a control."""
+    align, generator = soundclip.align, torch.Generator().manual_seed(30)
+
+    def control(embeddings: Tensor) -> Tensor:
+        f_a = align(embeddings)
+        noise = functional.normalize(torch.randn(f_a.shape, generator=generator), dim=-1)
+        return noise * f_a.norm(dim=-1, keepdim=True) * (what == "noise")
+
+    before = soundclip.alignment, soundclip.norm
+    try:
+        if what in ("noise", "zero vector"):
+            soundclip.align = control  # type: ignore[method-assign]
+        elif what == "alpha":
+            soundclip.alignment = ALPHA
+        elif what.startswith("raw"):
+            soundclip.alignment, soundclip.norm = "raw", "match" if what == "raw, matched" else "keep"
+        yield
+    finally:
+        soundclip.__dict__.pop("align", None)
+        soundclip.alignment, soundclip.norm = before
 
 
 def remember(encoder: AudioEncoder) -> None:
@@ -97,19 +155,16 @@ def caption(soundclip: SoundCLIP, sounds: list[np.ndarray], pictures: list[Image
     return captions
 
 
-def stock_captions(soundclip: SoundCLIP, pictures: list[Image.Image]) -> list[str]:
-    """Caption pictures without a sound, with the same question."""
-    processor = soundclip.processor
-    content = [{"type": "image"}, {"type": "text", "text": PROMPT}]
-    text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-    captions = []
+def silent_captions(soundclip: SoundCLIP, pictures: list[Image.Image], prompt: str) -> list[str]:
+    """Caption pictures without a sound."""
+    processor, captions = soundclip.processor, []
+    text = chat_prompt(processor, prompt)
     for at in range(0, len(pictures), BATCH):
         batch = pictures[at : at + BATCH]
         inputs = processor(images=batch, text=[text] * len(batch), return_tensors="pt", padding=True)
         output = soundclip.model.generate(**inputs, max_new_tokens=24, do_sample=False)
-        captions += processor.batch_decode(
-            output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True
-        )
+        new = output[:, inputs["input_ids"].shape[1] :]
+        captions += processor.batch_decode(new, skip_special_tokens=True)
     return captions
 
 
@@ -118,156 +173,252 @@ def picture(world: World, kinds: list[str], rng: Generator) -> Image.Image:
     return Image.fromarray(world.scene(kinds, rng)[0])
 
 
-def measure_stock(world: World, soundclip: SoundCLIP, count: int) -> dict[str, Any]:
-    """Without a sound: is everything visible named, is anything heard?"""
+def measure_silence(world: World, soundclip: SoundCLIP, count: int, prompt: str) -> dict[str, Any]:
+    """Without a sound: is everything visible named, is anything heard, is anything said twice?"""
     figures: dict[str, Any] = {}
     for things in (1, 2):
         rng = np.random.default_rng((20, things))
         scenes = [draw_kinds(rng, things) for _ in range(count)]
-        captions = stock_captions(soundclip, [picture(world, kinds, rng) for kinds in scenes])
+        captions = silent_captions(soundclip, [picture(world, kinds, rng) for kinds in scenes], prompt)
         told = [
             all(names(text, kind) for kind in kinds) for text, kinds in zip(captions, scenes, strict=True)
         ]
-        figures[f"no sound, {things} thing(s): all named"] = share(told)
-        figures[f"no sound, {things} thing(s): talks of hearing"] = share(
-            ["hear" in text for text in captions]
-        )
-        print(captions[:3], flush=True)
+        figures[f"{things} named"] = share(told)
+        figures[f"{things} talks of hearing"] = share(["hear" in text for text in captions])
+        figures[f"{things} repeats"] = share([repeats(text) for text in captions])
+        print(things, figures[f"{things} named"], captions[:3], flush=True)
     return figures
 
 
-def heard_scenes(world: World, count: int, visible: bool) -> tuple[list[str], list[list[str]], list, list]:
-    """Held-out scenes with a sound of a visible thing, or of one that is not there.
+def make_scenes(world: World, count: int, visible: bool) -> tuple[list[str], list[list[str]], list, list]:
+    """Scenes with a sound of a visible thing and a silent one, or a silent one alone.
 
     Returns:
-        The sounding kinds, the kinds in each scene, the sounds and the pictures.
+        The sounding kinds, the kinds in each scene (the silent one last), the sounds and the pictures.
     """
     rng = np.random.default_rng((21, visible))
     sources = [SOUNDING[i % len(SOUNDING)] for i in range(count)]
     scenes = []
     for source in sources:
-        others = [str(kind) for kind in rng.permutation(KINDS) if kind != source]
-        scenes.append([source, others[0]] if visible else others[:1])
+        other = str(rng.choice([kind for kind in KINDS if kind != source]))
+        scenes.append([source, other] if visible else [other])
     sounds = [augment(world.sound(source, rng), rng) for source in sources]
     return sources, scenes, sounds, [picture(world, kinds, rng) for kinds in scenes]
 
 
-def measure_heard(world: World, soundclip: SoundCLIP, count: int) -> dict[str, Any]:
-    """With a sound: is it named, and the silent visible thing, for both kinds of scenes and every k?"""
+def measure_scenes(world: World, soundclip: SoundCLIP, recipe: str, count: int) -> dict[str, Any]:
+    """With a sound: what is named for every k, with every choice of patches, and for what fills the slot."""
+    budgets = [
+        (tokens, k, choice)
+        for tokens in ("zero", "drop")
+        for k in QUARTERS
+        for choice in ("similar", "random")
+        if not (choice == "random" and k in (0, ALL)) and not (tokens == "drop" and k == ALL)
+    ]
+    slots = ("alpha", "raw", "raw, matched", "noise", "zero vector", "another recording")
+    settings = [(*budget, "projected") for budget in budgets]
+    settings += [(TOKENS[recipe], K, "similar", what) for what in slots]
     figures: dict[str, Any] = {}
     for visible in (True, False):
-        sources, scenes, sounds, pictures = heard_scenes(world, count, visible)
-        place = "visible" if visible else "not visible"
-        settings = [("zero", k, "projected") for k in KS] + [("drop", K, "projected"), ("zero", K, "raw")]
-        for tokens, k, alignment in settings:
-            soundclip.tokens, soundclip.k, soundclip.alignment = tokens, k, alignment
-            captions = caption(soundclip, sounds, pictures)
-            name = f"{alignment}, {tokens}, k = {k}, the thing {place}"
+        sources, scenes, sounds, pictures = make_scenes(world, count, visible)
+        for tokens, k, choice, what in settings:
+            soundclip.tokens, soundclip.k = tokens, k
+            chooser = RandomSubstituter if choice == "random" else AudioTokenSubstituter
+            played, playing = sounds, sources
+            if what == "another recording":  # of another kind that isn't in the picture
+                rows = [
+                    foreign(sources, kinds, source) for source, kinds in zip(sources, scenes, strict=True)
+                ]
+                played, playing = [sounds[row] for row in rows], [sources[row] for row in rows]
+            with slot(soundclip, what), mock.patch.object(patching, "AudioTokenSubstituter", chooser):
+                captions = caption(soundclip, played, pictures)
             rows = list(zip(captions, sources, scenes, strict=True))
-            figures[f"{name}: heard"] = share([names(clause(t, "hear"), s) for t, s, _ in rows])
-            figures[f"{name}: silent thing seen"] = share(
-                [names(clause(t, "see"), kinds[-1]) for t, _, kinds in rows]
-            )
+            figure = {
+                "heard": share([heard(text, source, recipe) for text, source, _ in rows]),
+                "seen": share([seen(text, kinds[-1], recipe) for text, _, kinds in rows]),
+                "repeats": share([repeats(text) for text in captions]),
+            }
+            if what == "another recording":
+                figure["played"] = share(
+                    [heard(text, kind, recipe) for text, kind in zip(captions, playing, strict=True)]
+                )
+            place = "visible" if visible else "not visible"
+            figures[f"{tokens}, {k}, {choice}, {what}, {place}"] = figure
             print(
-                name,
-                figures[f"{name}: heard"],
-                figures[f"{name}: silent thing seen"],
+                recipe,
+                place,
+                tokens,
+                k,
+                choice,
+                what,
+                figure["heard"],
+                figure["seen"]["share"],
                 captions[:2],
                 flush=True,
             )
-        soundclip.tokens, soundclip.k, soundclip.alignment = "zero", K, "projected"
-        if visible:
-            turned = sounds[1:] + sounds[:1]
-            captions = caption(soundclip, turned, pictures)
-            true = [names(clause(t, "hear"), s) for t, s in zip(captions, sources, strict=True)]
-            played = [
-                names(clause(t, "hear"), s) for t, s in zip(captions, sources[1:] + sources[:1], strict=True)
-            ]
-            figures["another sound: the visible sounding kind is heard"] = share(true)
-            figures["another sound: what is played is heard"] = share(played)
+    soundclip.tokens, soundclip.k = TOKENS[recipe], K
     return figures
 
 
-def measure_drawn(soundclip: SoundCLIP, count: int) -> dict[str, Any]:
+def foreign(sources: list[str], shown: list[str], source: str) -> int:
+    """Find a sound of a kind that is neither shown nor the scene's own."""
+    start = sources.index(source)
+    turned = [*range(start + 1, len(sources)), *range(start)]
+    return next(row for row in turned if sources[row] not in (source, *shown))
+
+
+def measure_drawn(soundclip: SoundCLIP, recipe: str, count: int) -> dict[str, Any]:
     """The kinds of `llava_soundclip.demo.kinds`: each sound with a drawing of each kind, as the tests do."""
     rng = np.random.default_rng(22)
-    pairs = [(sound, seen) for sound in DRAWN_KINDS for seen in DRAWN_KINDS] * max(1, count // 16)
+    pairs = [(sound, shown) for sound in DRAWN_KINDS for shown in DRAWN_KINDS] * max(1, count // 16)
     sounds = [synthesise(sound, 3, RATE, rng) for sound, _ in pairs]
-    captions = caption(soundclip, sounds, [make_scene(seen, 288, rng) for _, seen in pairs])
+    captions = caption(soundclip, sounds, [make_scene(shown, 288, rng) for _, shown in pairs])
     rows = list(zip(captions, pairs, strict=True))
     return {
-        "drawn kinds: heard": share([names(clause(t, "hear"), sound) for t, (sound, _) in rows]),
-        "drawn kinds: another thing seen": share(
-            [names(clause(t, "see"), seen) for t, (sound, seen) in rows if sound != seen]
-        ),
+        "heard": share([heard(text, sound, recipe) for text, (sound, _) in rows]),
+        "seen": share([seen(text, shown, recipe) for text, (sound, shown) in rows if sound != shown]),
     }
 
 
-def measure_unseen(world: World, soundclip: SoundCLIP, media: Path) -> dict[str, Any]:
-    """Recordings that no stage has seen, each with pictures of something else."""
-    recordings: list[tuple[str, str, Path]] = []
-    if (media / "esc50" / "clips.json").exists():
+def unseen_recordings(world: World, media: Path | None) -> dict[str, list[tuple[str, str, np.ndarray]]]:
+    """Whole recordings that no stage has trained on: name, kind and waveform, by where they come from."""
+    held_out = [(f"{kind}, held out", kind, wave) for kind in SOUNDING for wave in world.held_out[kind]]
+    far: list[tuple[str, str, np.ndarray]] = []
+    if media:
         for clip in json.loads((media / "esc50" / "clips.json").read_text()):
-            if clip["esc50_target"] in ESC50:
-                recordings.append((clip["clip"], ESC50[clip["esc50_target"]], media / "esc50" / clip["clip"]))
-    recordings += [(name, kind, media / "pairs" / name) for name, kind in PAIRS.items()]
-    recordings = [row for row in recordings if row[2].exists()]
-    if not recordings:
-        return {}
+            if kind := ESC50.get(clip["esc50_target"]):
+                wave = decode((media / "esc50" / clip["clip"]).read_bytes())
+                far.append((clip["clip"], kind, wave))
+        far += [(name, kind, decode((media / "pairs" / name).read_bytes())) for name, kind in PAIRS.items()]
+    return {"held out": held_out, "far": far}
+
+
+def measure_unseen(
+    world: World, soundclip: SoundCLIP, recipe: str, recordings: dict[str, list[tuple[str, str, np.ndarray]]]
+) -> dict[str, Any]:
+    """Unseen recordings, each with pictures of the thing and something else, and of something else alone."""
     figures: dict[str, Any] = {}
-    hits, every = [], []
-    for index, (name, kind, path) in enumerate(recordings):
-        rng = np.random.default_rng((23, index))
-        wave = decode(path.read_bytes())
-        others = [str(other) for other in rng.permutation([k for k in KINDS if k != kind])[:PICTURES]]
-        captions = caption(soundclip, [wave] * PICTURES, [picture(world, [other], rng) for other in others])
-        told = [names(clause(text, "hear"), kind) for text in captions]
-        hits += told
-        every.append(sum(told) > PICTURES / 2)
-        figures[f"unseen recording {name} ({phrase(kind)}): heard"] = share(told)
-        print(name, kind, sum(told), captions[:3], flush=True)
-    figures["unseen recordings, pictures of something else: heard"] = share(hits)
-    figures["unseen recordings heard with most pictures"] = share(every)
+    for origin, rows in recordings.items():
+        for visible in (True, False):
+            hits, every = [], []
+            for index, (name, kind, wave) in enumerate(rows):
+                rng = np.random.default_rng((23, index, visible))
+                others = [str(k) for k in rng.permutation([k for k in KINDS if k != kind])[:PICTURES]]
+                scenes = [[kind, other] if visible else [other] for other in others]
+                captions = caption(
+                    soundclip, [wave] * PICTURES, [picture(world, kinds, rng) for kinds in scenes]
+                )
+                told = [heard(text, kind, recipe) for text in captions]
+                hits += told
+                every.append(sum(told) > PICTURES / 2)
+                if not visible:
+                    figures[f"recording {name}"] = {"kind": kind, **share(told)}
+                print(
+                    recipe,
+                    name,
+                    kind,
+                    "visible" if visible else "not visible",
+                    sum(told),
+                    captions[:2],
+                    flush=True,
+                )
+            place = "visible" if visible else "not visible"
+            if hits:
+                figures[f"{origin}, {place}"] = {"heard": share(hits), "most": share(every)}
     return figures
 
 
-def measure_time(world: World, soundclip: SoundCLIP) -> dict[str, Any]:
-    """Seconds for one caption after loading, median of five."""
-    rng = np.random.default_rng(24)
-    seconds = []
-    for _ in range(5):
-        wave, seen = augment(world.sound("dog", rng), rng), picture(world, ["guitar"], rng)
+def ranks(query: Tensor, found: Tensor) -> Tensor:
+    """Rank of each query's own pair among all, 1 the best: query and found are (n, D)."""
+    cosine = functional.normalize(query, dim=-1) @ functional.normalize(found, dim=-1).T
+    return 1 + (cosine > cosine.diagonal()[:, None]).sum(1)
+
+
+def measure_retrieval(world: World, soundclip: SoundCLIP) -> dict[str, Any]:
+    """Sound to picture and back as in Appendix E, raw and projected: fresh variations, fresh pictures."""
+    rng = np.random.default_rng(25)
+    kinds = list(SOUNDING) * PER_KIND
+    waves = [augment(world.sound(kind, rng), rng) for kind in kinds]
+    pictures = [picture(world, [kind], rng) for kind in kinds]
+    pixels = soundclip.processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
+    figures: dict[str, Any] = {}
+    with torch.no_grad():
+        cls = soundclip._host.tower_tokens(pixels)[:, 0].float()
+        z_a = soundclip.encoder.embed(waves, RATE)
+        for alignment in ("raw", "projected"):
+            soundclip.alignment = alignment
+            f_a = soundclip.align(z_a)
+            for direction, pair in (("A2V", (f_a, cls)), ("V2A", (cls, f_a))):
+                rank = ranks(*pair)
+                best = (
+                    functional.normalize(pair[0], dim=-1) @ functional.normalize(pair[1], dim=-1).T
+                ).argmax(1)
+                figures[f"{alignment}, {direction}"] = {
+                    "n": len(kinds),
+                    "mean rank": round(rank.float().mean().item(), 2),
+                    **{f"Top-{top}": share((rank <= top).tolist()) for top in (1, 3, 10)},
+                    "same kind": share(
+                        [kinds[i] == kind for i, kind in zip(best.tolist(), kinds, strict=True)]
+                    ),
+                }
+    print(figures, flush=True)
+    return figures
+
+
+def measure_time(world: World) -> dict[str, Any]:
+    """Seconds to load from the cache, and for one caption after that."""
+    load_demo()
+    began = time.monotonic()
+    soundclip = load_demo()
+    loading = time.monotonic() - began
+    rng, seconds = np.random.default_rng(24), []
+    for _ in range(7):
+        wave, shown = augment(world.sound("dog", rng), rng), picture(world, ["guitar"], rng)
         began = time.monotonic()
-        caption(soundclip, [wave], [seen])
+        caption(soundclip, [wave], [shown])
         seconds.append(time.monotonic() - began)
-    return {"seconds a caption": {"median": round(float(np.median(seconds)), 2), "n": len(seconds)}}
+    return {
+        "loading": round(loading, 2),
+        "caption": {
+            "median": round(float(np.median(seconds)), 2),
+            "most": round(max(seconds), 2),
+            "n": len(seconds),
+        },
+    }
 
 
 def main() -> None:
-    """Measure and write."""
+    """Measure part by part and write."""
     arguments = parser(__doc__)
-    arguments.add_argument("--count", type=int, default=64, help="scenes for each figure")
+    arguments.add_argument("--count", type=int, default=3 * len(SOUNDING), help="scenes for each figure")
     arguments.add_argument("--media", type=Path, help="folder with esc50/ and pairs/ of unseen recordings")
     arguments.add_argument("--out", type=Path, default=WEIGHTS / "measured.json")
+    arguments.add_argument("--recipe", choices=TOKENS, help="of one mm_projector only")
     arguments = arguments.parse_args()
     av.logging.set_level(av.logging.ERROR)
     world = start(arguments)
-    began = time.monotonic()
-    soundclip = load_demo()
-    figures: dict[str, Any] = {"seconds to load": {"once": round(time.monotonic() - began, 2), "n": 1}}
-    figures |= measure_time(world, soundclip)
-    remember(soundclip.encoder)
-    figures |= measure_stock(world, soundclip, arguments.count)
-    figures |= measure_drawn(soundclip, arguments.count)
-    if arguments.media:
-        figures |= measure_unseen(world, soundclip, arguments.media)
-    figures |= measure_heard(world, soundclip, arguments.count)
-    arguments.out.write_text(json.dumps(figures, indent=1) + "\n")
-    card = arguments.out.with_name("README.md")
-    before, _, rest = card.read_text().partition(MARK)
-    after = rest.partition(MARK.replace("<!-- ", "<!-- /"))[2]
-    card.write_text(f"{before}{MARK}\n{table(figures)}{MARK.replace('<!-- ', '<!-- /')}{after}")
-    print(table(figures))
+    figures: dict[str, Any] = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
+
+    def keep(name: str, part: dict[str, Any]) -> None:
+        figures[name] = part
+        arguments.out.write_text(json.dumps(figures, indent=1) + "\n")
+        write_card(arguments.out.with_name("README.md"), figures)
+
+    for recipe in [arguments.recipe] if arguments.recipe else TOKENS:
+        soundclip = load_demo(mm_projector=recipe, tokens=TOKENS[recipe])
+        remember(soundclip.encoder)
+        if recipe == "prepared":
+            keep("retrieval", measure_retrieval(world, soundclip))
+            keep("drawn", measure_drawn(soundclip, recipe, arguments.count))
+        keep(
+            f"{recipe}: unseen",
+            measure_unseen(world, soundclip, recipe, unseen_recordings(world, arguments.media)),
+        )
+        prompt = PROMPT if recipe == "prepared" else STOCK_PROMPT
+        keep(f"{recipe}: silence", measure_silence(world, soundclip, 2 * arguments.count, prompt))
+        keep(f"{recipe}: scenes", measure_scenes(world, soundclip, recipe, arguments.count))
+        soundclip.unpatch()
+    keep("time", measure_time(world))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Stage 3: train the SoundCLIP projector, from Whisper's vector of a sound to the CLS of its picture.
+"""Stage 2: train the SoundCLIP projector, from Whisper's vector of a sound to the CLS of its picture.
 
 The loss is the paper's (F.4): InfoNCE in both directions on cosines, and the distance of the means and
 deviations of the batch, summed over dimensions.
@@ -7,48 +7,74 @@ deviations of the batch, summed over dimensions.
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from common import cls_tokens, load_tower, parser, save_checkpoint, start
+from common import WIDTH, cls_tokens, load_tower, parser, save_checkpoint, start
 from torch import Tensor
 from torch.nn import functional
+from voices import imitate
 from world import RATE, SOUNDING, World, augment
 
-from llava_soundclip.demo.assemble import WHISPER_FILE, WIDTH, make_config, package_file
-from llava_soundclip.encoders import AudioEncoder, load_encoder
+from llava_soundclip.demo import WINDOW
+from llava_soundclip.demo.assemble import WHISPER_FILE, make_config, package_file
+from llava_soundclip.encoders import load_encoder
+from llava_soundclip.encoders.whisper import WhisperCLIPEncoder
 from llava_soundclip.hosts.base import clip_fingerprint
 from llava_soundclip.projector import Projector
 
 TEMPERATURE = 0.07
 MOMENTS = 0.02
-STEPS = 1200
+STEPS = 1500
 LEARNING_RATE = 5e-4
 PICTURES = 100  # of each kind
-HELD_OUT = 8  # augmentations of each kind that are not trained on
+VARIATIONS = 60  # of each recording, and imitations of each kind
+IMITATED = 0.35  # of the sounds of a kind that has recordings
+ROUND = 4  # variations of everything between two checkpoints
 
 
-def hear(world: World, encoder: AudioEncoder, count: int, path: str, work: Path) -> dict[str, Tensor]:
-    """Embed `count` augmented recordings of each sounding kind: a kind's vectors are (count, dim).
+@dataclass
+class Heard:
+    """Vectors of one kind's sounds, every block of Whisper for itself: (variations, blocks, dim) each."""
 
-    What is done is kept in a checkpoint, round by round.
-    """
-    checkpoint = work / path
-    vectors: dict[str, list[Tensor]] = (
-        torch.load(checkpoint) if checkpoint.exists() else {k: [] for k in SOUNDING}
+    recordings: list[Tensor]
+    held_out: list[Tensor]
+    imitations: Tensor
+
+
+def load_whisper() -> WhisperCLIPEncoder:
+    """Load the demo's encoder."""
+    return load_encoder("whisperclip", checkpoint=package_file(*WHISPER_FILE).parent, window=WINDOW)
+
+
+def hear(world: World, encoder: WhisperCLIPEncoder, work: Path, variations: int) -> dict[str, Heard]:
+    """Embed variations of every recording, the held-out ones too, and imitations; go on from the checkpoint."""
+    checkpoint = work / "sounds.pt"
+    rows: list[Tensor] = (
+        list(torch.load(checkpoint, weights_only=True)["rows"]) if checkpoint.exists() else []
     )
     began = time.monotonic()
-    while (done := len(vectors[SOUNDING[-1]])) < count:
-        rng = np.random.default_rng((4 if path == "sounds.pt" else 5, done))
-        waves = [augment(world.sound(kind, rng), rng) for kind in SOUNDING]
-        for kind, vector in zip(SOUNDING, encoder.embed(waves, RATE), strict=True):
-            vectors[kind].append(vector)
-        if done % 10 == 9:
-            save_checkpoint(checkpoint, **vectors)
-            print(f"heard {done + 1} of {count}, {(time.monotonic() - began) / 60:.1f} min", flush=True)
-    save_checkpoint(checkpoint, **vectors)
-    return {kind: torch.stack(rows[:count]) for kind, rows in vectors.items()}
+    while len(rows) < variations:
+        rng = np.random.default_rng((4, len(rows)))
+        waves = []
+        for kind in SOUNDING:
+            known = world.recordings[kind] + world.held_out[kind] + [imitate(kind, rng.uniform(1.5, 5), rng)]
+            waves += [augment(wave, rng) for wave in known]
+        rows.append(
+            torch.cat([encoder.layer_means(waves[at : at + 8], RATE) for at in range(0, len(waves), 8)])
+        )
+        if len(rows) % ROUND == 0:
+            save_checkpoint(checkpoint, rows=torch.stack(rows))
+            print(f"heard {len(rows)} of {variations}, {(time.monotonic() - began) / 60:.1f} min", flush=True)
+    vectors, heard = torch.stack(rows[:variations], 1), {}
+    for kind in SOUNDING:
+        counts = [len(world.recordings[kind]), len(world.held_out[kind]), 1]
+        recordings, held_out, imitations = vectors[: sum(counts)].split(counts)
+        vectors = vectors[sum(counts) :]
+        heard[kind] = Heard(list(recordings), list(held_out), imitations[0])
+    return heard
 
 
 def loss(f_a: Tensor, c: Tensor) -> Tensor:
@@ -61,38 +87,58 @@ def loss(f_a: Tensor, c: Tensor) -> Tensor:
     return contrast + MOMENTS * (means + deviations)
 
 
+def fit(
+    projector: Projector, heard: dict[str, Heard], looked: dict[str, Tensor], steps: int, seed: int = 7
+) -> Projector:
+    """Train a projector.
+
+    Args:
+        projector: on vectors of the blocks' mean.
+        heard: what each kind sounds like; `held_out` is not read.
+        looked: CLS tokens of each kind, (PICTURES, WIDTH).
+        steps: of one sound and one picture of each kind.
+        seed: of the choices.
+    """
+    optimiser = torch.optim.AdamW(projector.parameters(), lr=LEARNING_RATE, weight_decay=0.02)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+    recordings = {kind: [rows.mean(1) for rows in sounds.recordings] for kind, sounds in heard.items()}
+    imitations = {kind: sounds.imitations.mean(1) for kind, sounds in heard.items()}
+    spread = torch.cat([rows for kind in heard for rows in (*recordings[kind], imitations[kind])]).std(0)
+    rng = np.random.default_rng(seed)
+
+    def sound(kind: str) -> Tensor:
+        pool = recordings[kind]
+        rows = imitations[kind] if not pool or rng.random() < IMITATED else pool[rng.integers(len(pool))]
+        return rows[rng.integers(len(rows))]
+
+    projector.train()
+    for _ in range(steps):
+        z = torch.stack([sound(kind) for kind in heard])
+        z = z + 0.1 * spread * torch.from_numpy(rng.normal(0, 1, z.shape)).float()
+        c = torch.stack([looked[kind][rng.integers(len(looked[kind]))] for kind in heard])
+        value = loss(projector(z), c)
+        optimiser.zero_grad()
+        value.backward()
+        optimiser.step()
+        schedule.step()
+    print(f"loss after {steps} steps: {value:.3f}", flush=True)
+    return projector.eval()
+
+
 @torch.no_grad()
-def check(projector: Projector, heard: dict[str, Tensor], looked: dict[str, Tensor]) -> None:
-    """Print how often the mean CLS of the right kind is the nearest, on held-out augmentations."""
-    kinds = torch.stack([functional.normalize(looked[kind].mean(0), dim=-1) for kind in SOUNDING])
-    right = {}
-    for index, kind in enumerate(SOUNDING):
-        f_a = functional.normalize(projector(heard[kind]), dim=-1)
-        right[kind] = (f_a @ kinds.T).argmax(1).eq(index).float().mean().item()
-    norms = [torch.cat([projector(heard[kind]) for kind in SOUNDING]), torch.cat(list(looked.values()))]
-    print(
-        f"right kind nearest: {np.mean(list(right.values())):.3f} (n = {HELD_OUT * len(SOUNDING)}); norms "
-        f"{norms[0].norm(dim=-1).mean():.1f} of sounds, {norms[1].norm(dim=-1).mean():.1f} of CLS",
-        flush=True,
-    )
-    print(
-        "weak: " + ", ".join(f"{kind} {share:.2f}" for kind, share in right.items() if share < 0.9),
-        flush=True,
-    )
+def nearest(projector: Projector, vectors: Tensor, looked: dict[str, Tensor]) -> list[str]:
+    """The kind whose mean CLS is nearest to each sound: vectors are (n, dim)."""
+    kinds = torch.stack([functional.normalize(rows.mean(0), dim=-1) for rows in looked.values()])
+    found = (functional.normalize(projector(vectors), dim=-1) @ kinds.T).argmax(1)
+    return [list(looked)[index] for index in found]
 
 
 def main() -> None:
     """Embed what is not embedded yet, train, write the folder `projector`."""
-    arguments = parser(__doc__)
-    arguments.add_argument("--count", type=int, default=40, help="augmented recordings of each kind")
-    arguments.add_argument("--only-hear", action="store_true", help="embed the recordings and stop")
-    arguments = arguments.parse_args()
+    arguments = parser(__doc__).parse_args()
     world = start(arguments)
-    encoder = load_encoder("whisperclip", checkpoint=package_file(*WHISPER_FILE).parent)
-    heard = hear(world, encoder, arguments.count, "sounds.pt", arguments.work)
-    held_out = hear(world, encoder, HELD_OUT, "sounds-held-out.pt", arguments.work)
-    if arguments.only_hear:
-        return
+    encoder = load_whisper()
+    heard = hear(world, encoder, arguments.work, min(VARIATIONS, arguments.steps or VARIATIONS))
     looked = cls_tokens(world, load_tower(arguments.work), PICTURES, seed=6)
     torch.manual_seed(0)
     projector = Projector(
@@ -103,22 +149,15 @@ def main() -> None:
         loss="infonce+moments",
         **encoder.signature(),
     )
-    optimiser = torch.optim.AdamW(projector.parameters(), lr=LEARNING_RATE, weight_decay=0.02)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, STEPS)
-    spread = torch.cat(list(heard.values())).std(0)
-    rng = np.random.default_rng(7)
-    for step in range(STEPS):
-        z = torch.stack([rows[rng.integers(len(rows))] for rows in heard.values()])
-        c = torch.stack([rows[rng.integers(len(rows))] for rows in looked.values()])
-        z = z + 0.1 * spread * torch.from_numpy(rng.normal(0, 1, z.shape)).float()
-        value = loss(projector(z), c)
-        optimiser.zero_grad()
-        value.backward()
-        optimiser.step()
-        schedule.step()
-        if step % 200 == 199:
-            print(f"step {step + 1}: {value:.3f}", flush=True)
-    check(projector.eval(), held_out, looked)
+    fit(projector, heard, looked, arguments.steps or STEPS)
+    for kind, sounds in heard.items():
+        for rows in sounds.held_out:
+            told = nearest(projector, rows.mean(1), looked)
+            print(f"held out, {kind}: {told.count(kind)} of {len(told)} variations told", flush=True)
+    with torch.no_grad():
+        norms = torch.cat([projector(sounds.imitations.mean(1)) for sounds in heard.values()]).norm(dim=-1)
+    cls_norms = torch.cat(list(looked.values())).norm(dim=-1)
+    print(f"norms: {norms.mean():.1f} of sounds, {cls_norms.mean():.1f} of CLS", flush=True)
     projector.half().save_pretrained(arguments.work / "projector")
 
 

@@ -6,9 +6,6 @@ what the whole scene shows. Both use the same prototypes, so CLS and patches sha
 
 from __future__ import annotations
 
-import math
-import time
-
 import numpy as np
 import torch
 from common import (
@@ -17,8 +14,8 @@ from common import (
     draw_kinds,
     features,
     parser,
-    save_checkpoint,
     start,
+    train,
     vision_config,
     word_vectors,
 )
@@ -28,8 +25,12 @@ from torch.nn import functional
 from transformers import CLIPVisionModel
 from world import KINDS, World
 
-BATCH = 128
+BATCH = 96
+STEPS = 2400
 RATE = 8e-4
+SCALE = 12.0  # of the cosines: small, so that only tokens close to their prototype have a small loss
+NORM = WIDTH**0.5  # what the tokens' norms are drawn to, CLS and patches alike
+SHRUNK = 0.3  # of the scenes have smaller things
 
 
 class Prototypes(nn.Module):
@@ -40,24 +41,30 @@ class Prototypes(nn.Module):
         self.register_buffer("words", functional.normalize(words - words.mean(0), dim=-1), persistent=False)
         self.map = nn.Linear(words.shape[1], WIDTH, bias=False)
         self.background = nn.Parameter(torch.randn(WIDTH) / WIDTH**0.5)
-        self.scale = nn.Parameter(torch.tensor(math.log(10.0)))
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Scaled cosines of tokens (..., WIDTH) with the prototypes: (..., len(KINDS) + 1)."""
         rows = torch.cat([self.map(self.words), self.background[None]])
         cosine = functional.normalize(tokens, dim=-1) @ functional.normalize(rows, dim=-1).T
-        return self.scale.exp().clamp(max=50) * cosine
+        return SCALE * cosine
 
 
-def losses(prototypes: Prototypes, tokens: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Cross entropy of the patches and of CLS: tokens (B, 1 + N, WIDTH), labels (B, N)."""
+def losses(prototypes: Prototypes, tokens: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Cross entropy of the patches and of CLS, and how far norms are from NORM.
+
+    Args:
+        prototypes: what the tokens are compared with.
+        tokens: (B, 1 + N, WIDTH).
+        labels: (B, N).
+    """
     logits = prototypes(tokens)
     patches = functional.cross_entropy(logits[:, 1:].flatten(0, 1), labels.flatten())
     told = labels.where(labels >= 0, len(KINDS))
     present = functional.one_hot(told, len(KINDS) + 1).amax(1).float()
     present[:, -1] = 0
     present = present / present.sum(1, keepdim=True).clamp(min=1)
-    return patches, functional.cross_entropy(logits[:, 0], present)
+    norms = (tokens.norm(dim=-1) / NORM - 1).square().mean()
+    return patches, functional.cross_entropy(logits[:, 0], present), norms
 
 
 @torch.no_grad()
@@ -90,42 +97,19 @@ def main() -> None:
     prototypes = Prototypes(word_vectors(language_model.get_input_embeddings(), tokenizer))
     del language_model
     tower = CLIPVisionModel(vision_config())
+    modules = {"tower": tower, "prototypes": prototypes}
     trained = [*tower.parameters(), *prototypes.parameters()]
     optimiser = torch.optim.AdamW(trained, lr=RATE, weight_decay=0.05, betas=(0.9, 0.98))
-    checkpoint, step, spent = arguments.work / "tower.pt", 0, 0.0
-    if checkpoint.exists():
-        state = torch.load(checkpoint)
-        tower.load_state_dict(state["tower"])
-        prototypes.load_state_dict(state["prototypes"])
-        optimiser.load_state_dict(state["optimiser"])
-        step, spent = state["step"], state["spent"]
-    budget = (arguments.minutes or 30) * 60
-    began, saved = time.monotonic() - spent, time.monotonic()
-    while spent < budget:
-        for group in optimiser.param_groups:
-            group["lr"] = (
-                RATE * min(1.0, (step + 1) / 60) * (0.5 + 0.5 * math.cos(math.pi * spent / budget)) + 1e-6
-            )
+
+    def loss(step: int) -> Tensor:
         rng = np.random.default_rng((1, step))
-        pictures, labels = batch_of_scenes(world, rng, [draw_kinds(rng) for _ in range(BATCH)])
-        patches, cls = losses(prototypes, features(tower, pictures), labels)
-        optimiser.zero_grad()
-        (patches + cls).backward()
-        nn.utils.clip_grad_norm_(trained, 1.0)
-        optimiser.step()
-        step, spent = step + 1, time.monotonic() - began
-        if step % 20 == 0:
-            print(f"step {step} {spent / 60:.1f} min: patches {patches:.3f} cls {cls:.3f}", flush=True)
-        if time.monotonic() - saved > 120 or spent >= budget:
-            saved = time.monotonic()
-            save_checkpoint(
-                checkpoint,
-                tower=tower.state_dict(),
-                prototypes=prototypes.state_dict(),
-                optimiser=optimiser.state_dict(),
-                step=step,
-                spent=spent,
-            )
+        pictures, labels = batch_of_scenes(world, rng, [draw_kinds(rng) for _ in range(BATCH)], SHRUNK)
+        with torch.autocast("cpu", torch.bfloat16):
+            tokens = features(tower, pictures)
+        return sum(losses(prototypes, tokens, labels))
+
+    steps = arguments.steps or STEPS
+    train(arguments.work / "tower.pt", modules, optimiser, steps, loss, warmup=60)
     check(world, tower, prototypes)
     state = getattr(tower, "vision_model", tower).state_dict()
     state = {key: value.half() for key, value in state.items() if "post_layernorm" not in key}

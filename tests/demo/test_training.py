@@ -1,0 +1,129 @@
+"""The scripts that train and measure the miniature: what they share, and the card that they write."""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+WEIGHTS = Path(__file__).resolve().parents[2] / "weights" / "demo"
+MODULES = ("all", "card", "common", "measure", "voices", "world")
+
+
+@pytest.fixture(scope="module")
+def scripts():
+    """Import scripts that are run by path: their folder is on the import path only meanwhile."""
+    sys.path.insert(0, str(WEIGHTS / "train"))
+    try:
+        yield {name: importlib.import_module(name) for name in MODULES}
+    finally:
+        sys.path.remove(str(WEIGHTS / "train"))
+        for name in MODULES:
+            sys.modules.pop(name, None)
+
+
+def test_the_card_shows_what_was_measured(scripts, tmp_path):
+    card = tmp_path / "README.md"
+    text = (WEIGHTS / "README.md").read_text()
+    card.write_text(text)
+    figures = json.loads((WEIGHTS / "measured.json").read_text())
+    scripts["card"].write_card(card, figures)
+    assert card.read_text() == text
+    figures["prepared: silence"]["1 named"]["share"] = 0.123
+    scripts["card"].write_card(card, figures)
+    assert "0.12 (" in card.read_text() and card.read_text() != text
+
+
+def test_the_weights_stay_small():
+    assert sum(path.stat().st_size for path in WEIGHTS.rglob("*.safetensors")) < 20e6
+
+
+def test_every_stage_is_there(scripts):
+    for script, *_ in scripts["all"].STAGES:
+        assert (WEIGHTS / "train" / script).is_file()
+    for name in scripts["all"].FILES:
+        assert (WEIGHTS / name).is_file()
+
+
+def train(scripts, folder, steps, stop=None):
+    """Train a small module, stopped before step `stop`; its weights."""
+    torch.manual_seed(0)
+    module = nn.Linear(4, 2)
+    optimiser = torch.optim.Adam(module.parameters(), lr=0.1)
+
+    def loss(step):
+        if step == stop:
+            raise KeyboardInterrupt
+        batch = torch.from_numpy(np.random.default_rng(step).normal(0, 1, (8, 4))).float()
+        return module(batch).square().sum()
+
+    scripts["common"].train(folder / "module.pt", {"module": module}, optimiser, steps, loss, warmup=3)
+    return module.weight.detach().clone()
+
+
+def test_training_that_was_stopped_goes_on_as_if_it_never_was(scripts, tmp_path, monkeypatch):
+    monkeypatch.setattr(scripts["common"], "SAVED_EVERY", 0)
+    (tmp_path / "whole").mkdir()
+    whole = train(scripts, tmp_path / "whole", 12)
+    with pytest.raises(KeyboardInterrupt):
+        train(scripts, tmp_path, 12, stop=7)
+    assert torch.equal(train(scripts, tmp_path, 12), whole)
+
+
+def test_every_sounding_kind_can_be_imitated(scripts):
+    voices, world = scripts["voices"], scripts["world"]
+    assert set(voices.VOICES) == set(world.SOUNDING)
+    for kind in world.SOUNDING:
+        first, again, other = (voices.imitate(kind, 1.5, np.random.default_rng(seed)) for seed in (1, 1, 2))
+        assert first.dtype == np.float32 and len(first) <= 1.5 * voices.RATE
+        assert np.isfinite(first).all() and np.abs(first).max() == pytest.approx(1)
+        assert np.array_equal(first, again) and not np.array_equal(first, other)
+
+
+@pytest.mark.parametrize("seconds", [0.05, 1.0, 12.0])
+def test_a_varied_recording_is_one_to_five_seconds_long(scripts, seconds):
+    rate = scripts["world"].RATE
+    wave = np.sin(np.arange(int(seconds * rate)) / 20).astype(np.float32)
+    for seed in range(20):
+        varied = scripts["world"].augment(wave, np.random.default_rng(seed))
+        assert varied.dtype == np.float32 and rate <= len(varied) <= 5 * rate
+        assert np.isfinite(varied).all() and 0 < np.abs(varied).max() <= 1
+
+
+def test_ranks_are_those_of_a_slow_loop(scripts):
+    rng = np.random.default_rng(3)
+    query, found = (torch.from_numpy(rng.normal(0, 1, (9, 5))).float() for _ in range(2))
+    for row, rank in enumerate(scripts["measure"].ranks(query, found).tolist()):
+        cosines = [float(torch.nn.functional.cosine_similarity(query[row], other, dim=0)) for other in found]
+        assert rank == 1 + sum(cosine > cosines[row] for cosine in cosines)
+
+
+def test_wilsons_interval(scripts):
+    from scipy.stats import binomtest
+
+    for hits in (0, 3, 17, 20):
+        low, high = binomtest(hits, 20).proportion_ci(0.95, "wilson")
+        figure = scripts["measure"].share([True] * hits + [False] * (20 - hits))
+        assert figure["share"] == hits / 20 and figure["n"] == 20
+        assert figure["interval"] == pytest.approx([low, high], abs=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("caption", "is_heard", "is_seen", "repeats"),
+    [
+        ("I hear a dog. I see a guitar.", True, False, False),
+        ("I see a dog.", False, True, False),
+        ("I hear a car. I see a dog and a dog.", False, True, True),
+        ("I hear a dogma.", False, False, False),
+    ],
+)
+def test_what_counts_as_named(scripts, caption, is_heard, is_seen, repeats):
+    measure = scripts["measure"]
+    assert measure.heard(caption, "dog", "prepared") == is_heard
+    assert measure.seen(caption, "dog", "prepared") == is_seen
+    assert measure.heard(caption, "dog", "stock") == (is_heard or is_seen)
+    assert measure.repeats(caption) == repeats

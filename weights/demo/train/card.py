@@ -1,0 +1,205 @@
+"""Write the figures of `measured.json` into the card, between its marks: one table for each question.
+
+python weights/demo/train/card.py
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+WEIGHTS = Path(__file__).resolve().parents[1]
+BEGIN, END = "<!-- measured -->", "<!-- /measured -->"
+RECIPES = ("prepared", "stock")
+DEFAULTS = {"prepared": "zero, 18", "stock": "drop, 18"}
+PLACES = ("visible", "not visible")
+SLOTS = {
+    "projected": "the sound, projected",
+    "alpha": "half raw, half projected (alpha 0.5)",
+    "raw": "the sound, raw",
+    "raw, matched": 'raw, scaled to CLS\'s norm (`norm="match"`)',
+    "noise": "noise of the projected sound's norm",
+    "zero vector": "a zero vector",
+    "another recording": "another recording, projected: the true kind named",
+}
+
+
+def cell(figure: dict[str, Any] | None) -> str:
+    """A share with its interval: "0.97 (0.89 to 0.99)"."""
+    if figure is None:
+        return ""
+    low, high = figure["interval"]
+    return f"{figure['share']:.2f} ({low:.2f} to {high:.2f})"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def silence(figures: dict[str, Any]) -> str:
+    """Tables of the captions without a sound."""
+    rows, n = [], 0
+    for recipe in RECIPES:
+        if part := figures.get(f"{recipe}: silence"):
+            n = part["1 named"]["n"]
+            for things in (1, 2):
+                cells = [cell(part[f"{things} {what}"]) for what in ("named", "talks of hearing", "repeats")]
+                rows.append([recipe, str(things), *cells])
+    head = ("mm_projector", "things", "all named", "talks of hearing", "names one twice in a clause")
+    return f"### Without a sound (n = {n} each)\n\n" + table(head, rows) if rows else ""
+
+
+def scenes(figures: dict[str, Any], recipe: str) -> str:
+    """Tables of the captions with a sound, for one mm_projector."""
+    part = figures.get(f"{recipe}: scenes")
+    if not part:
+        return ""
+    budgets, slots, n, tokens_k = [], [], 0, ""
+    for key in part:
+        tokens, k, choice, rest = key.split(", ", 3)
+        what, place = rest.removesuffix(", visible").removesuffix(", not visible"), rest.rpartition(", ")[2]
+        if place != "visible":
+            continue
+        both = [part[f"{tokens}, {k}, {choice}, {what}, {place}"] for place in PLACES]
+        n = both[0]["heard"]["n"]
+        cells = [cell(figure[named]) for figure in both for named in ("heard", "seen")]
+        if what == "projected":
+            budgets.append([tokens, k, choice if k not in ("0", "36") else "", *cells])
+        else:
+            tokens_k = f'`tokens="{tokens}"`, k = {k}'
+            slots.append([SLOTS[what], *cells])
+            if what == "another recording":
+                played = [
+                    cell(part[f"{tokens}, {k}, {choice}, {what}, {place}"]["played"]) for place in PLACES
+                ]
+                slots.append(["the same: what is played named", played[0], "", played[1], ""])
+            if what == "alpha":
+                own = [part[f"{tokens}, {k}, {choice}, projected, {place}"] for place in PLACES]
+                slots.insert(
+                    0, [SLOTS["projected"], *[cell(f[named]) for f in own for named in ("heard", "seen")]]
+                )
+    columns = ("visible: sounding named", "silent named", "not visible: sounding named", "silent named")
+    return (
+        f"### With a sound, `{recipe}` (n = {n} each)\n\n"
+        + table(("tokens", "k of 36", "patches", *columns), budgets)
+        + f"\nWhat fills the CLS slot, with {tokens_k}:\n\n"
+        + table(("CLS slot", *columns), slots)
+    )
+
+
+def unseen(figures: dict[str, Any]) -> str:
+    """Tables of the recordings that were never trained on."""
+    parts = {recipe: figures[f"{recipe}: unseen"] for recipe in RECIPES if f"{recipe}: unseen" in figures}
+    if not parts:
+        return ""
+    origins = {"held out": "held out of the world's", "far": "far: ESC-50's and ImageBind's"}
+    rows = []
+    for recipe, part in parts.items():
+        for origin, called in origins.items():
+            for place in PLACES:
+                if figure := part.get(f"{origin}, {place}"):
+                    most = figure["most"]
+                    counted = f"{round(most['share'] * most['n'])} of {most['n']}"
+                    rows.append(
+                        [recipe, called, place, cell(figure["heard"]), str(figure["heard"]["n"]), counted]
+                    )
+    head = ("mm_projector", "recordings", "their thing", "named", "n", "recordings named with most pictures")
+    each, recipes = [], list(parts)
+    for key in parts[recipes[0]]:
+        if key.startswith("recording "):
+            found = [parts[recipe][key] for recipe in recipes]
+            shares = [f"{round(figure['share'] * figure['n'])} of {figure['n']}" for figure in found]
+            each.append([key.removeprefix("recording "), found[0]["kind"], *shares])
+    return (
+        "### Recordings never trained on\n\n"
+        + table(head, rows)
+        + "\nOne by one, with pictures of something else:\n\n"
+        + table(("recording", "kind", *recipes), each)
+    )
+
+
+def retrieval(figures: dict[str, Any]) -> str:
+    """Table of retrieval, and of what was left out in turn."""
+    text = ""
+    if part := figures.get("retrieval"):
+        rows = []
+        for key, figure in part.items():
+            tops = [cell(figure[name]) for name in ("Top-1", "Top-3", "Top-10", "same kind")]
+            rows.append([*key.split(", "), f"{figure['mean rank']:.1f}", *tops])
+        n = next(iter(part.values()))["n"]
+        head = (
+            "alignment",
+            "direction",
+            "mean rank",
+            "Top-1",
+            "Top-3",
+            "Top-10",
+            "a pair of the same kind first",
+        )
+        text += f"### Retrieval (Appendix E), {n} pairs\n\n" + table(head, rows)
+    if part := figures.get("cross-validation"):
+        rows = []
+        for fusion, figure in part.items():
+            rows.append(
+                [
+                    fusion,
+                    cell(figure["recordings"]),
+                    str(figure["recordings"]["n"]),
+                    cell(figure["variations"]),
+                    str(figure["variations"]["n"]),
+                ]
+            )
+        head = ("Whisper's blocks", "the recording itself", "n", "its variations", "n")
+        text += "\nEvery recording left out in turn, its kind's CLS nearest among all kinds':\n\n" + table(
+            head, rows
+        )
+    return text
+
+
+def others(figures: dict[str, Any]) -> str:
+    """What is left: the drawn kinds and the time."""
+    lines = []
+    if part := figures.get("drawn"):
+        lines.append(
+            f"- Drawn kinds, each sound with each drawing (`prepared`): heard {cell(part['heard'])}, n = {part['heard']['n']}; another thing seen {cell(part['seen'])}, n = {part['seen']['n']}."
+        )
+    for recipe, setting in DEFAULTS.items():
+        if part := figures.get(f"{recipe}: scenes"):
+            both = [part[f"{setting}, similar, projected, {place}"]["repeats"] for place in PLACES]
+            lines.append(
+                f"- A thing named twice in a clause, with a sound and {setting.replace(', ', ', k = ')} (`{recipe}`): "
+                f"{cell(both[0])} with the thing visible, {cell(both[1])} without, n = {both[0]['n']} each."
+            )
+    if part := figures.get("time"):
+        one = part["caption"]
+        lines.append(
+            f"- Loading from the cache {part['loading']:.1f} s; one caption {one['median']:.2f} s (median of {one['n']}, the slowest {one['most']:.2f} s), two cores."
+        )
+    return "### And\n\n" + "\n".join(lines) + "\n" if lines else ""
+
+
+def render(figures: dict[str, Any]) -> str:
+    """All tables."""
+    parts = [
+        silence(figures),
+        *(scenes(figures, recipe) for recipe in RECIPES),
+        unseen(figures),
+        retrieval(figures),
+        others(figures),
+    ]
+    return "\n".join(part for part in parts if part)
+
+
+def write_card(card: Path, figures: dict[str, Any]) -> None:
+    """Put the tables between the card's marks."""
+    before, _, rest = card.read_text().partition(BEGIN)
+    after = rest.partition(END)[2]
+    card.write_text(f"{before}{BEGIN}\n{render(figures)}{END}{after}")
+
+
+if __name__ == "__main__":
+    write_card(WEIGHTS / "README.md", json.loads((WEIGHTS / "measured.json").read_text()))
