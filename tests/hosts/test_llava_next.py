@@ -115,6 +115,7 @@ def test_image_sizes_are_asked_for(model: Any) -> None:
         soundclip.visual_tokens(inputs["pixel_values"], make_sounds(1), sampling_rate=RATE)
 
 
+@pytest.mark.usefixtures("narrow_4bit")
 def test_the_example_in_4_bits(
     model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -106,6 +106,8 @@ def family(request: pytest.FixtureRequest) -> Family:
 @pytest.fixture(params=MODES)
 def model(request: pytest.FixtureRequest, family: Family, tmp_path: Path) -> Any:
     model = family.build()
+    if request.param == "4 bit":
+        request.getfixturevalue("narrow_4bit")
     if request.param == "cpu_offload" and hasattr(model.model, "image_newline"):
         pytest.skip(
             "from transformers 5.18 on, generate leaves image_newline on the meta device, patched or not"
