@@ -46,6 +46,7 @@ fix: $(VENV)/dev
 
 bench: $(VENV)/dev
 	$(VENV)/bin/python benchmarks/overhead.py
+	$(VENV)/bin/python benchmarks/prefill.py
 	$(VENV)/bin/python benchmarks/whisper_window.py
 	$(VENV)/bin/python benchmarks/import_time.py
 
