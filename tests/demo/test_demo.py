@@ -1,6 +1,8 @@
 """The miniature hears: the method on real parts, through nothing but the public names."""
 
 import re
+import runpy
+import sys
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
@@ -205,6 +207,16 @@ def test_another_encoder_is_raw():
     soundclip = load_demo(encoder="whisper")
     assert (soundclip.alignment, soundclip.projector, soundclip.encoder.window) == ("raw", None, "clip")
     soundclip.unpatch()
+
+
+def test_the_tour_runs_to_its_end(tmp_path, monkeypatch, capsys):
+    tour = Path(__file__).resolve().parents[2] / "examples" / "miniature_tour.py"
+    monkeypatch.setattr(sys, "argv", [str(tour), str(tmp_path)])
+    soundclip = runpy.run_path(str(tour))["soundclip"]
+    assert not soundclip.is_installed
+    said = capsys.readouterr().out
+    assert "no sound:" in said and "whistle, drop:    I hear a whistle" in said
+    assert {path.name for path in tmp_path.iterdir()} == {"bell.png", "whistle.png", "rain.png"}
 
 
 FAR = {
