@@ -14,38 +14,16 @@ import time
 from collections.abc import Callable
 
 import torch
-from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaModel
+from full_size import LAYERS, build_llm, build_mm_projector, build_tower
 
 from llava_soundclip import AudioTokenSubstituter, Projector, RawPad
 
-WORDS, LAYERS = 40, 32  # words beside the image, layers of the 7B model
+WORDS = 40  # beside the image
 
 
-def build(dtype: torch.dtype, device: str) -> tuple[CLIPVisionModel, torch.nn.Module, LlamaModel]:
-    tower = CLIPVisionModel(
-        CLIPVisionConfig(
-            hidden_size=1024,
-            intermediate_size=4096,
-            num_hidden_layers=24,
-            num_attention_heads=16,
-            image_size=336,
-            patch_size=14,
-            projection_dim=768,
-        )
-    )
-    llm = LlamaModel(
-        LlamaConfig(
-            hidden_size=4096,
-            intermediate_size=11008,
-            num_hidden_layers=1,
-            num_attention_heads=32,
-            vocab_size=32,
-        )
-    )
-    mm_projector = torch.nn.Sequential(
-        torch.nn.Linear(1024, 4096), torch.nn.GELU(), torch.nn.Linear(4096, 4096)
-    )
-    return tower.to(device, dtype).eval(), mm_projector.to(device, dtype), llm.to(device, dtype).eval()
+def build(dtype: torch.dtype, device: str) -> list[torch.nn.Module]:
+    parts = build_tower(), build_mm_projector(), build_llm(layers=1)
+    return [part.to(device, dtype).eval() for part in parts]
 
 
 @torch.inference_mode()

@@ -404,16 +404,14 @@ def main() -> None:
         arguments.out.write_text(json.dumps(figures, indent=1) + "\n")
         write_card(arguments.out.with_name("README.md"), figures)
 
+    recordings = unseen_recordings(world, arguments.media)
     for recipe in [arguments.recipe] if arguments.recipe else TOKENS:
         soundclip = load_demo(mm_projector=recipe, tokens=TOKENS[recipe])
         remember(soundclip.encoder)
         if recipe == "prepared":
             keep("retrieval", measure_retrieval(world, soundclip))
             keep("drawn", measure_drawn(soundclip, recipe, arguments.count))
-        keep(
-            f"{recipe}: unseen",
-            measure_unseen(world, soundclip, recipe, unseen_recordings(world, arguments.media)),
-        )
+        keep(f"{recipe}: unseen", measure_unseen(world, soundclip, recipe, recordings))
         prompt = PROMPT if recipe == "prepared" else STOCK_PROMPT
         keep(f"{recipe}: silence", measure_silence(world, soundclip, 2 * arguments.count, prompt))
         keep(f"{recipe}: scenes", measure_scenes(world, soundclip, recipe, arguments.count))

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from common import (
+    SHRUNK,
     WIDTH,
     batch_of_scenes,
     cls_tokens,
@@ -37,7 +38,6 @@ from llava_soundclip.demo.assemble import load_language_model
 BATCH = 10
 STEPS = {"stock": 1200, "prepared": 1150}
 RATE = 1e-3
-SHRUNK = 0.3  # of the scenes have smaller things
 PATCHES = GRID**2
 HEAR_PROMPTS = ("What do you hear and see?", "Describe what you hear and see.")
 SEE_PROMPTS = ("What do you see?", "Describe the picture.")

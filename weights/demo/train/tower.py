@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from common import (
+    SHRUNK,
     WIDTH,
     batch_of_scenes,
     draw_kinds,
@@ -30,7 +31,6 @@ STEPS = 2400
 RATE = 8e-4
 SCALE = 12.0  # of the cosines: small, so that only tokens close to their prototype have a small loss
 NORM = WIDTH**0.5  # what the tokens' norms are drawn to, CLS and patches alike
-SHRUNK = 0.3  # of the scenes have smaller things
 
 
 class Prototypes(nn.Module):
