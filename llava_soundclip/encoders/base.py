@@ -2,13 +2,34 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, TypeAlias
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, TypeAlias, get_args
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 Waveform: TypeAlias = np.ndarray | Tensor  # float in [-1, 1], (samples,) or (channels, samples)
+DType = Literal["float32", "float16", "bfloat16"]
+
+
+@dataclass(frozen=True)
+class EncoderCard:
+    """What `llava-soundclip encoders` says about an encoder without loading it.
+
+    Attributes:
+        dim: d_a, or d_a of the sizes that there are.
+        window: how much of a sound the model takes at once, and what becomes of longer ones.
+        code: licence of the original's code.
+        weights: licence of its published weights.
+        source: where they come from if no checkpoint is given.
+    """
+
+    dim: str
+    window: str
+    code: str
+    weights: str
+    source: str
 
 
 class AudioEncoder(nn.Module, ABC):
@@ -22,9 +43,11 @@ class AudioEncoder(nn.Module, ABC):
         sampling_rate: Hz that `_embed` takes.
         dim: d_a, the width of a vector.
         checkpoint: which weights these are, the same for one checkpoint in any file format.
+        card: what the list of encoders says about it; an encoder of a user's own may have none.
     """
 
     name: ClassVar[str]
+    card: ClassVar[EncoderCard | None] = None
     sampling_rate: int
     dim: int
     checkpoint: str
@@ -52,7 +75,8 @@ class AudioEncoder(nn.Module, ABC):
         Args:
             waveforms: B sounds, each float in [-1, 1], (samples,) or (channels, samples). The encoder
                 mixes channels down as its original does.
-            sampling_rate: Hz of the waveforms; another one than the encoder's is resampled (soxr, HQ).
+            sampling_rate: Hz of the waveforms; another one than the encoder's is resampled (soxr, HQ, or as
+                the encoder's original does it).
 
         Returns:
             (B, dim) float32 on the encoder's device. A batch equals single runs.
@@ -67,7 +91,35 @@ class AudioEncoder(nn.Module, ABC):
 
     def _prepare(self, waveforms: Sequence[Waveform], sampling_rate: int) -> list[np.ndarray]:
         """The checks and the resampling of `embed`: float32 (channels, samples) at the encoder's rate."""
-        from llava_soundclip.media import check_waveform, resample
+        from llava_soundclip.media import check_waveform
 
         checked = [check_waveform(waveform, name=f"sound {i}") for i, waveform in enumerate(waveforms)]
-        return [resample(waveform, sampling_rate, self.sampling_rate) for waveform in checked]
+        return [self._resample(waveform, sampling_rate) for waveform in checked]
+
+    def _resample(self, waveform: np.ndarray, sampling_rate: int) -> np.ndarray:
+        """A sound at the encoder's rate; overridden where the original's way of resampling matters."""
+        from llava_soundclip.media import resample
+
+        return resample(waveform, sampling_rate, self.sampling_rate)
+
+
+def check_choice(option: str, value: object, choices: Any) -> None:
+    """Refuse an option that isn't one of a Literal's values.
+
+    Raises:
+        ValueError: with the values that there are.
+    """
+    known = get_args(choices)
+    if value not in known:
+        raise ValueError(f"{option}={value!r} is unknown; known: {', '.join(map(str, known))}")
+
+
+def check_dtype(dtype: object) -> torch.dtype:
+    """The dtype of an encoder's weights: float32 for None, else by name or as torch has it.
+
+    Raises:
+        ValueError: for another one than float32, float16 and bfloat16.
+    """
+    name = "float32" if dtype is None else str(dtype).removeprefix("torch.")
+    check_choice("dtype", name, DType)
+    return getattr(torch, name)

@@ -3,14 +3,21 @@
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from os import PathLike
-from typing import Any, ClassVar, Literal, cast, get_args
+from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from llava_soundclip._extras import require
-from llava_soundclip.encoders.base import AudioEncoder, Waveform
+from llava_soundclip.encoders.base import (
+    AudioEncoder,
+    DType,
+    EncoderCard,
+    Waveform,
+    check_choice,
+    check_dtype,
+)
 from llava_soundclip.encoders.whisper_checkpoints import check_checkpoint, read_checkpoint
 from llava_soundclip.encoders.whisper_mel import (
     SAMPLING_RATE,
@@ -28,7 +35,6 @@ Pooling = Literal["valid", "all"]
 Window = Literal["padded", "clip"]
 Long = Literal["windows", "trim"]
 Fusion = Literal["average_all", "final_only", "middle_only", "last_n", "weighted_sum"]
-DType = Literal["float32", "float16", "bfloat16"]
 
 _TOKENS_AT_ONCE = 8 * WINDOW_TOKENS  # bounds the memory of a batch, and of an hour of sound
 
@@ -47,6 +53,13 @@ class WhisperEncoder(AudioEncoder):
 
     name: ClassVar[str] = "whisper"
     sampling_rate = SAMPLING_RATE
+    card: ClassVar[EncoderCard | None] = EncoderCard(
+        dim="384 to 1280 by size",
+        window="30 s; longer: windows, averaged",
+        code="MIT",
+        weights="MIT",
+        source="Hub: openai/whisper-small",
+    )
 
     def __init__(
         self,
@@ -104,15 +117,15 @@ class WhisperEncoder(AudioEncoder):
         """
         checkpoint = "small" if checkpoint is None else checkpoint
         backend = "transformers" if backend is None else backend
-        _check_choice("backend", backend, Backend)
-        _check_choice("pooling", pooling, Pooling)
-        _check_choice("window", window, Window)
-        _check_choice("long", long, Long)
+        check_choice("backend", backend, Backend)
+        check_choice("pooling", pooling, Pooling)
+        check_choice("window", window, Window)
+        check_choice("long", long, Long)
         if window == "clip" and pooling == "all":
             raise ValueError(
                 'pooling="all" averages over the padding, and window="clip" has none: use pooling="valid"'
             )
-        checked_dtype = _check_dtype(dtype)
+        checked_dtype = check_dtype(dtype)
         check_checkpoint(checkpoint)
         if backend == "openai":
             require("whisper", extra="whisper")
@@ -292,20 +305,8 @@ def _mean_time(states: Tensor, tokens: Sequence[int]) -> Tensor:
     return torch.stack([row[:count].float().mean(dim=0) for row, count in zip(states, tokens, strict=True)])
 
 
-def _check_choice(option: str, value: object, choices: Any) -> None:
-    known = get_args(choices)
-    if value not in known:
-        raise ValueError(f"{option}={value!r} is unknown; known: {', '.join(known)}")
-
-
-def _check_dtype(dtype: object) -> torch.dtype:
-    name = "float32" if dtype is None else str(dtype).removeprefix("torch.")
-    _check_choice("dtype", name, DType)
-    return getattr(torch, name)
-
-
 def _check_fusion(fusion: object, n: object) -> None:
-    _check_choice("fusion", fusion, Fusion)
+    check_choice("fusion", fusion, Fusion)
     if fusion != "last_n":
         if n is not None:
             raise ValueError(f'n={n!r} is for fusion="last_n" only, and fusion is {fusion!r}')

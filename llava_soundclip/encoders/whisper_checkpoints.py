@@ -7,18 +7,15 @@
 | folder with `model.bin` | CTranslate2, faster-whisper |
 """
 
-import json
 import re
-import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from llava_soundclip.encoders.checkpoint_files import first_line, read_json, unpickle_tensors
 from llava_soundclip.encoders.whisper_ctranslate2 import is_ctranslate2, read_ctranslate2
 from llava_soundclip.encoders.whisper_weights import WhisperWeights, encoder_shapes, transformers_name
 
@@ -110,11 +107,11 @@ def _from_hub(repo: str, revision: str | None) -> Path:
             return config.parent
         raise missing
     except OSError as error:
-        raise OSError(f"no folder {repo} here, and the Hub didn't give it: {_first_line(error)}") from error
+        raise OSError(f"no folder {repo} here, and the Hub didn't give it: {first_line(error)}") from error
 
 
 def _read_openai(path: Path) -> WhisperWeights:
-    content = _unpickle_tensors(path)
+    content = unpickle_tensors(path)
     dims, state = content.get("dims"), content.get("model_state_dict")
     if not isinstance(dims, dict) or not isinstance(state, dict):
         raise ValueError(  # noqa: TRY004 (the file is wrong, not the caller's type)
@@ -126,7 +123,7 @@ def _read_openai(path: Path) -> WhisperWeights:
 
 
 def _read_transformers(folder: Path) -> WhisperWeights:
-    config = _read_json(folder / "config.json")
+    config = read_json(folder / "config.json")
     if config.get("model_type") != "whisper":
         raise ValueError(f"{folder} holds a model of type {config.get('model_type')!r}, not 'whisper'")
     if config.get("activation_function", "gelu") != "gelu":
@@ -153,13 +150,13 @@ def _read_folder(folder: Path) -> dict[str, Tensor]:
             state |= _read_safetensors(folder / shard)
         return state
     if (folder / "pytorch_model.bin").is_file():
-        return _encoder_part(_unpickle_tensors(folder / "pytorch_model.bin"), _PREFIXES)
+        return _encoder_part(unpickle_tensors(folder / "pytorch_model.bin"), _PREFIXES)
     raise ValueError(f"{folder} has a config.json but no model.safetensors")
 
 
 def _shards(index: Path) -> list[str]:
     """The names of the files that an index lists, which must be beside it."""
-    shards = _read_json(index).get("weight_map")
+    shards = read_json(index).get("weight_map")
     if not isinstance(shards, dict) or any(Path(str(shard)).name != shard for shard in shards.values()):
         raise ValueError(f"{index} doesn't list the files beside it")
     return sorted(set(shards.values()))
@@ -180,20 +177,6 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path} is listed in the index but missing") from None
 
 
-def _unpickle_tensors(path: Path) -> dict[str, Any]:
-    """The dict in a `.pt` or `.bin`, of tensors and plain values: code is refused, not run."""
-    try:
-        # Mapped where possible, so that the decoder of a large checkpoint stays on disk.
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except UnpicklingError as error:
-        raise ValueError(
-            f"{path} holds more than tensors, or is no checkpoint: refused ({_first_line(error)})"
-        ) from error
-    except (RuntimeError, OSError, EOFError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is cut or no checkpoint: {_first_line(error)}") from error
-    return _as_dict(content, path)
-
-
 def _encoder_part(tensors: dict[str, Tensor], prefixes: Iterable[str]) -> dict[str, Tensor]:
     return {ours: tensors[theirs] for ours, theirs in _encoder_names(tensors, prefixes).items()}
 
@@ -208,26 +191,8 @@ def _encoder_names(names: Iterable[str], prefixes: Iterable[str]) -> dict[str, s
     return {}
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is cut or no JSON: {error}") from error
-    return _as_dict(content, path)
-
-
-def _as_dict(content: object, path: Path) -> dict[str, Any]:
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}, expected a dict")  # noqa: TRY004
-    return content
-
-
 def _numbers(sizes: Mapping[str, Any], names: Sequence[str], path: Path) -> list[int]:
     for name in names:
         if type(sizes.get(name)) is not int:
             raise ValueError(f"{path} has {name} {sizes.get(name)!r}, expected a whole number")
     return [sizes[name] for name in names]
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]

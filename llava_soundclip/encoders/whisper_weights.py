@@ -1,13 +1,12 @@
 """The weights of Whisper's encoder under one set of names, whatever file they came from."""
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
+from llava_soundclip.encoders.checkpoint_files import check_tensors, fingerprint
 from llava_soundclip.encoders.whisper_mel import WINDOW_TOKENS
 
 _ENGLISH_VOCABULARY = 51_864  # tokens; the multilingual checkpoints have one more, or two
@@ -55,17 +54,9 @@ class WhisperWeights:
                 f"{self.source} holds no Whisper encoder: its conv1.weight is missing or no kernel"
             )
         expected = encoder_shapes(self.n_mels, self.n_state, self.n_layer)
-        found = {name: tuple(tensor.shape) for name, tensor in self.state.items()}
-        if not self.n_layer or found != expected:
-            odd = [
-                f"{name} is {found.get(name, 'missing')}, expected {expected.get(name, 'no such tensor')}"
-                for name in sorted(found.keys() | expected.keys())
-                if found.get(name) != expected.get(name)
-            ]
-            raise ValueError(
-                f"{self.source} doesn't hold a whole Whisper encoder; {len(odd)} tensors differ: "
-                f"{'; '.join(odd[:3])}"
-            )
+        if not self.n_layer:
+            raise ValueError(f"{self.source} doesn't hold a whole Whisper encoder: it has no blocks")
+        check_tensors(self.source, self.state, expected, "Whisper encoder")
         if any(not tensor.is_floating_point() for tensor in self.state.values()):
             raise ValueError(
                 f"{self.source} holds weights that aren't floats: they are quantised in an unknown way"
@@ -102,14 +93,10 @@ class WhisperWeights:
     def identity(self) -> str:
         """The variant and 8 hex digits that tell one training from another, the same in every file format.
 
-        The digits are of all matrices, rounded to float16: a fine-tune may leave the first layers as they
-        are. A quantised file (int8) is another checkpoint than the one that it was made of.
+        A quantised file (int8) is another checkpoint than the one that it was made of.
         """
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.state.items()):
-            if tensor.ndim > 1 and name != "positional_embedding":
-                digest.update(tensor.half().contiguous().flatten().view(torch.uint8).numpy().data)
-        return f"{self.variant}-{digest.hexdigest()[:8]}"
+        trained = {name: tensor for name, tensor in self.state.items() if name != "positional_embedding"}
+        return f"{self.variant}-{fingerprint(trained)}"
 
 
 def encoder_shapes(n_mels: int, n_state: int, n_layer: int) -> dict[str, tuple[int, ...]]:

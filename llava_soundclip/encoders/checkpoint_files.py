@@ -1,0 +1,278 @@
+"""Checkpoint files of any encoder: found here, on the Hub or at a release, and read without running what is in them.
+
+Files are safetensors, or torch's `.pt`, `.pth` and `.bin` by `weights_only=True`, memory-mapped: what isn't asked
+for stays on disk.
+"""
+
+import hashlib
+import json
+import os
+import re
+import urllib.request
+import uuid
+import zipfile
+from collections.abc import Callable, Iterable, Mapping
+from os import PathLike
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+from urllib.parse import urlsplit
+
+import torch
+from torch import Tensor
+
+_CHUNK = 2**20  # bytes
+_TIMEOUT = 30  # seconds without a byte
+_HUB_FILES = ("model.safetensors", "pytorch_model.bin")
+
+
+class _Ignored:
+    """Stands for a numpy number that a training loop left in a checkpoint: accepted, never built."""
+
+    def __init__(self, *arguments: object) -> None:
+        pass
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
+_IGNORED: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
+    (_Ignored, name)
+    for name in (
+        "numpy.dtype",
+        "numpy.core.multiarray.scalar",
+        "numpy._core.multiarray.scalar",
+        "numpy.dtypes.Float64DType",
+    )
+]
+
+
+def check_checkpoint(checkpoint: str | PathLike[str], known: Iterable[str], what: str) -> None:
+    """Refuse what can't be a checkpoint, before anything is read or downloaded.
+
+    Args:
+        checkpoint: what the user gave.
+        known: names of published checkpoints.
+        what: the encoder, for messages.
+
+    Raises:
+        ValueError: for an unknown name; the known ones are listed.
+        FileNotFoundError: for a path that doesn't exist.
+    """
+    name = str(checkpoint)
+    if name in known or Path(name).expanduser().exists():
+        return
+    path_like = name.startswith((".", "/", "~")) or name.endswith((".pt", ".pth", ".bin", ".safetensors"))
+    if isinstance(checkpoint, PathLike) or path_like:
+        raise FileNotFoundError(f"no {what} checkpoint at {name}")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        raise ValueError(
+            f"unknown {what} checkpoint {name!r}: give one of {', '.join(known)}; a Hub id; or a file"
+        )
+
+
+def find_checkpoint(
+    checkpoint: str | PathLike[str], known: Mapping[str, str], what: str, revision: str | None = None
+) -> Path:
+    """The file, or folder, of a checkpoint; downloaded where it isn't here.
+
+    Args:
+        checkpoint: a file or folder, a name in `known`, or a Hub id. A path goes before a name.
+        known: published checkpoints: a Hub id, "owner/name/file" for a file on the Hub, or an https address.
+        what: the encoder, for messages.
+        revision: branch, tag or commit on the Hub.
+
+    Raises:
+        ValueError: for an unknown name.
+        OSError: for a path that doesn't exist, or a server that can't be reached or doesn't have it.
+    """
+    check_checkpoint(checkpoint, known, what)
+    path = Path(str(checkpoint)).expanduser()
+    if path.exists():
+        return path
+    source = known.get(str(checkpoint), str(checkpoint))
+    if "://" in source:
+        return download(source)
+    owner, name, *file = source.split("/", 2)
+    return _from_hub(f"{owner}/{name}", file or _HUB_FILES, revision)
+
+
+def download(url: str) -> Path:
+    """Fetch a release's file into torch's cache, where the original packages look for it, too.
+
+    A file is there whole or not at all.
+
+    Raises:
+        OSError: if the server can't be reached, refuses, or stops in the middle.
+    """
+    path = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlsplit(url).path).name
+    if path.is_file():
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+    try:
+        _fetch(url, part)
+        os.replace(part, path)
+    except OSError as error:  # urllib's errors are some
+        raise OSError(
+            f"{url} couldn't be fetched ({error}): try again, or give the file's path as checkpoint="
+        ) from error
+    finally:
+        part.unlink(missing_ok=True)
+    return path
+
+
+def _fetch(url: str, path: Path) -> None:
+    from rich.console import Console
+    from rich.progress import wrap_file
+
+    with urllib.request.urlopen(url, timeout=_TIMEOUT) as response, path.open("wb") as file:
+        size = int(response.headers.get("Content-Length") or 0)
+        shown = wrap_file(
+            response, total=size, description=Path(url).name, console=Console(stderr=True), transient=True
+        )
+        with shown as body:
+            while chunk := body.read(_CHUNK):
+                file.write(chunk)
+        if size and file.tell() != size:
+            raise OSError(f"only {file.tell()} of {size} bytes came")
+
+
+def _from_hub(repo: str, files: Iterable[str], revision: str | None) -> Path:
+    """The first of a repository's files that it has."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+
+    missing: Exception | None = None
+    try:
+        for name in files:
+            try:
+                return Path(hf_hub_download(repo, name, revision=revision))
+            except LocalEntryNotFoundError:
+                raise
+            except EntryNotFoundError as error:
+                missing = error
+    except (OSError, HfHubHTTPError) as error:
+        raise OSError(
+            f"no file or folder {repo} here, and the Hub didn't give it: {first_line(error)}"
+        ) from error
+    raise OSError(f"the Hub's {repo} has none of {', '.join(files)}") from missing
+
+
+def read_tensors(path: Path, prefixes: Iterable[str] = ("",)) -> dict[str, Tensor]:
+    """The tensors of a file whose names start with one of some prefixes; all others stay on disk.
+
+    Weights inside "state_dict" or "model" are found there, and a leading "module." (DataParallel's) is left out.
+
+    Returns:
+        Tensors by name, the prefix kept. They may be mapped to the file: copy what is kept.
+
+    Raises:
+        ValueError: for a file that is cut, no checkpoint, or holds more than tensors and plain values.
+    """
+    prefixes = tuple(prefixes)
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path, prefixes)
+    content: Mapping[Any, Any] = unpickle_tensors(path)
+    for inner in ("state_dict", "model"):
+        if isinstance(content.get(inner), Mapping):
+            content = content[inner]
+    named = {str(name).removeprefix("module."): value for name, value in content.items()}
+    return {
+        name: value
+        for name, value in named.items()
+        if name.startswith(prefixes) and isinstance(value, Tensor)
+    }
+
+
+def _read_safetensors(path: Path, prefixes: tuple[str, ...]) -> dict[str, Tensor]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = [name for name in file.keys() if name.startswith(prefixes)]  # noqa: SIM118 (no mapping)
+            return {name: file.get_tensor(name) for name in names}
+    except SafetensorError as error:
+        raise ValueError(f"{path} is cut or no safetensors file: {error}") from error
+    except FileNotFoundError:
+        raise ValueError(f"{path} is missing") from None
+
+
+def unpickle_tensors(path: Path) -> dict[str, Any]:
+    """The dict in a `.pt`, `.pth` or `.bin`, of tensors and plain values: code is refused, not run.
+
+    Raises:
+        ValueError: for a file that is cut, no checkpoint, or holds more.
+    """
+    try:
+        with torch.serialization.safe_globals(_IGNORED):
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except UnpicklingError as error:
+        raise ValueError(
+            f"{path} holds more than tensors, or is no checkpoint: refused ({first_line(error)})"
+        ) from error
+    except (RuntimeError, OSError, EOFError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is cut or no checkpoint: {first_line(error)}") from error
+    return as_dict(content, path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The dict in a JSON file.
+
+    Raises:
+        ValueError: if it holds something else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is cut or no JSON: {error}") from error
+    return as_dict(content, path)
+
+
+def as_dict(content: object, path: Path) -> dict[str, Any]:
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}, expected a dict")  # noqa: TRY004
+    return content
+
+
+def check_tensors(
+    source: object, found: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]], what: str
+) -> None:
+    """Hold the names, shapes and types of tensors against what a model has.
+
+    Args:
+        source: the file, for messages.
+        found: the file's tensors.
+        expected: every tensor's shape.
+        what: the model, for messages: "Whisper encoder".
+
+    Raises:
+        ValueError: if they differ; how many, and the first three.
+    """
+    shapes = {name: tuple(tensor.shape) for name, tensor in found.items()}
+    odd = [
+        f"{name} is {shapes.get(name, 'missing')}, expected {expected.get(name, 'no such tensor')}"
+        for name in sorted(shapes.keys() | expected.keys())
+        if shapes.get(name) != expected.get(name)
+    ]
+    if odd:
+        raise ValueError(
+            f"{source} doesn't hold a whole {what}; {len(odd)} tensors differ: {'; '.join(odd[:3])}"
+        )
+
+
+def fingerprint(tensors: Mapping[str, Tensor]) -> str:
+    """8 hex digits that tell one training from another, the same in every file format.
+
+    They are of all matrices and kernels, rounded to float16: a fine-tune may leave the first layers as they are.
+    """
+    digest = hashlib.sha256()
+    for _, tensor in sorted(tensors.items()):
+        if tensor.ndim > 1 and tensor.is_floating_point():
+            digest.update(tensor.half().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:8]
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, for a message of our own."""
+    return str(error).strip().partition("\n")[0]
