@@ -1,4 +1,4 @@
-"""Write the figures of `measured.json` into the card, between its marks: one table for each question.
+"""Write the figures of `measured.json` into the card and docs/tokens.md, between marks: a table for each question.
 
 python weights/demo/train/card.py
 """
@@ -89,6 +89,24 @@ def scenes(figures: dict[str, Any], recipe: str) -> str:
         + f"\nWhat fills the CLS slot, with {tokens_k}:\n\n"
         + table(("CLS slot", *columns), slots)
     )
+
+
+def agreement(figures: dict[str, Any], place: str) -> str:
+    """Tables of `tokens="drop"` against `"zero"`: do they say the same, and how well does each?"""
+    rows, n = [], 0
+    for recipe in RECIPES:
+        for key, drop in figures.get(f"{recipe}: scenes", {}).items():
+            if "same kinds as zero" not in drop or not key.endswith(f", {place}"):
+                continue
+            _, k, choice, _ = key.split(", ", 3)
+            zero = figures[f"{recipe}: scenes"][key.replace("drop", "zero", 1)]
+            same = [cell(drop[what]) for what in ("same caption as zero", "same kinds as zero")]
+            quality = [cell(part[what]) for what in ("heard", "seen") for part in (zero, drop)]
+            rows.append([recipe, k, choice if k != "0" else "", *same, *quality])
+            n = drop["heard"]["n"]
+    head = ("mm_projector", "k of 36", "patches", "same caption", "same things named")
+    head += ("sounding named: zero", "drop", "silent named: zero", "drop")
+    return f"n = {n} each.\n\n" + table(head, rows) if rows else ""
 
 
 def unseen(figures: dict[str, Any]) -> str:
@@ -194,12 +212,30 @@ def render(figures: dict[str, Any]) -> str:
     return "\n".join(part for part in parts if part)
 
 
-def write_card(card: Path, figures: dict[str, Any]) -> None:
-    """Put the tables between the card's marks."""
-    before, _, rest = card.read_text().partition(BEGIN)
+def write_between_marks(page: Path, tables: str) -> None:
+    """Put tables between a page's marks."""
+    before, _, rest = page.read_text().partition(BEGIN)
     after = rest.partition(END)[2]
-    card.write_text(f"{before}{BEGIN}\n{render(figures)}{END}{after}")
+    page.write_text(f"{before}{BEGIN}\n{tables}{END}{after}")
+
+
+def write_card(card: Path, figures: dict[str, Any]) -> None:
+    """Put all tables between the card's marks."""
+    write_between_marks(card, render(figures))
+
+
+def write_tokens(page: Path, figures: dict[str, Any]) -> None:
+    """Put the comparison of `tokens="zero"` and `"drop"` between the marks of docs/tokens.md."""
+    parts = [f"### The sounding thing is {place}\n\n{agreement(figures, place)}" for place in PLACES]
+    write_between_marks(page, "\n".join(parts))
+
+
+def main() -> None:
+    """Write both pages."""
+    figures = json.loads((WEIGHTS / "measured.json").read_text())
+    write_card(WEIGHTS / "README.md", figures)
+    write_tokens(WEIGHTS.parents[1] / "docs" / "tokens.md", figures)
 
 
 if __name__ == "__main__":
-    write_card(WEIGHTS / "README.md", json.loads((WEIGHTS / "measured.json").read_text()))
+    main()

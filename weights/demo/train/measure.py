@@ -87,6 +87,11 @@ def seen(caption: str, kind: str, recipe: str) -> bool:
     return names(clause(caption, "see") if recipe == "prepared" else caption, kind)
 
 
+def kinds_in(caption: str) -> set[tuple[str, str]]:
+    """The kinds that a caption names, each with the verb of its sentence."""
+    return {(part.strip()[:5], kind) for part in caption.split(".") for kind in KINDS if names(part, kind)}
+
+
 def repeats(caption: str) -> bool:
     """Whether one clause names a kind twice ("a violin, a violin")."""
     return any(len(re.findall(rf"\b{kind}\b", part)) > 1 for part in caption.split(".") for kind in KINDS)
@@ -220,6 +225,7 @@ def measure_scenes(world: World, soundclip: SoundCLIP, recipe: str, count: int) 
     settings += [(TOKENS[recipe], K, "similar", what) for what in slots]
     figures: dict[str, Any] = {}
     for visible in (True, False):
+        zeroed: dict[tuple[int, str], list[str]] = {}
         sources, scenes, sounds, pictures = make_scenes(world, count, visible)
         for tokens, k, choice, what in settings:
             soundclip.tokens, soundclip.k = tokens, k
@@ -241,6 +247,14 @@ def measure_scenes(world: World, soundclip: SoundCLIP, recipe: str, count: int) 
             if what == "another recording":
                 figure["played"] = share(
                     [heard(text, kind, recipe) for text, kind in zip(captions, playing, strict=True)]
+                )
+            if (tokens, what) == ("zero", "projected"):
+                zeroed[k, choice] = captions
+            elif what == "projected":
+                pairs = list(zip(captions, zeroed[k, choice], strict=True))
+                figure["same caption as zero"] = share([text == other for text, other in pairs])
+                figure["same kinds as zero"] = share(
+                    [kinds_in(text) == kinds_in(other) for text, other in pairs]
                 )
             place = "visible" if visible else "not visible"
             figures[f"{tokens}, {k}, {choice}, {what}, {place}"] = figure
@@ -328,12 +342,6 @@ def measure_unseen(
     return figures
 
 
-def ranks(query: Tensor, found: Tensor) -> Tensor:
-    """Rank of each query's own pair among all, 1 the best: query and found are (n, D)."""
-    cosine = functional.normalize(query, dim=-1) @ functional.normalize(found, dim=-1).T
-    return 1 + (cosine > cosine.diagonal()[:, None]).sum(1)
-
-
 def measure_retrieval(world: World, soundclip: SoundCLIP) -> dict[str, Any]:
     """Sound to picture and back as in Appendix E, raw and projected: fresh variations, fresh pictures."""
     rng = np.random.default_rng(25)
@@ -349,10 +357,9 @@ def measure_retrieval(world: World, soundclip: SoundCLIP) -> dict[str, Any]:
             soundclip.alignment = alignment
             f_a = soundclip.align(z_a)
             for direction, pair in (("A2V", (f_a, cls)), ("V2A", (cls, f_a))):
-                rank = ranks(*pair)
-                best = (
-                    functional.normalize(pair[0], dim=-1) @ functional.normalize(pair[1], dim=-1).T
-                ).argmax(1)
+                query, found = (functional.normalize(side, dim=-1) for side in pair)
+                cosine = query @ found.T
+                rank, best = 1 + (cosine > cosine.diagonal()[:, None]).sum(1), cosine.argmax(1)
                 figures[f"{alignment}, {direction}"] = {
                     "n": len(kinds),
                     "mean rank": round(rank.float().mean().item(), 2),
