@@ -11,6 +11,7 @@ __all__ = ["AudioEncoder", "Waveform", "available_encoders", "load_encoder", "re
 _GROUP = "llava_soundclip.encoders"  # entry points of other packages
 
 _ENCODERS: dict[str, str | type[AudioEncoder]] = {
+    "imagebind": "llava_soundclip.encoders.imagebind:ImageBindEncoder",
     "whisper": "llava_soundclip.encoders.whisper:WhisperEncoder",
     "whisperclip": "llava_soundclip.encoders.whisper:WhisperCLIPEncoder",
 }

@@ -164,13 +164,23 @@ def read_tensors(path: Path, prefixes: Iterable[str] = ("",)) -> dict[str, Tenso
 
     Weights inside "state_dict" or "model" are found there, and a leading "module." (DataParallel's) is left out.
 
+    Args:
+        path: a file, or a folder with one that is named as on the Hub.
+        prefixes: what the names start with.
+
     Returns:
-        Tensors by name, the prefix kept. They may be mapped to the file: copy what is kept.
+        Tensors by name, the prefix kept. They may be mapped to the file: copy what is to outlive it.
 
     Raises:
-        ValueError: for a file that is cut, no checkpoint, or holds more than tensors and plain values.
+        ValueError: for a file that is cut, no checkpoint, or holds more than tensors and plain values; for a
+            folder without one.
     """
     prefixes = tuple(prefixes)
+    if path.is_dir():
+        inside = [path / name for name in _HUB_FILES if (path / name).is_file()]
+        if not inside:
+            raise ValueError(f"{path} holds none of {', '.join(_HUB_FILES)}")
+        path = inside[0]
     if path.suffix == ".safetensors":
         return _read_safetensors(path, prefixes)
     content: Mapping[Any, Any] = unpickle_tensors(path)

@@ -11,10 +11,12 @@ from llava_soundclip import encoders
 from llava_soundclip.encoders import AudioEncoder, available_encoders, load_encoder, register_encoder
 from llava_soundclip.encoders.base import AudioEncoder as Base
 from tests.conftest import TinyEncoder
+from tests.encoders.fake_imagebind import write_pth as write_imagebind
 from tests.encoders.fake_whisper import weights, write_openai
 
 # A new encoder gets its line here: how to make a small checkpoint of it.
 CHECKPOINTS: dict[str, Any] = {
+    "imagebind": lambda folder: write_imagebind(folder / "imagebind_huge.pth"),
     "whisper": lambda folder: write_openai(folder / "tiny.pt", weights()),
     "whisperclip": lambda folder: write_openai(folder / "tiny.pt", weights()),
 }

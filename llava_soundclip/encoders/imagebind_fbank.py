@@ -1,0 +1,120 @@
+"""What ImageBind's audio tower reads: three windows of a sound as Kaldi filter banks.
+
+Written from a description of the original's behaviour (`frontend` of the goldens); its code, which is
+CC-BY-NC-SA, was not looked at.
+"""
+
+import math
+from functools import lru_cache
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+SAMPLING_RATE = 16_000  # Hz
+WINDOW = 2 * SAMPLING_RATE  # samples of one window
+WINDOWS = 3
+FRAME, SHIFT, FFT = 400, 160, 512  # samples: 25 ms every 10 ms, padded for the transform
+FRAMES, MELS = 204, 128
+MEAN, SCALE = -4.268, 9.138
+
+_LOWEST, _HIGHEST = 20.0, 8000.0  # Hz
+_PRE_EMPHASIS = 0.97
+_FLOOR = 2.0**-23  # of an energy, before the logarithm
+_CUTOFF_WIDTH, _ROLLOFF = 6, 0.99  # of the resampler: zero crossings, share of the lower Nyquist frequency
+_KERNEL_VALUES = 2**22  # at once, so that an odd rate doesn't need gigabytes
+
+
+def resample(waveform: Tensor, from_rate: int, to_rate: int) -> Tensor:
+    """Resample by windowed sinc interpolation, as torchaudio's `resample` does with its defaults.
+
+    Args:
+        waveform: (channels, samples) float32.
+        from_rate: Hz of `waveform`.
+        to_rate: Hz of the result.
+
+    Returns:
+        (channels, ceil(samples * to_rate / from_rate)) float32.
+    """
+    if from_rate == to_rate:
+        return waveform
+    common = math.gcd(from_rate, to_rate)
+    step, phases = from_rate // common, to_rate // common  # input samples in which there are `phases` outputs
+    cutoff = min(step, phases) * _ROLLOFF
+    reach = math.ceil(_CUTOFF_WIDTH * step / cutoff)
+    padded = F.pad(waveform, (reach, reach + step))[:, None]
+    rows = max(_KERNEL_VALUES // (2 * reach + step), 1)
+    parts = []
+    for first in range(0, phases, rows):
+        kernel = _sinc_kernel(step, phases, reach, cutoff, first, min(first + rows, phases))
+        parts.append(F.conv1d(padded, kernel.to(waveform.device), stride=step))
+    length = math.ceil(waveform.shape[1] * to_rate / from_rate)
+    return torch.cat(parts, dim=1).transpose(1, 2).flatten(1)[:, :length]
+
+
+def _sinc_kernel(step: int, phases: int, reach: int, cutoff: float, first: int, stop: int) -> Tensor:
+    """(stop - first, 1, 2 * reach + step): how the inputs around weigh in some of the outputs of a step."""
+    inputs = torch.arange(-reach, reach + step, dtype=torch.float64) / step
+    outputs = torch.arange(first, stop, dtype=torch.float64) / phases
+    crossings = ((inputs - outputs[:, None]) * cutoff).clamp(-_CUTOFF_WIDTH, _CUTOFF_WIDTH)
+    window = torch.cos(crossings * math.pi / _CUTOFF_WIDTH / 2) ** 2
+    return (torch.sinc(crossings) * window * (cutoff / step)).float()[:, None]
+
+
+def windows(samples: int) -> list[tuple[int, int]]:
+    """First and last sample (exclusive) of the three windows: front, middle, back.
+
+    A sound shorter than 2 s is all three of them.
+    """
+    spare = max(samples - WINDOW, 0)
+    return [(start, min(start + WINDOW, samples)) for start in (0, spare // 2, spare)]
+
+
+def frontend(waveform: np.ndarray) -> Tensor:
+    """The network's input for one sound.
+
+    The mean over all channels and samples is taken off each window in turn, and off the sound itself, so that a
+    window which overlaps an earlier one has lost that one's mean, too. Then the first channel is used.
+
+    Args:
+        waveform: (channels, samples) float32 at 16 kHz. Under 400 samples (25 ms, one frame), where the original
+            fails, zeros are appended up to there.
+
+    Returns:
+        (3, 1, 128, 204) float32: windows, mel rows, time columns.
+    """
+    sound = torch.from_numpy(waveform).clone()
+    sound = F.pad(sound, (0, max(FRAME - sound.shape[1], 0)))
+    banks = []
+    for start, stop in windows(sound.shape[1]):
+        window = sound[:, start:stop]
+        window -= window.mean()
+        bank = fbank(window[0])[:FRAMES]
+        banks.append(F.pad(bank.T, (0, FRAMES - len(bank))))  # zeros before the normalisation
+    return (torch.stack(banks)[:, None] - MEAN) / SCALE
+
+
+def fbank(signal: Tensor) -> Tensor:
+    """Kaldi's log filter banks of a signal in [-1, 1]: (samples,) float32 to (frames, 128)."""
+    frames = signal.unfold(0, FRAME, SHIFT)
+    frames = frames - frames.mean(dim=1, keepdim=True)
+    before = torch.cat([frames[:, :1], frames[:, :-1]], dim=1)
+    frames = (frames - _PRE_EMPHASIS * before) * torch.hann_window(FRAME, periodic=False)
+    power = torch.fft.rfft(frames, FFT).abs() ** 2
+    return (power @ _mel_filters().T).clamp(min=_FLOOR).log()
+
+
+@lru_cache
+def _mel_filters() -> Tensor:
+    """(128, 257) triangles of equal width on the mel scale, drawn there; the Nyquist bin has no weight."""
+
+    def mel(hertz: Tensor) -> Tensor:
+        return 1127 * torch.log(1 + hertz / 700)
+
+    low, high = mel(torch.tensor([_LOWEST, _HIGHEST], dtype=torch.float64))
+    edges = low + (high - low) / (MELS + 1) * torch.arange(MELS + 2, dtype=torch.float64)
+    bins = mel(torch.arange(FFT // 2, dtype=torch.float64) * SAMPLING_RATE / FFT)
+    left, centre, right = edges[:-2, None], edges[1:-1, None], edges[2:, None]
+    triangles = torch.minimum((bins - left) / (centre - left), (right - bins) / (right - centre))
+    return F.pad(triangles.clamp(min=0), (0, 1)).float()
