@@ -1,7 +1,7 @@
-"""The command line: `llava-soundclip caption`, `encoders` and `info`. Imports what is heavy inside commands."""
+"""The command line: `llava-soundclip caption`, `embed`, `encoders` and `info`. Imports what is heavy inside commands."""
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from llava_soundclip import __version__
-from llava_soundclip.clips import CaptionFile, caption_all, find_clips
+from llava_soundclip.clips import CaptionFile, find_clips, work_through
 
 if TYPE_CHECKING:
     from PIL.Image import Image
     from rich.progress import Progress
+    from torch import Tensor
 
     from llava_soundclip.patching import SoundCLIP
 
@@ -103,7 +104,7 @@ def caption(
     bad: dict[str, str] = {}
     with _progress(shown=out is not None) as progress:
         task = progress.add_task("captions", total=len(todo))
-        for rows, failed in caption_all(todo, ask, batch_size):
+        for rows, failed in work_through(todo, ask, batch_size):
             bad |= failed
             if captions is None:
                 for clip, text in rows.items():
@@ -111,33 +112,78 @@ def caption(
             else:
                 captions.add({"clip": clip, "caption": text, **about} for clip, text in rows.items())
             progress.advance(task, len(rows) + len(failed))
-    if bad:
-        typer.echo(f"\n{len(bad)} of {len(todo)} clips could not be captioned:", err=True)
-        for clip, reason in bad.items():
-            typer.echo(f"  {reason}" if reason.startswith(clip) else f"  {clip}: {reason}", err=True)
-        raise typer.Exit(1)
+    _tell_failed(bad, len(todo), "captioned")
+
+
+@app.command()
+def embed(
+    clips: Annotated[list[str], typer.Argument(help="Sounds or films, folders of them, or patterns.")],
+    out: Annotated[Path, typer.Option(help="Safetensors file: each clip's vector under its name.")],
+    encoder: Annotated[str, typer.Option(help="See `llava-soundclip encoders`.")] = "whisperclip",
+    checkpoint: Annotated[str | None, typer.Option(help="The encoder's weights.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Clips at once.")] = 8,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16.")] = None,
+) -> None:
+    """Embed clips. One bad clip doesn't stop the rest; bad ones are listed at the end (exit code 1).
+
+    The vectors are float32; the file's metadata say of which encoder and weights they are.
+    """
+    import json
+
+    from safetensors.torch import save
+
+    from llava_soundclip.encoders import load_encoder
+    from llava_soundclip.projector_files import METADATA_KEY, write
+    from llava_soundclip.sounds import as_waveforms
+
+    if not out.parent.is_dir():
+        raise typer.BadParameter(f"--out: there is no folder {out.parent}")
+    found = find_clips(clips)
+    options = {"checkpoint": checkpoint, "dtype": dtype}
+    given = {name: value for name, value in options.items() if value is not None}
+    try:
+        hearing = load_encoder(encoder, device=device or default_device(), **given)
+    except (ImportError, OSError, TypeError, ValueError) as error:
+        typer.echo(f"Error: {error}", err=True)
+        raise typer.Exit(2) from error
+    vectors: dict[str, Tensor] = {}
+    bad: dict[str, str] = {}
+    with _progress(shown=True) as progress:
+        task = progress.add_task("vectors", total=len(found))
+        work = work_through(
+            found, lambda batch: hearing.embed(*as_waveforms(batch, None, hearing)).cpu().unbind(), batch_size
+        )
+        for rows, failed in work:
+            vectors |= rows
+            bad |= failed
+            progress.advance(task, len(rows) + len(failed))
+    about = json.dumps({**hearing.signature(), "library_version": __version__})
+    copies = {clip: vector.clone() for clip, vector in vectors.items()}
+    write(out, save(copies, metadata={METADATA_KEY: about}))
+    typer.echo(f"{len(vectors)} vectors of {hearing.dim} numbers in {out}", err=True)
+    _tell_failed(bad, len(found), "embedded")
 
 
 @app.command()
 def encoders() -> None:
-    """List the audio encoders."""
+    """List the audio encoders: what they hear and give, their licences, and where their weights come from."""
     import inspect
-
-    from rich.console import Console
-    from rich.table import Table
 
     from llava_soundclip.encoders import available_encoders, encoder_class
 
-    table = Table("name", "Hz", "weights by default", "what it is")
     for name in available_encoders():
         try:
             cls = encoder_class(name)
         except ImportError as error:
-            table.add_row(name, "", "", str(error))
+            typer.echo(f"{name:<13}{error}")
             continue
-        what = (inspect.getdoc(cls) or "").partition("\n")[0]
-        table.add_row(name, str(getattr(cls, "sampling_rate", "")), _default_checkpoint(cls), what)
-    Console().print(table)
+        rate, card = getattr(cls, "sampling_rate", "?"), cls.card
+        if card is None:
+            typer.echo(f"{name:<13}{rate} Hz; {(inspect.getdoc(cls) or '').partition(chr(10))[0]}")
+            continue
+        typer.echo(f"{name:<13}{card.dim} numbers, {rate} Hz, hears {card.window}")
+        typer.echo(f"{'':<13}weights: {card.source}; licence {card.weights}; code: {card.code}")
 
 
 @app.command()
@@ -268,16 +314,14 @@ def _progress(shown: bool) -> "Progress":
     )
 
 
-def _default_checkpoint(encoder: type) -> str:
-    """The weights that an encoder's `load` takes unless it is told others."""
-    import inspect
-
-    for cls in encoder.__mro__:
-        if "load" in vars(cls):
-            option = inspect.signature(vars(cls)["load"].__func__).parameters.get("checkpoint")
-            if option is not None and option.default is not inspect.Parameter.empty:
-                return str(option.default)
-    return ""
+def _tell_failed(bad: Mapping[str, str], total: int, done: str) -> None:
+    """List the clips that failed, and end with exit code 1 if there are any."""
+    if not bad:
+        return
+    typer.echo(f"\n{len(bad)} of {total} clips could not be {done}:", err=True)
+    for clip, reason in bad.items():
+        typer.echo(f"  {reason}" if reason.startswith(clip) else f"  {clip}: {reason}", err=True)
+    raise typer.Exit(1)
 
 
 def _version(distribution: str) -> str:

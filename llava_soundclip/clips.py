@@ -1,11 +1,13 @@
-"""Many clips: found, captioned in batches, kept in a file that a stopped run goes on with."""
+"""Many clips: found, worked on in batches, their captions kept in a file that a stopped run goes on with."""
 
 import glob
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 # What is taken out of a folder; a file named by itself may end as it likes.
 _FILMS = "mp4 m4v mov mkv webm avi flv wmv mpg mpeg ts mts m2ts 3gp ogv gif"
@@ -29,38 +31,38 @@ def find_clips(names: Iterable[str]) -> list[str]:
     return list(clips.values())
 
 
-def caption_all(
-    clips: Sequence[str], ask: Callable[[Sequence[str]], list[str]], batch_size: int
-) -> Iterator[tuple[dict[str, str], dict[str, str]]]:
-    """Caption in batches. The clips of a batch that fails are tried one by one.
+def work_through(
+    clips: Sequence[str], work: Callable[[Sequence[str]], Sequence[T]], batch_size: int
+) -> Iterator[tuple[dict[str, T], dict[str, str]]]:
+    """Work in batches. The clips of a batch that fails are tried one by one.
 
     Args:
-        clips: what to caption.
-        ask: gives the captions of a batch.
+        clips: what to work on.
+        work: gives the results of a batch, one a clip.
         batch_size: how many at once.
 
     Yields:
-        The captions of a batch by clip, and the reasons of those that failed.
+        The results of a batch by clip, and the reasons of those that failed.
     """
     for at in range(0, len(clips), batch_size):
-        yield _caption(clips[at : at + batch_size], ask)
+        yield _work_on(clips[at : at + batch_size], work)
 
 
-def _caption(
-    batch: Sequence[str], ask: Callable[[Sequence[str]], list[str]]
-) -> tuple[dict[str, str], dict[str, str]]:
+def _work_on(
+    batch: Sequence[str], work: Callable[[Sequence[str]], Sequence[T]]
+) -> tuple[dict[str, T], dict[str, str]]:
     try:
-        return dict(zip(batch, ask(batch), strict=True)), {}
-    except Exception as error:  # noqa: BLE001 - whatever it is, the other clips are still to be captioned
+        return dict(zip(batch, work(batch), strict=True)), {}
+    except Exception as error:  # noqa: BLE001 - whatever it is, the other clips are still to be worked on
         if len(batch) == 1:
             return {}, {batch[0]: str(error) or type(error).__name__}
-    captions: dict[str, str] = {}
+    results: dict[str, T] = {}
     failed: dict[str, str] = {}
     for clip in batch:
-        done, reasons = _caption([clip], ask)
-        captions |= done
+        done, reasons = _work_on([clip], work)
+        results |= done
         failed |= reasons
-    return captions, failed
+    return results, failed
 
 
 class CaptionFile:

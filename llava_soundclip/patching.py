@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from llava_soundclip import captioning
 from llava_soundclip.alignment import build_alignment
 from llava_soundclip.captioning import FrameTime, Trace
-from llava_soundclip.encoders import AudioEncoder, Waveform, load_encoder
+from llava_soundclip.encoders import AudioEncoder, load_encoder
 from llava_soundclip.hosts import find_host, inner_model
 from llava_soundclip.hosts.base import Hearing, Host, Undo
 from llava_soundclip.sounds import as_waveforms
@@ -244,9 +244,7 @@ class SoundCLIP:
         """Encode sounds: (n, d_a) float32, z_a of Algorithm 1. Arguments and errors are those of `audio`."""
         if not self._is_installed:
             raise RuntimeError("the model was unpatched, or patched again: this handle hears no more")
-        waveforms: Sequence[Waveform]
-        waveforms, rate = as_waveforms(sounds, sampling_rate, self.encoder.sampling_rate)
-        return self.encoder.embed(waveforms, rate)
+        return self.encoder.embed(*as_waveforms(sounds, sampling_rate, self.encoder))
 
     def align(self, embeddings: Tensor) -> Tensor:
         """f_a of Algorithm 1: (n, d_a) to (n, D), raw, projected or mixed as `alignment` says."""

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from llava_soundclip.encoders.base import Waveform
-from llava_soundclip.media import load_audio
+from llava_soundclip.encoders.base import AudioEncoder, Waveform
+from llava_soundclip.media import load_audio, load_audio_as_it_is
 
 
 def is_array(sound: Any) -> bool:
@@ -20,16 +20,18 @@ def as_list(sounds: Any) -> list[Any]:
     return list(sounds) if isinstance(sounds, list | tuple) else [sounds]
 
 
-def as_waveforms(sounds: Any, sampling_rate: int | None, wanted_rate: int) -> tuple[list[Waveform], int]:
+def as_waveforms(
+    sounds: Any, sampling_rate: int | None, encoder: AudioEncoder
+) -> tuple[list[Waveform], int | list[int]]:
     """Decode files, and see that arrays come with their rate.
 
     Args:
         sounds: one sound or a list: a path, bytes, a binary file, or an array or tensor.
         sampling_rate: Hz of arrays and tensors.
-        wanted_rate: Hz that files are decoded at.
+        encoder: files are decoded at its rate, or at their own if it resamples itself.
 
     Returns:
-        The waveforms and their rate in Hz.
+        What `encoder.embed` takes: the waveforms and their rate in Hz, or each one's.
 
     Raises:
         MediaError: if a file can't be decoded.
@@ -51,4 +53,8 @@ def as_waveforms(sounds: Any, sampling_rate: int | None, wanted_rate: int) -> tu
             raise TypeError(
                 f"a sound is a path, bytes, a binary file, an array or a tensor, not {type(item).__name__}"
             )
-    return [load_audio(item, sampling_rate=wanted_rate) for item in items], wanted_rate
+    if encoder.resamples:
+        decoded = [load_audio_as_it_is(item) for item in items]
+        return [waveform for waveform, _ in decoded], [rate for _, rate in decoded]
+    rate = encoder.sampling_rate
+    return [load_audio(item, sampling_rate=rate) for item in items], rate

@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from llava_soundclip import __version__, cli
-from llava_soundclip.clips import CaptionFile, caption_all, find_clips
+from llava_soundclip.clips import CaptionFile, find_clips, work_through
 from llava_soundclip.media import MediaError
 from tests.media.making import chirp, film, picture_frames, to_format, write
 
@@ -99,7 +99,7 @@ def test_a_name_that_looks_like_a_pattern(folder):
 def test_a_batch_that_fails_is_tried_one_by_one():
     handle = FakeSoundCLIP()
     clips = ["a", "bad b", "c", "d", "odd e"]
-    result = list(caption_all(clips, handle.caption, 2))
+    result = list(work_through(clips, handle.caption, 2))
     assert [list(captions) for captions, _ in result] == [["a"], ["c", "d"], []]
     assert [failed for _, failed in result] == [
         {"bad b": "bad b: it has no sound"},
@@ -119,11 +119,11 @@ def test_an_error_without_words_has_its_name():
     def ask(batch):
         raise KeyError
 
-    assert list(caption_all(["a"], ask, 1)) == [({}, {"a": "KeyError"})]
+    assert list(work_through(["a"], ask, 1)) == [({}, {"a": "KeyError"})]
 
 
 def test_too_few_captions_are_an_error_not_a_shift():
-    assert list(caption_all(["a", "b"], lambda batch: ["one"] if len(batch) > 1 else ["right"], 2)) == [
+    assert list(work_through(["a", "b"], lambda batch: ["one"] if len(batch) > 1 else ["right"], 2)) == [
         ({"a": "right", "b": "right"}, {})
     ]
 
@@ -357,13 +357,70 @@ def test_a_killed_run_goes_on_with_the_same_rows(tmp_path, fake, monkeypatch):
 # The other commands
 
 
+@pytest.fixture
+def sounds(tmp_path, monkeypatch):
+    """Three sounds of other rates and channels, a file that is none, and an encoder's weights."""
+    from tests.encoders.fake_imagebind import write_pth
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "clips").mkdir()
+    for name, rate, channels in (("a", 16_000, 1), ("b", 44_100, 2), ("c", 48_000, 1)):
+        samples = to_format(chirp(1.5, rate, channels), "s16")
+        write(tmp_path / f"clips/{name}.wav", sound=samples, rate=rate)
+    (tmp_path / "clips" / "notes.wav").write_text("no sound")
+    return write_pth(tmp_path / "imagebind_huge.pth")
+
+
+def test_embed_writes_each_clips_vector(sounds):
+    from safetensors import safe_open
+
+    from llava_soundclip.encoders import load_encoder
+    from llava_soundclip.media import load_audio_as_it_is
+
+    arguments = ["embed", "clips", "--encoder", "imagebind", "--checkpoint", sounds, "--out", "v.safetensors"]
+    result = runner.invoke(cli.app, list(map(str, arguments)))
+    assert result.exit_code == 1
+    assert "1 of 4 clips could not be embedded" in result.stderr and "clips/notes.wav" in result.stderr
+    assert "3 vectors of 32 numbers in v.safetensors" in result.stderr
+    encoder = load_encoder("imagebind", checkpoint=sounds)
+    with safe_open("v.safetensors", "pt") as file:
+        assert sorted(file.keys()) == ["clips/a.wav", "clips/b.wav", "clips/c.wav"]
+        for name in file.keys():  # noqa: SIM118 (no mapping)
+            waveform, rate = load_audio_as_it_is(name)
+            expected = encoder.embed([waveform], rate)[0]
+            assert (file.get_tensor(name) - expected).abs().max() < 1e-5
+        about = json.loads(file.metadata()["llava_soundclip"])
+    assert about == {**encoder.signature(), "library_version": __version__}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--encoder", "ears"], "unknown encoder 'ears'; known: "),
+        (["--encoder", "imagebind", "--checkpoint", "none.pth"], "no ImageBind checkpoint at none.pth"),
+        (["--encoder", "imagebind", "--dtype", "int8"], "dtype='int8' is unknown"),
+        (["--out", "no/such/folder/v.safetensors"], "there is no folder no/such/folder"),
+    ],
+)
+def test_embed_says_what_is_wrong(sounds, arguments, message):
+    out = [] if "--out" in arguments else ["--out", "v.safetensors"]
+    result = runner.invoke(cli.app, ["embed", "clips", *arguments, *out])
+    assert result.exit_code == 2
+    assert message in " ".join(result.stderr.replace("│", " ").split())
+    assert not Path("v.safetensors").exists()
+
+
 def test_encoders_lists_all_of_them():
-    from llava_soundclip.encoders import available_encoders
+    from llava_soundclip.encoders import available_encoders, encoder_class
 
     result = runner.invoke(cli.app, ["encoders"])
     assert result.exit_code == 0
-    assert all(name in result.stdout for name in available_encoders())
-    assert result.stdout.count("16000") == result.stdout.count("small") == len(available_encoders())
+    lines = iter(result.stdout.splitlines())
+    for name, first, second in zip(available_encoders(), lines, lines, strict=True):
+        cls = encoder_class(name)
+        assert first.split()[0] == name
+        assert cls.card.dim in first and f"{cls.sampling_rate} Hz" in first and cls.card.window in first
+        assert all(part in second for part in (cls.card.source, cls.card.weights, cls.card.code))
 
 
 def test_info_says_what_a_bug_report_needs():

@@ -44,10 +44,12 @@ class AudioEncoder(nn.Module, ABC):
         dim: d_a, the width of a vector.
         checkpoint: which weights these are, the same for one checkpoint in any file format.
         card: what the list of encoders says about it; an encoder of a user's own may have none.
+        resamples: whether `_resample` is overridden, so that files are to be handed over at their own rates.
     """
 
     name: ClassVar[str]
     card: ClassVar[EncoderCard | None] = None
+    resamples: ClassVar[bool] = False
     sampling_rate: int
     dim: int
     checkpoint: str
@@ -69,32 +71,38 @@ class AudioEncoder(nn.Module, ABC):
         return {"encoder": self.name, "checkpoint": self.checkpoint}
 
     @torch.no_grad()
-    def embed(self, waveforms: Sequence[Waveform], sampling_rate: int) -> Tensor:
+    def embed(self, waveforms: Sequence[Waveform], sampling_rate: int | Sequence[int]) -> Tensor:
         """Encode sounds of any lengths.
 
         Args:
             waveforms: B sounds, each float in [-1, 1], (samples,) or (channels, samples). The encoder
                 mixes channels down as its original does.
-            sampling_rate: Hz of the waveforms; another one than the encoder's is resampled (soxr, HQ, or as
-                the encoder's original does it).
+            sampling_rate: Hz of the waveforms, or of each; another one than the encoder's is resampled (soxr,
+                HQ, or as the encoder's original does it).
 
         Returns:
             (B, dim) float32 on the encoder's device. A batch equals single runs.
 
         Raises:
             TypeError: if a waveform isn't an array of floats.
-            ValueError: if one is empty, has a wrong shape or holds NaN or infinity; its index is named.
+            ValueError: if one is empty, has a wrong shape or holds NaN or infinity; its index is named. If there
+                is another number of rates than of sounds.
         """
         if not waveforms:
             return torch.empty(0, self.dim)
         return self._embed(self._prepare(waveforms, sampling_rate))
 
-    def _prepare(self, waveforms: Sequence[Waveform], sampling_rate: int) -> list[np.ndarray]:
+    def _prepare(self, waveforms: Sequence[Waveform], sampling_rate: int | Sequence[int]) -> list[np.ndarray]:
         """The checks and the resampling of `embed`: float32 (channels, samples) at the encoder's rate."""
         from llava_soundclip.media import check_waveform
 
         checked = [check_waveform(waveform, name=f"sound {i}") for i, waveform in enumerate(waveforms)]
-        return [self._resample(waveform, sampling_rate) for waveform in checked]
+        rates = sampling_rate if isinstance(sampling_rate, Sequence) else [sampling_rate] * len(checked)
+        if len(rates) != len(checked):
+            raise ValueError(
+                f"{len(checked)} sounds and {len(rates)} sampling rates: give one for all, or one each"
+            )
+        return [self._resample(waveform, rate) for waveform, rate in zip(checked, rates, strict=True)]
 
     def _resample(self, waveform: np.ndarray, sampling_rate: int) -> np.ndarray:
         """A sound at the encoder's rate; overridden where the original's way of resampling matters."""

@@ -64,10 +64,11 @@ class ImageBindEncoder(AudioEncoder):
 
     name: ClassVar[str] = "imagebind"
     sampling_rate = SAMPLING_RATE
+    resamples: ClassVar[bool] = True
     card: ClassVar[EncoderCard | None] = EncoderCard(
         dim="1024",
-        window="three of 2 s: front, middle, back",
-        code="CC-BY-NC-SA-4.0 (not used: written anew)",
+        window="three times 2 s: front, middle, back",
+        code="written anew (the original's is CC-BY-NC-SA-4.0)",
         weights=LICENCE,
         source="Hub: nielsr/imagebind-huge (4.8 GB)",
     )

@@ -54,8 +54,8 @@ class WhisperEncoder(AudioEncoder):
     name: ClassVar[str] = "whisper"
     sampling_rate = SAMPLING_RATE
     card: ClassVar[EncoderCard | None] = EncoderCard(
-        dim="384 to 1280 by size",
-        window="30 s; longer: windows, averaged",
+        dim="384 to 1280",
+        window="30 s, of longer sounds windows, averaged",
         code="MIT",
         weights="MIT",
         source="Hub: openai/whisper-small",
@@ -139,12 +139,12 @@ class WhisperEncoder(AudioEncoder):
         return {**super().signature(), "pooling": self.pooling, "window": self.window}
 
     @torch.no_grad()
-    def layer_means(self, waveforms: Sequence[Waveform], sampling_rate: int) -> Tensor:
+    def layer_means(self, waveforms: Sequence[Waveform], sampling_rate: int | Sequence[int]) -> Tensor:
         """MeanTime of every block's output, before the final LayerNorm: what WhisperCLIP fuses.
 
         Args:
             waveforms: B sounds, as `embed` takes them.
-            sampling_rate: Hz of the waveforms.
+            sampling_rate: Hz of the waveforms, or of each.
 
         Returns:
             (B, n_layer, dim) float32, block 1 first.

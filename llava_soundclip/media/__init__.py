@@ -2,7 +2,7 @@
 
 from llava_soundclip.media.files import MediaError, MediaInfo, Source, probe
 from llava_soundclip.media.pictures import load_frame
-from llava_soundclip.media.sounds import load_audio
+from llava_soundclip.media.sounds import load_audio, load_audio_as_it_is
 from llava_soundclip.media.waveforms import check_waveform, resample
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "Source",
     "check_waveform",
     "load_audio",
+    "load_audio_as_it_is",
     "load_frame",
     "probe",
     "resample",

@@ -45,16 +45,39 @@ def load_audio(
         check_seconds("duration", duration)
         if duration == 0:
             raise ValueError("duration must be above 0 s")
+    return _load(source, sampling_rate, start, duration)[0]
+
+
+def load_audio_as_it_is(source: Source) -> tuple[np.ndarray, int]:
+    """Decode the sound of a file at its own rate, for an encoder that resamples in a way of its own.
+
+    Returns:
+        (channels, samples) float32 as `load_audio` gives it, and its rate in Hz.
+
+    Raises:
+        MediaError, TypeError: as `load_audio`.
+    """
+    return _load(source, None, 0.0, None)
+
+
+def _load(
+    source: Source, sampling_rate: int | None, start: float, duration: float | None
+) -> tuple[np.ndarray, int]:
     with opened(source) as (container, name):
-        waveform = _cut(Track(container, name, "audio"), sampling_rate, start, duration)
+        waveform, rate = _cut(Track(container, name, "audio"), sampling_rate, start, duration)
     try:
-        return check_waveform(waveform, name="the sound")
+        return check_waveform(waveform, name="the sound"), rate
     except ValueError as error:
         raise MediaError(f"{name}: {error}") from error
 
 
-def _cut(track: Track, to_rate: int, start: float, duration: float | None) -> np.ndarray:
-    """(channels, samples) at `to_rate` from `start` on; what lies outside isn't kept at any time."""
+def _cut(
+    track: Track, wanted_rate: int | None, start: float, duration: float | None
+) -> tuple[np.ndarray, int]:
+    """(channels, samples) from `start` on and their rate, the sound's own if none is wanted.
+
+    What lies outside isn't kept at any time.
+    """
     frames = track.frames(start - _CONTEXT - _PREROLL if start else 0.0)
     time, frame = next(frames, (0.0, None))
     if frame is None:
@@ -63,6 +86,7 @@ def _cut(track: Track, to_rate: int, start: float, duration: float | None) -> np
     rate, channels = frame.sample_rate, len(block)
     if not _MIN_RATE <= rate <= MAX_RATE:
         raise MediaError(f"{track.name}: it claims a sampling rate of {rate} Hz")
+    to_rate = rate if wanted_rate is None else wanted_rate
 
     # Positions are samples on the film's clock. Input starts where both rates have a sample, so that the
     # output falls on the same grid as that of the whole sound.
@@ -100,9 +124,9 @@ def _cut(track: Track, to_rate: int, start: float, duration: float | None) -> np
         _, frame = next(frames, (0.0, None))
     keep(np.empty((channels, 0), np.float32), last=True)
     if kept:
-        return np.concatenate(kept, axis=1)
+        return np.concatenate(kept, axis=1), to_rate
     if low < position * to_rate / rate < high and block.size:  # shorter than one sample at the new rate
-        return block.mean(axis=1, keepdims=True)
+        return block.mean(axis=1, keepdims=True), to_rate
     if position <= 0:
         raise track.nothing()
     until = "" if duration is None else f" to {start + duration:g} s"

@@ -57,6 +57,12 @@ def assert_keeps_the_contract(encoder: AudioEncoder, name: str) -> None:
         torch.testing.assert_close(encoder.embed([torch.from_numpy(sound)], encoder.sampling_rate)[0], vector)
     assert encoder.embed(sounds, 44_100).shape == batch.shape
     assert encoder.embed([], encoder.sampling_rate).shape == (0, encoder.dim)
+    rates = [8_000, 16_000, 44_100, 48_000]
+    mixed = encoder.embed(sounds, rates)
+    for vector, sound, rate in zip(mixed, sounds, rates, strict=True):
+        torch.testing.assert_close(encoder.embed([sound], rate)[0], vector)
+    with pytest.raises(ValueError, match="4 sounds and 2 sampling rates"):
+        encoder.embed(sounds, rates[:2])
 
 
 def test_unknown_names_list_the_known():

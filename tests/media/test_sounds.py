@@ -12,7 +12,7 @@ import scipy.io.wavfile
 import scipy.signal
 import soxr
 
-from llava_soundclip.media import MediaError, check_waveform, load_audio, probe
+from llava_soundclip.media import MediaError, check_waveform, load_audio, load_audio_as_it_is, probe
 from tests.media.making import chirp, film, picture_frames, to_format, write
 
 LOSSLESS = [  # container, codec, sample format, tolerance against the chirp in float
@@ -337,3 +337,12 @@ def test_real_clips(shared):
     expected = soxr.resample(samples.astype(np.float32) / 32_768, rate, 16_000, quality="HQ").T
     result = load_audio(shared / "media" / "pairs" / "dog_audio.wav", sampling_rate=16_000)
     assert np.abs(result - expected.reshape(result.shape)).max() < 1e-6
+
+
+@pytest.mark.parametrize("rate", [8_000, 44_100, 192_000])
+def test_a_sound_as_it_is(tmp_path, rate):
+    wave = chirp(0.3, rate, channels=2)
+    path = write(tmp_path / "x.wav", sound=to_format(wave, "s16"), rate=rate)
+    loaded, own_rate = load_audio_as_it_is(path)
+    assert own_rate == rate
+    np.testing.assert_allclose(loaded, wave, atol=1e-4)
