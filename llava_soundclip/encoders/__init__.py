@@ -11,7 +11,9 @@ __all__ = ["AudioEncoder", "Waveform", "available_encoders", "load_encoder", "re
 _GROUP = "llava_soundclip.encoders"  # entry points of other packages
 
 _ENCODERS: dict[str, str | type[AudioEncoder]] = {
+    "audioclip": "llava_soundclip.encoders.audioclip:AudioCLIPEncoder",
     "imagebind": "llava_soundclip.encoders.imagebind:ImageBindEncoder",
+    "wav2clip": "llava_soundclip.encoders.wav2clip:Wav2CLIPEncoder",
     "whisper": "llava_soundclip.encoders.whisper:WhisperEncoder",
     "whisperclip": "llava_soundclip.encoders.whisper:WhisperCLIPEncoder",
 }

@@ -1,0 +1,180 @@
+"""Residual networks under torchvision's names, and how weights get into them.
+
+They are run, not trained: BatchNorm takes its stored statistics in any mode.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from llava_soundclip.encoders.checkpoint_files import check_tensors
+
+_COMPUTED = ("num_batches_tracked", "window")  # stored in some files, and not read
+
+
+class Norm(nn.Module):
+    """BatchNorm by its stored statistics."""
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(channels))
+        self.bias = nn.Parameter(torch.empty(channels))
+        self.register_buffer("running_mean", torch.empty(channels))
+        self.register_buffer("running_var", torch.empty(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias)
+
+
+class Block(nn.Module):
+    """What a residual block adds to its input.
+
+    Attributes:
+        expansion: output channels for each of `planes`.
+        downsample: brings the input to the output's shape where they differ, else None.
+    """
+
+    expansion: ClassVar[int]
+
+    def __init__(self, channels: int, planes: int, stride: int) -> None:
+        super().__init__()
+        out = planes * self.expansion
+        self.downsample: nn.Sequential | None = None
+        if stride != 1 or channels != out:
+            self.downsample = nn.Sequential(_conv(channels, out, 1, stride), Norm(out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x if self.downsample is None else self.downsample(x)
+        return F.relu(self.residual(x) + shortcut)
+
+    def residual(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class BasicBlock(Block):
+    """ResNet-18's: two 3 x 3 convolutions."""
+
+    expansion = 1
+
+    def __init__(self, channels: int, planes: int, stride: int) -> None:
+        super().__init__(channels, planes, stride)
+        self.conv1, self.bn1 = _conv(channels, planes, 3, stride), Norm(planes)
+        self.conv2, self.bn2 = _conv(planes, planes, 3), Norm(planes)
+
+    def residual(self, x: Tensor) -> Tensor:
+        return self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+
+
+class Bottleneck(Block):
+    """ResNeXt-50 32x4d's: 1 x 1, then 3 x 3 in 32 groups, then 1 x 1."""
+
+    expansion = 4
+
+    def __init__(self, channels: int, planes: int, stride: int) -> None:
+        super().__init__(channels, planes, stride)
+        width, out = 2 * planes, planes * self.expansion
+        self.conv1, self.bn1 = _conv(channels, width, 1), Norm(width)
+        self.conv2, self.bn2 = _conv(width, width, 3, stride, groups=32), Norm(width)
+        self.conv3, self.bn3 = _conv(width, out, 1), Norm(out)
+
+    def residual(self, x: Tensor) -> Tensor:
+        x = F.relu(self.bn1(self.conv1(x)))
+        x = F.relu(self.bn2(self.conv2(x)))
+        return self.bn3(self.conv3(x))
+
+
+class ResNet(nn.Module):
+    """A stem and four layers, each but the first of stride 2; no head.
+
+    Args:
+        block: what the layers are made of.
+        depths: blocks of each layer.
+        channels: of the input.
+    """
+
+    def __init__(self, block: type[Block], depths: tuple[int, int, int, int], channels: int) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = _conv(channels, 64, 7, 2), Norm(64)
+        e = block.expansion
+        self.layer1 = _layer(block, 64, 64, depths[0], 1)
+        self.layer2 = _layer(block, 64 * e, 128, depths[1], 2)
+        self.layer3 = _layer(block, 128 * e, 256, depths[2], 2)
+        self.layer4 = _layer(block, 256 * e, 512, depths[3], 2)
+
+    def stem(self, x: Tensor) -> Tensor:
+        """(B, 64, H / 4, W / 4) of (B, channels, H, W), which may have any dtype."""
+        x = F.relu(self.bn1(self.conv1(x.to(self.conv1.weight.dtype))))
+        return F.max_pool2d(x, 3, stride=2, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 512 * expansion, H / 32, W / 32) of (B, channels, H, W); sizes are rounded up."""
+        x = self.stem(x)
+        for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
+            x = layer(x)
+        return x
+
+
+def assign_weights(
+    module: nn.Module,
+    state: Mapping[str, Tensor],
+    *,
+    source: object,
+    what: str,
+    dtype: torch.dtype,
+    float32: tuple[str, ...] = (),
+) -> None:
+    """Put copies of weights into a module that was built on the meta device.
+
+    Args:
+        module: the module; the names in its state dict are the file's.
+        state: tensors by name. What is computed anew (windows, counters) may be among them and is left out.
+        source: the file, for messages.
+        what: the model, for messages.
+        dtype: of the copies.
+        float32: the beginnings of names that stay in float32.
+
+    Raises:
+        ValueError: for other names or shapes than the module's, or weights that aren't floats.
+    """
+    state = {name: tensor for name, tensor in state.items() if not name.endswith(_COMPUTED)}
+    expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    check_tensors(source, state, expected, what)
+    if any(not tensor.is_floating_point() for tensor in state.values()):
+        raise ValueError(f"{source} holds weights that aren't floats: they are quantised in an unknown way")
+    copies = {
+        name: tensor.to(torch.float32 if name.startswith(float32) else dtype, copy=True)
+        for name, tensor in state.items()
+    }
+    module.load_state_dict(copies, assign=True)
+
+
+def batches(lengths: Sequence[int], at_once: int) -> Iterator[list[int]]:
+    """Inputs that run together: of one length, and few enough for the memory.
+
+    Args:
+        lengths: of the inputs.
+        at_once: the sum of lengths that may run together; a longer input runs alone.
+
+    Yields:
+        Their indices; each index once.
+    """
+    for length in sorted(set(lengths)):
+        alike = [i for i, other in enumerate(lengths) if other == length]
+        size = max(at_once // length, 1)
+        yield from (alike[start : start + size] for start in range(0, len(alike), size))
+
+
+def _conv(channels: int, out: int, size: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(channels, out, size, stride, padding=size // 2, groups=groups, bias=False)
+
+
+def _layer(block: type[Block], channels: int, planes: int, depth: int, stride: int) -> nn.Sequential:
+    out = planes * block.expansion
+    rest = [block(out, planes, 1) for _ in range(depth - 1)]
+    return nn.Sequential(block(channels, planes, stride), *rest)

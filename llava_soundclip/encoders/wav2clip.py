@@ -1,0 +1,175 @@
+"""Wav2CLIP: a ResNet-18 on the spectrogram of a whole sound, distilled from CLIP's image side."""
+
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from typing import ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from llava_soundclip.encoders.base import AudioEncoder, DType, EncoderCard, check_dtype
+from llava_soundclip.encoders.checkpoint_files import (
+    check_checkpoint,
+    find_checkpoint,
+    fingerprint,
+    read_tensors,
+)
+from llava_soundclip.encoders.resnet import BasicBlock, ResNet, assign_weights, batches
+
+KNOWN = {
+    "Wav2CLIP.pt": "https://github.com/descriptinc/lyrebird-wav2clip/releases/download/v0.1.0-alpha/Wav2CLIP.pt"
+}
+
+_SAMPLING_RATE = 16_000  # Hz
+_N_FFT = 512  # samples, 32 ms; 257 frequencies
+_HOP = 353  # samples, 22 ms: one frame
+_SHORTEST = _N_FFT // 2 + 1  # samples: what the reflection at the ends needs
+_DIM = 512
+
+_STRIDE = 32  # frames to a column of the network's output
+_HALO = 7 * _STRIDE  # frames; a column reaches 217 frames to either side of its first one
+_FRAMES_AT_ONCE = 4096  # 90 s; bounds the memory of a batch, and of an hour of sound
+
+
+class Wav2CLIPEncoder(AudioEncoder):
+    """Wav2CLIP: one vector of a whole sound, as `embed_audio` gives it: behind the projection, not normalised.
+
+    Channels are averaged, as the original's scripts do it (librosa); its `embed_audio` takes a 2-D array for
+    a batch. The log spectrogram is normalised over one sound. The original does it over all sounds of a call,
+    so that a sound's vector depends on its neighbours: ours is what a call with one sound gives. A sound below
+    257 samples, which the original refuses, is filled up with zeros at its end. Silence is a spectrogram of
+    zeros (in the original the sign of a rounding error, blown up).
+
+    Any length is one vector. Above 90 s the network runs piece by piece with overlaps, which gives the
+    same numbers.
+
+    The spectrogram is made on the CPU in float32, its statistics in float64. With the network in float16
+    the vectors have a cosine above 0.99999 to those in float32, in bfloat16 above 0.9999 (drawn weights).
+
+    Attributes:
+        audio_encoder: ResNet-18 without its head.
+        audio_transform: the projection; both under the checkpoint's names.
+    """
+
+    name: ClassVar[str] = "wav2clip"
+    sampling_rate = _SAMPLING_RATE
+    dim = _DIM
+    card: ClassVar[EncoderCard | None] = EncoderCard(
+        dim="512",
+        window="the whole sound",
+        code="MIT",
+        weights="not stated (release of an MIT repository)",
+        source="GitHub: descriptinc/lyrebird-wav2clip",
+    )
+
+    def __init__(
+        self, state: Mapping[str, Tensor], *, dtype: torch.dtype = torch.float32, source: object = "the state"
+    ) -> None:
+        """Take weights under the original names.
+
+        Args:
+            state: tensors by name; copied.
+            dtype: of the network.
+            source: the file, for messages.
+
+        Raises:
+            ValueError: if they aren't Wav2CLIP's.
+        """
+        super().__init__()
+        with torch.device("meta"):  # no memory and no random numbers for weights that are replaced at once
+            self.audio_encoder = ResNet(BasicBlock, (2, 2, 2, 2), 1)
+            projection = (nn.Linear(_DIM, _DIM), nn.ReLU(), nn.Identity(), nn.Linear(_DIM, _DIM))
+            self.audio_transform = nn.ModuleDict({"sequential": nn.Sequential(*projection)})
+        assign_weights(self, state, source=source, what="Wav2CLIP audio encoder", dtype=dtype)
+        self.checkpoint = f"wav2clip-{fingerprint(state)}"
+
+    @classmethod
+    def load(
+        cls,
+        *,
+        checkpoint: str | PathLike[str] | None = "Wav2CLIP.pt",
+        device: str | torch.device | None = None,
+        dtype: DType | torch.dtype | None = None,
+        revision: str | None = None,
+    ) -> "Wav2CLIPEncoder":
+        """Build the encoder from a checkpoint, of which only the audio part is read.
+
+        Args:
+            checkpoint: "Wav2CLIP.pt" (the release on GitHub, kept in torch's cache), a file of it, a safetensors
+                file with the same names, or a Hub id.
+            device: where the network runs; the CPU by default.
+            dtype: of the network, float32 by default.
+            revision: branch, tag or commit on the Hub.
+
+        Raises:
+            ValueError: for an option that isn't one of these (before anything is read), or a checkpoint that
+                is cut, foreign or holds code.
+            OSError: if the checkpoint isn't there, or a server can't be reached.
+        """
+        checkpoint = "Wav2CLIP.pt" if checkpoint is None else checkpoint
+        checked_dtype = check_dtype(dtype)
+        check_checkpoint(checkpoint, KNOWN, "Wav2CLIP")
+        path = find_checkpoint(checkpoint, KNOWN, "Wav2CLIP", revision)
+        state = read_tensors(path, ("audio_encoder.", "audio_transform."))
+        return cls(state, dtype=checked_dtype, source=path).to(device)
+
+    def _embed(self, waveforms: Sequence[np.ndarray]) -> Tensor:
+        device = self.audio_encoder.conv1.weight.device
+        vectors = torch.empty(len(waveforms), _DIM, device=device)
+        frames = [1 + max(waveform.shape[1], _SHORTEST) // _HOP for waveform in waveforms]
+        for batch in batches(frames, _FRAMES_AT_ONCE):
+            spectrograms = torch.stack([frontend(waveforms[i]) for i in batch])
+            vectors[batch] = self._project(self._pool(spectrograms))
+        return vectors
+
+    def _pool(self, spectrograms: Tensor) -> Tensor:
+        """(B, 512) float32: the network's mean over frequency and time, of (B, 1, 257, frames)."""
+        device, frames = self.audio_encoder.conv1.weight.device, spectrograms.shape[-1]
+        total, count = torch.zeros(len(spectrograms), _DIM, device=device), 0
+        for start in range(0, frames, _FRAMES_AT_ONCE):
+            halo = min(start, _HALO)
+            stop = start + _FRAMES_AT_ONCE + _HALO
+            features = self.audio_encoder(spectrograms[..., start - halo : stop].to(device))
+            features = features[..., halo // _STRIDE :][..., : _FRAMES_AT_ONCE // _STRIDE]
+            total += features.float().sum(dim=(2, 3))
+            count += features[0, 0].numel()
+        return total / count
+
+    def _project(self, pooled: Tensor) -> Tensor:
+        return self.audio_transform["sequential"](pooled.to(self.audio_encoder.conv1.weight.dtype)).float()
+
+
+def frontend(waveform: np.ndarray) -> Tensor:
+    """The network's input.
+
+    Args:
+        waveform: (channels, samples) float32 at 16 kHz; channels are averaged.
+
+    Returns:
+        (1, 257, frames) float32 on the CPU: log power of mean 0 and standard deviation 1; zeros for silence.
+    """
+    mono = torch.from_numpy(waveform.mean(axis=0, dtype=np.float32))
+    return normalise(log_power(F.pad(mono, (0, max(_SHORTEST - len(mono), 0)))))[None]
+
+
+def log_power(mono: Tensor) -> Tensor:
+    """(257, 1 + samples // 353) log power spectrogram of (samples,), 257 samples at least."""
+    signal = F.pad(mono[None], (_N_FFT // 2, _N_FFT // 2), mode="reflect")[0]
+    window = torch.hann_window(_N_FFT)
+    frames = 1 + len(mono) // _HOP
+    parts = []
+    for start in range(0, frames, _FRAMES_AT_ONCE):
+        stop = min(start + _FRAMES_AT_ONCE, frames)
+        part = signal[start * _HOP : (stop - 1) * _HOP + _N_FFT]
+        spectrum = torch.stft(part, _N_FFT, _HOP, window=window, center=False, return_complex=True)
+        parts.append((spectrum.abs().square() + 1e-7).log())
+    return torch.cat(parts, dim=1)
+
+
+def normalise(spectrogram: Tensor) -> Tensor:
+    """Mean 0 and standard deviation 1 over everything given, exactly 0 for a constant; float32."""
+    exact = spectrogram.double()
+    std, mean = torch.std_mean(exact)
+    return exact.sub_(mean).div_(std + 1e-9).float()
