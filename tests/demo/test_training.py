@@ -38,6 +38,25 @@ def test_the_card_shows_what_was_measured(scripts, tmp_path):
     assert "0.12 (" in card.read_text() and card.read_text() != text
 
 
+def test_the_page_on_tokens_shows_what_was_measured(scripts, tmp_path):
+    page = tmp_path / "tokens.md"
+    text = (WEIGHTS.parents[1] / "docs" / "tokens.md").read_text()
+    page.write_text(text)
+    figures = json.loads((WEIGHTS / "measured.json").read_text())
+    scripts["card"].write_tokens(page, figures)
+    assert page.read_text() == text
+    figures["stock: scenes"]["drop, 9, random, projected, visible"]["same kinds as zero"]["share"] = 0.123
+    scripts["card"].write_tokens(page, figures)
+    assert "0.12 (" in page.read_text()
+
+
+def test_captions_are_compared_by_what_they_name(scripts):
+    kinds_in = scripts["measure"].kinds_in
+    assert kinds_in("I hear a dog. I see a cat.") == kinds_in("I see a cat. I hear a dog, a dog.")
+    assert kinds_in("I hear a dog. I see a cat.") != kinds_in("I hear a cat. I see a dog.")
+    assert kinds_in("Nothing.") == set()
+
+
 def test_the_weights_stay_small():
     assert sum(path.stat().st_size for path in WEIGHTS.rglob("*.safetensors")) < 20e6
 
@@ -97,7 +116,8 @@ def test_a_varied_recording_is_one_to_five_seconds_long(scripts, seconds):
 def test_ranks_are_those_of_a_slow_loop(scripts):
     rng = np.random.default_rng(3)
     query, found = (torch.from_numpy(rng.normal(0, 1, (9, 5))).float() for _ in range(2))
-    for row, rank in enumerate(scripts["measure"].ranks(query, found).tolist()):
+    table = torch.nn.functional.normalize(query, dim=1) @ torch.nn.functional.normalize(found, dim=1).T
+    for row, rank in enumerate(scripts["measure"].ranks(table).tolist()):
         cosines = [float(torch.nn.functional.cosine_similarity(query[row], other, dim=0)) for other in found]
         assert rank == 1 + sum(cosine > cosines[row] for cosine in cosines)
 

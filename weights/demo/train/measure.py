@@ -342,6 +342,11 @@ def measure_unseen(
     return figures
 
 
+def ranks(cosine: Tensor) -> Tensor:
+    """Rank of each query's own pair among all, 1 the best: cosine is (n queries, n found), pairs on its diagonal."""
+    return 1 + (cosine > cosine.diagonal()[:, None]).sum(1)
+
+
 def measure_retrieval(world: World, soundclip: SoundCLIP) -> dict[str, Any]:
     """Sound to picture and back as in Appendix E, raw and projected: fresh variations, fresh pictures."""
     rng = np.random.default_rng(25)
@@ -359,7 +364,7 @@ def measure_retrieval(world: World, soundclip: SoundCLIP) -> dict[str, Any]:
             for direction, pair in (("A2V", (f_a, cls)), ("V2A", (cls, f_a))):
                 query, found = (functional.normalize(side, dim=-1) for side in pair)
                 cosine = query @ found.T
-                rank, best = 1 + (cosine > cosine.diagonal()[:, None]).sum(1), cosine.argmax(1)
+                rank, best = ranks(cosine), cosine.argmax(1)
                 figures[f"{alignment}, {direction}"] = {
                     "n": len(kinds),
                     "mean rank": round(rank.float().mean().item(), 2),
