@@ -12,6 +12,7 @@ _GROUP = "llava_soundclip.encoders"  # entry points of other packages
 
 _ENCODERS: dict[str, str | type[AudioEncoder]] = {
     "audioclip": "llava_soundclip.encoders.audioclip:AudioCLIPEncoder",
+    "clap": "llava_soundclip.encoders.clap:CLAPEncoder",
     "imagebind": "llava_soundclip.encoders.imagebind:ImageBindEncoder",
     "wav2clip": "llava_soundclip.encoders.wav2clip:Wav2CLIPEncoder",
     "whisper": "llava_soundclip.encoders.whisper:WhisperEncoder",

@@ -11,6 +11,7 @@ from llava_soundclip import encoders
 from llava_soundclip.encoders import AudioEncoder, available_encoders, load_encoder, register_encoder
 from llava_soundclip.encoders.base import AudioEncoder as Base
 from tests.conftest import TinyEncoder
+from tests.encoders.fake_clap import write_clap
 from tests.encoders.fake_imagebind import write_pth as write_imagebind
 from tests.encoders.fake_resnets import write_audioclip, write_wav2clip
 from tests.encoders.fake_whisper import weights, write_openai
@@ -18,6 +19,7 @@ from tests.encoders.fake_whisper import weights, write_openai
 # A new encoder gets its line here: how to make a small checkpoint of it.
 CHECKPOINTS: dict[str, Any] = {
     "audioclip": write_audioclip,
+    "clap": lambda folder: write_clap(folder / "tiny.pt"),
     "imagebind": lambda folder: write_imagebind(folder / "imagebind_huge.pth"),
     "wav2clip": write_wav2clip,
     "whisper": lambda folder: write_openai(folder / "tiny.pt", weights()),
