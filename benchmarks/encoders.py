@@ -13,6 +13,7 @@ Full-size random weights (Whisper: base). The plain way is what a user of the or
 
 Both take the same clips in turns; the ratio is the median of the rounds' ratios. Memory is the highest resident size
 of a process of its own, above what it had with the encoder loaded (Linux). `frontend` is its share of our time.
+The last ratio is with `dtype="bfloat16"`.
 """
 
 import argparse
@@ -32,12 +33,10 @@ NAMES = ("whisperclip", "whisperclip, window=clip", "clap", "imagebind", "audioc
 Sounds = Sequence[np.ndarray]
 
 
-def build(name: str, checkpoint: Path, device: str) -> tuple[AudioEncoder, Callable[[Sounds], object]]:
-    """An encoder of full size, and the plain way beside it."""
+def build(name: str, checkpoint: Path, device: str, dtype: str = "float32") -> AudioEncoder:
     encoder_name, _, window = name.partition(", window=")
     options = {"window": window} if window else {}
-    encoder = load_encoder(encoder_name, checkpoint=checkpoint, device=device, **options)
-    return encoder, PLAIN[encoder_name](encoder, device)
+    return load_encoder(encoder_name, checkpoint=checkpoint, device=device, dtype=dtype, **options)
 
 
 def random_state(module: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -214,7 +213,8 @@ def spent(call: Callable[[], object], device: str) -> float:
 def memory(name: str, checkpoint: Path, plain: bool, seconds: float, batch: int, device: str) -> int:
     """Bytes that embedding adds to this process; run in one of its own."""
     with torch.inference_mode():
-        encoder, run = build(name, checkpoint, device)
+        encoder = build(name, checkpoint, device)
+        run = PLAIN[encoder.name](encoder, device)
         sounds = clips(encoder, seconds, batch)
         Path("/proc/self/clear_refs").write_text("5")  # the highest resident size starts from now
         before = highest()
@@ -236,21 +236,21 @@ def main() -> None:
     parser.add_argument("--encoders", nargs="+", choices=NAMES, default=NAMES)
     parser.add_argument("--seconds", nargs="+", type=float, default=[3.0, 10.0])
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 32])
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
     print(f"{options.device}, {torch.get_num_threads()} threads, {options.rounds} rounds; clips a second")
     print(
-        f"{'':26}{'seconds':>8}{'batch':>6}{'plain':>9}{'ours':>9}{'ratio':>8}{'frontend':>10}{'MiB plain':>11}{'ours':>7}"
+        f"{'':26}{'seconds':>8}{'batch':>6}{'plain':>9}{'ours':>9}{'ratio':>8}{'frontend':>10}{'bfloat16':>10}{'MiB plain':>11}{'ours':>7}"
     )
     for name in options.encoders:
         with tempfile.TemporaryDirectory() as folder:
             torch.manual_seed(0)
             checkpoint = CHECKPOINTS[name.partition(",")[0]](Path(folder))
-            encoder, plain = build(name, checkpoint, options.device)
+            pair = [build(name, checkpoint, options.device, dtype) for dtype in ("float32", "bfloat16")]
             for seconds in options.seconds:
                 for batch in options.batches:
-                    line = compare(encoder, plain, seconds, batch, options)
+                    line = compare(pair, seconds, batch, options)
                     for plainly in (True, False):
                         arguments = (name, checkpoint, plainly, seconds, batch, options.device)
                         with multiprocessing.get_context("spawn").Pool(1) as pool:
@@ -258,26 +258,29 @@ def main() -> None:
                     print(f"{name:26}{line}", flush=True)
 
 
-def compare(
-    encoder: AudioEncoder,
-    plain: Callable[[Sounds], object],
-    seconds: float,
-    batch: int,
-    options: argparse.Namespace,
-) -> str:
+def compare(pair: list[AudioEncoder], seconds: float, batch: int, options: argparse.Namespace) -> str:
     """Time one setting."""
-    sounds = clips(encoder, seconds, batch)
+    encoder, half = pair
+    plain = PLAIN[encoder.name](encoder, options.device)
+    sounds, rate = clips(encoder, seconds, batch), encoder.sampling_rate
     calls = (
-        lambda: plain(sounds),
-        lambda: encoder.embed(sounds, encoder.sampling_rate),
-        lambda: [frontend(encoder, sound) for sound in sounds],
+        lambda sounds: plain(sounds),
+        lambda sounds: encoder.embed(sounds, rate),
+        lambda sounds: half.embed(sounds, rate),
+        lambda sounds: [frontend(encoder, sound) for sound in sounds],
     )
     for call in calls:
-        call()  # warm up
-    rows = [[spent(call, options.device) for call in calls] for _ in range(options.rounds)]
-    slow, fast, front = (statistics.median(column) for column in zip(*rows, strict=True))
-    ratio = statistics.median(row[0] / row[1] for row in rows)
-    return f"{seconds:8g}{batch:6}{batch / slow:9.2f}{batch / fast:9.2f}{ratio:7.2f}x{front / fast:10.0%}"
+        call(sounds[:2])  # warm up
+    rows = [
+        [spent(lambda call=call: call(sounds), options.device) for call in calls]
+        for _ in range(options.rounds)
+    ]
+    slow, fast, _, front = (statistics.median(column) for column in zip(*rows, strict=True))
+    ratio, halved = (statistics.median(row[0] / row[i] for row in rows) for i in (1, 2))
+    return (
+        f"{seconds:8g}{batch:6}{batch / slow:9.2f}{batch / fast:9.2f}{ratio:7.2f}x{front / fast:10.0%}"
+        f"{halved:9.2f}x"
+    )
 
 
 if __name__ == "__main__":

@@ -21,7 +21,8 @@ def alignment(text: str) -> str | float:
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("clip", nargs="?", help="film or sound")
 parser.add_argument("--model", help="Hub id or folder of a LLaVA; the miniature by default")
-parser.add_argument("--encoder", help="whisper or whisperclip")
+parser.add_argument("--encoder", help="one of `llava-soundclip encoders`; whisperclip by default")
+parser.add_argument("--checkpoint", help="the encoder's weights: name, file, folder or Hub id")
 parser.add_argument("--alignment", type=alignment, help="raw, projected, or alpha in [0, 1]")
 parser.add_argument("--projector", help="folder, .safetensors file or Hub id")
 parser.add_argument("--k", type=int, help="patches that keep their value")
@@ -32,7 +33,8 @@ parser.add_argument("--device", default="auto", help="where a --model goes")
 parser.add_argument("--dtype", default="auto", help="of a --model: float32, float16 or bfloat16")
 args = parser.parse_args()
 
-options = {"encoder": args.encoder, "projector": args.projector, "k": args.k, "alignment": args.alignment}
+names = ("encoder", "checkpoint", "projector", "k", "alignment")
+options = {name: getattr(args, name) for name in names}
 options = {name: value for name, value in options.items() if value is not None}
 
 if args.model is None:

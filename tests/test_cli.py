@@ -10,11 +10,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from llava_soundclip import __version__, cli
 from llava_soundclip.clips import CaptionFile, find_clips, work_through
 from llava_soundclip.media import MediaError
+from tests.encoders.test_registry import CHECKPOINTS
 from tests.media.making import chirp, film, picture_frames, to_format, write
 
 runner = CliRunner()
@@ -391,6 +393,20 @@ def test_embed_writes_each_clips_vector(sounds):
             assert (file.get_tensor(name) - expected).abs().max() < 1e-5
         about = json.loads(file.metadata()["llava_soundclip"])
     assert about == {**encoder.signature(), "library_version": __version__}
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_embed_knows_every_encoder(sounds, tmp_path, name):
+    from safetensors.torch import load_file
+
+    checkpoint = CHECKPOINTS[name](tmp_path)
+    arguments = ["embed", "clips/a.wav", "clips/b.wav", "--encoder", name, "--checkpoint", checkpoint]
+    result = runner.invoke(cli.app, [*map(str, arguments), "--out", "v.safetensors"])
+    assert result.exit_code == 0, result.stderr
+    vectors = load_file("v.safetensors")
+    assert len(vectors) == 2
+    assert all(vector.ndim == 1 and vector.isfinite().all() for vector in vectors.values())
+    assert not torch.equal(vectors["clips/a.wav"], vectors["clips/b.wav"])
 
 
 @pytest.mark.parametrize(

@@ -139,24 +139,23 @@ def _fetch(url: str, path: Path) -> None:
 
 
 def _from_hub(repo: str, files: Iterable[str], revision: str | None) -> Path:
-    """The first of a repository's files that it has."""
+    """The first of a repository's files that it, or the cache, has."""
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import EntryNotFoundError
 
-    missing: Exception | None = None
-    try:
-        for name in files:
-            try:
-                return Path(hf_hub_download(repo, name, revision=revision))
-            except LocalEntryNotFoundError:
-                raise
-            except EntryNotFoundError as error:
-                missing = error
-    except (OSError, HfHubHTTPError) as error:
-        raise OSError(
-            f"no file or folder {repo} here, and the Hub didn't give it: {first_line(error)}"
-        ) from error
-    raise OSError(f"the Hub's {repo} has none of {', '.join(files)}") from missing
+    failure: Exception | None = None
+    for name in files:
+        try:
+            return Path(hf_hub_download(repo, name, revision=revision))
+        except EntryNotFoundError as error:  # also if offline, and not in the cache
+            failure = failure or error
+        except OSError as error:  # the Hub's errors are some
+            failure = error
+            break
+    raise OSError(
+        f"no file or folder {repo} here, and the Hub didn't give {' or '.join(files)} of it: "
+        f"{first_line(failure or OSError())}"
+    ) from failure
 
 
 def read_tensors(path: Path, prefixes: Iterable[str] = ("",)) -> dict[str, Tensor]:

@@ -148,11 +148,15 @@ def assign_weights(
     if any(not tensor.is_floating_point() for tensor in state.values()):
         raise ValueError(f"{source} holds weights that aren't floats: they are quantised in an unknown way")
     copies = {
-        name: tensor.to(torch.float32 if name.startswith(float32) else dtype, copy=True)
+        name: tensor.to(
+            torch.float32 if name.startswith(float32) else dtype,
+            copy=True,
+            # Kernels in this layout are 1.1 to 1.6 times as fast on a CPU.
+            memory_format=torch.channels_last if tensor.ndim == 4 else torch.preserve_format,
+        )
         for name, tensor in state.items()
     }
     module.load_state_dict(copies, assign=True)
-    module.to(memory_format=torch.channels_last)  # 1.1 to 1.6 times as fast on a CPU, the same numbers
 
 
 def batches(lengths: Sequence[int], at_once: int) -> Iterator[list[int]]:

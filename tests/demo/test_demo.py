@@ -14,6 +14,8 @@ from llava_soundclip import load_demo
 from llava_soundclip.demo import PROMPT, K
 from llava_soundclip.demo.assemble import PIP_LINE, SMOLLM2_FILE, WHISPER_FILE
 from llava_soundclip.demo.kinds import DRAWN_KINDS, make_clip, make_scene, synthesise
+from llava_soundclip.media import load_frame
+from tests.encoders.test_registry import CHECKPOINTS
 
 RATE = 16_000
 MEDIA = Path(__file__).resolve().parents[3] / "shared" / "media"
@@ -207,6 +209,28 @@ def test_another_encoder_is_raw():
     soundclip = load_demo(encoder="whisper")
     assert (soundclip.alignment, soundclip.projector, soundclip.encoder.window) == ("raw", None, "clip")
     soundclip.unpatch()
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_every_encoder_is_heard_raw(tmp_path, name):
+    """Its weights are random here, so only that its vector, and nothing else, is in the slot."""
+    soundclip = load_demo(
+        encoder=name, checkpoint=CHECKPOINTS[name](tmp_path), alignment="raw", projector=None
+    )
+    clip = make_clip(tmp_path / "bell.mp4", picture="bell", sound="bell")
+    try:
+        assert soundclip.caption(clip, **GREEDY)
+        trace = soundclip.trace(clip)
+        vector = soundclip.embed(clip)
+        pixels = soundclip.processor.image_processor(load_frame(clip), return_tensors="pt")["pixel_values"]
+        tokens = soundclip._host.tower_tokens(pixels)[0]
+        f_a = torch.nn.functional.pad(vector[0, :384], (0, max(384 - soundclip.encoder.dim, 0)))
+        cosine = torch.nn.functional.cosine_similarity(tokens[1:], f_a[None])
+        assert trace.similarity.ravel() == pytest.approx(cosine.numpy(), abs=1e-5)
+        kept = set(cosine.argsort(descending=True)[:K].tolist())
+        assert set(np.flatnonzero(trace.kept)) == kept
+    finally:
+        soundclip.unpatch()
 
 
 def test_the_tour_runs_to_its_end(tmp_path, monkeypatch, capsys):

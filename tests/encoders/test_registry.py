@@ -44,6 +44,33 @@ def test_every_encoder_keeps_the_contract(name, tmp_path):
     assert_keeps_the_contract(encoder, name)
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_half_precision(name, dtype, tmp_path):
+    """The bounds that an encoder states are tested beside it; these are of the networks made here."""
+    checkpoint = CHECKPOINTS[name](tmp_path)
+    whole, half = (load_encoder(name, checkpoint=checkpoint, dtype=kind) for kind in (None, dtype))
+    assert {p.dtype for p in whole.parameters()} == {torch.float32}
+    assert getattr(torch, dtype) in {p.dtype for p in half.parameters()}
+    sound = np.random.default_rng(0).normal(0, 0.1, 20_000).astype(np.float32)
+    ours, rounded = (encoder.embed([sound], 16_000) for encoder in (whole, half))
+    assert rounded.dtype == torch.float32
+    assert torch.cosine_similarity(ours, rounded).item() > 0.99
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_options_are_checked_before_anything_is_read(name, monkeypatch):
+    monkeypatch.setattr(torch, "load", lambda *a, **k: pytest.fail("read"))
+    with pytest.raises(ValueError, match="dtype='int8' is unknown; known: float32, float16, bfloat16"):
+        load_encoder(name, checkpoint="no/such/thing", dtype="int8")
+    with pytest.raises(FileNotFoundError, match="/nowhere/model.pt"):
+        load_encoder(name, checkpoint="/nowhere/model.pt")
+    with pytest.raises(ValueError, match="give one of"):
+        load_encoder(name, checkpoint="no such thing")
+    with pytest.raises(TypeError, match="ears"):
+        load_encoder(name, ears=2)
+
+
 def assert_keeps_the_contract(encoder: AudioEncoder, name: str) -> None:
     assert isinstance(encoder, AudioEncoder)
     assert encoder.name == name
@@ -61,6 +88,20 @@ def assert_keeps_the_contract(encoder: AudioEncoder, name: str) -> None:
     for vector, sound in zip(batch, sounds, strict=True):
         torch.testing.assert_close(encoder.embed([torch.from_numpy(sound)], encoder.sampling_rate)[0], vector)
     assert encoder.embed(sounds, 44_100).shape == batch.shape
+
+    louder = {
+        "7.1 at 192 kHz": (rng.normal(0, 0.1, (8, 96_000)).astype(np.float32), 192_000),
+        "8 kHz": (rng.normal(0, 0.1, 4000).astype(np.float32), 8_000),
+        "clipped": (np.clip(rng.normal(0, 3, 16_000), -1, 1).astype(np.float32), 16_000),
+        "above 1": (rng.normal(0, 1, 16_000).astype(np.float32), 16_000),
+        "all offset": (np.full(16_000, 0.5, np.float32), 16_000),
+    }
+    for what, (sound, rate) in louder.items():
+        assert encoder.embed([sound], rate).isfinite().all(), what
+    broken = sounds[1].copy()
+    broken[5] = np.nan
+    with pytest.raises(ValueError, match="sound 1 holds NaN or infinity"):
+        encoder.embed([sounds[1], broken], encoder.sampling_rate)
     assert encoder.embed([], encoder.sampling_rate).shape == (0, encoder.dim)
     rates = [8_000, 16_000, 44_100, 48_000]
     mixed = encoder.embed(sounds, rates)
