@@ -36,7 +36,9 @@ Window = Literal["padded", "clip"]
 Long = Literal["windows", "trim"]
 Fusion = Literal["average_all", "final_only", "middle_only", "last_n", "weighted_sum"]
 
-_TOKENS_AT_ONCE = 8 * WINDOW_TOKENS  # bounds the memory of a batch, and of an hour of sound
+# Tokens that run together: bounds the memory of a batch, and of an hour of sound.
+_TOKENS_AT_ONCE = 8 * WINDOW_TOKENS
+_TOKENS_AT_ONCE_ON_CPU = 2 * WINDOW_TOKENS  # where larger batches are slower
 
 
 class WhisperEncoder(AudioEncoder):
@@ -185,9 +187,11 @@ class WhisperEncoder(AudioEncoder):
     def _chunks(self, tokens: Sequence[int]) -> Iterator[list[int]]:
         """Windows that run together: of one length, few enough for the memory. Their indices."""
         lengths = [WINDOW_TOKENS if self.window == "padded" else count for count in tokens]
+        on_cpu = self.tower.positions.device.type == "cpu"
+        limit = _TOKENS_AT_ONCE_ON_CPU if on_cpu else _TOKENS_AT_ONCE
         for length in sorted(set(lengths)):
             alike = [j for j, other in enumerate(lengths) if other == length]
-            size = max(_TOKENS_AT_ONCE // length, 1)
+            size = max(limit // length, 1)
             yield from (alike[start : start + size] for start in range(0, len(alike), size))
 
     def _window_means(self, windows: Sequence[np.ndarray], tokens: Sequence[int]) -> Tensor:
