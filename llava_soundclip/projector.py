@@ -63,6 +63,7 @@ class Projector(
         fusion: how its blocks were fused.
         pooling: which frames were averaged.
         window: how a sound was windowed.
+        encoder_options: what else the encoder's signature says, such as AudioCLIP's amplitude; strings by name.
         tower: the vision tower whose space this is.
         tower_layer: the layer of the tower, or several.
         loss: what it was trained with.
@@ -76,7 +77,7 @@ class Projector(
 
     ARGUMENTS: ClassVar[tuple[str, ...]] = (
         "audio_dim", "width", "hidden", "dropout", "encoder", "checkpoint", "fusion", "pooling", "window",
-        "tower", "tower_layer", "loss", "layers",
+        "encoder_options", "tower", "tower_layer", "loss", "layers",
     )  # fmt: skip
 
     def __init__(
@@ -91,6 +92,7 @@ class Projector(
         fusion: str | None = None,
         pooling: str | None = None,
         window: str | None = None,
+        encoder_options: Mapping[str, str] | None = None,
         tower: str | None = None,
         tower_layer: int | Sequence[int] | None = None,
         loss: str | None = None,
@@ -105,6 +107,7 @@ class Projector(
         self.fusion = _checked_label("fusion", fusion)
         self.pooling = _checked_label("pooling", pooling)
         self.window = _checked_label("window", window)
+        self.encoder_options = _checked_options(encoder_options)
         self.tower = _checked_label("tower", tower)
         self.tower_layer = _checked_layer(tower_layer)
         self.loss = _checked_label("loss", loss)
@@ -148,6 +151,13 @@ class Projector(
         """What `config.json` and the metadata of the weights hold: the arguments and the library version."""
         return {name: getattr(self, name) for name in self.ARGUMENTS} | {"library_version": __version__}
 
+    @classmethod
+    def labels(cls, signature: Mapping[str, str]) -> dict[str, Any]:
+        """What `AudioEncoder.signature()` gives, as keyword arguments of a projector for that encoder."""
+        known = {name: value for name, value in signature.items() if name in cls.ARGUMENTS}
+        others = {name: value for name, value in signature.items() if name not in cls.ARGUMENTS}
+        return known | ({"encoder_options": others} if others else {})
+
     def check(
         self,
         signature: Mapping[str, str],
@@ -182,9 +192,10 @@ class Projector(
             "tower": tower,
             "tower_layer": _checked_layer(tower_layer),
         }
+        labels = self.config | (self.encoder_options or {})
         wrong = [
             f"{field} is {trained!r} in the projector and {here[field]!r} here"
-            for field, trained in self.config.items()
+            for field, trained in labels.items()
             if trained is not None and here.get(field) is not None and trained != here[field]
         ]
         if wrong:
@@ -240,7 +251,12 @@ class Projector(
         projector_files.write(save_directory / projector_files.CONFIG, config.encode())
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
-        known = {field: value for field, value in self.config.items() if value is not None}
+        labels = self.config | (self.encoder_options or {})
+        known = {
+            field: value
+            for field, value in labels.items()
+            if value is not None and field != "encoder_options"
+        }
         return super().generate_model_card(*args, fields=known, **kwargs)
 
 
@@ -248,6 +264,16 @@ def _checked_label(name: str, value: Any) -> str | None:
     if value is not None and not isinstance(value, str):
         raise ValueError(f"{name} must be a string or None, got {value!r}.")
     return value
+
+
+def _checked_options(value: Any) -> dict[str, str] | None:
+    if value is None:
+        return None
+    if not isinstance(value, Mapping) or any(
+        not isinstance(part, str) for item in value.items() for part in item
+    ):
+        raise ValueError(f"encoder_options must be strings by name or None, got {value!r}.")
+    return dict(value)
 
 
 def _checked_layer(value: Any) -> int | list[int] | None:

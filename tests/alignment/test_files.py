@@ -22,6 +22,7 @@ LABELS = {
     "fusion": "weighted_sum",
     "pooling": "valid",
     "window": "padded",
+    "encoder_options": {"amplitude": "int16"},
     "tower": "openai/clip-vit-large-patch14-336",
     "tower_layer": -2,
     "loss": "infonce",

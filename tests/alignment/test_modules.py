@@ -227,6 +227,8 @@ class TestProjector:
             ({"dropout": "0.1"}, "dropout must be"),
             ({"encoder": 3}, "encoder must be a string or None, got 3"),
             ({"tower": b"clip"}, "tower must be a string or None"),
+            ({"encoder_options": "int16"}, "encoder_options must be strings by name or None, got 'int16'"),
+            ({"encoder_options": {"amplitude": 1}}, "encoder_options must be strings by name"),
             ({"tower_layer": "last"}, "tower_layer must be an int, several ints or None, got 'last'"),
             ({"tower_layer": [1, True]}, "tower_layer must be"),
             ({"layers": 4}, "layers goes with fusion='weighted_sum'.*layers=4 and fusion=None"),
@@ -269,6 +271,15 @@ class TestCheck:
             projector.check({**LABELS, field: "other"}, **HERE)
         assert str(error.value).count(" here") == 1
         assert "Patch with what it was trained on, or take a projector" in str(error.value)
+
+    def test_an_encoders_own_options_are_compared(self) -> None:
+        signature = {"encoder": "audioclip", "checkpoint": "audioclip-1", "amplitude": "int16"}
+        projector = Projector(3, 4, 5, **Projector.labels(signature))
+        assert projector.encoder == "audioclip" and projector.encoder_options == {"amplitude": "int16"}
+        projector.check(signature, **HERE)
+        with pytest.raises(ValueError, match="amplitude is 'int16' in the projector and 'unit' here"):
+            projector.check({**signature, "amplitude": "unit"}, **HERE)
+        assert Projector.labels(LABELS) == LABELS
 
     def test_names_all_that_differs(self) -> None:
         projector = Projector(3, 4, 5, **LABELS, tower="clip-b", tower_layer=(-2, -5))

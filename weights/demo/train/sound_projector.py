@@ -147,7 +147,7 @@ def main() -> None:
         tower=clip_fingerprint(make_config({}).vision_config),
         tower_layer=-2,
         loss="infonce+moments",
-        **encoder.signature(),
+        **Projector.labels(encoder.signature()),
     )
     fit(projector, heard, looked, arguments.steps or STEPS)
     for kind, sounds in heard.items():
