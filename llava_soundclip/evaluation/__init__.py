@@ -1,0 +1,1 @@
+"""The paper's measures, on vectors: no model, no file, no host."""
