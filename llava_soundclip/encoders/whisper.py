@@ -243,7 +243,7 @@ class WhisperCLIPEncoder(WhisperEncoder):
             ValueError: also for an unknown fusion, and an `n` that is missing, not wanted, or above the
                 blocks.
         """
-        _check_fusion(fusion, n)
+        check_fusion(fusion, n)
         encoder = cast(WhisperCLIPEncoder, super().load(**options))
         encoder.set_fusion(fusion, n)
         return encoder
@@ -254,7 +254,7 @@ class WhisperCLIPEncoder(WhisperEncoder):
         Raises:
             ValueError: for an unknown fusion, and an `n` that is missing, not wanted, or above the blocks.
         """
-        _check_fusion(fusion, n)
+        check_fusion(fusion, n)
         if n is not None and n > self.n_layer:
             raise ValueError(f"n={n} is above the {self.n_layer} blocks of {self.checkpoint}")
         self.fusion = fusion
@@ -290,18 +290,35 @@ class WhisperCLIPEncoder(WhisperEncoder):
         Returns:
             (B, dim) float32.
         """
-        if self.fusion == "final_only":
-            return layer_means[:, -1]
-        if self.fusion == "middle_only":
-            return layer_means[:, max(self.n_layer // 2, 1) - 1]
-        if self.fusion == "last_n":
-            return layer_means[:, -cast(int, self.n) :].mean(dim=1)
-        if self.fusion == "weighted_sum":
-            return torch.einsum("l,bld->bd", self.layer_weights.float().softmax(dim=0), layer_means)
-        return layer_means.mean(dim=1)
+        return fuse_layers(layer_means, self.fusion, self.n, self.layer_weights)
 
     def _embed(self, waveforms: Sequence[np.ndarray]) -> Tensor:
         return self.fuse(self._means(waveforms)[:, :-1])
+
+
+def fuse_layers(
+    layer_means: Tensor, fusion: Fusion, n: int | None = None, layer_weights: Tensor | None = None
+) -> Tensor:
+    """One vector out of the blocks' means (Table 8).
+
+    Args:
+        layer_means: (B, L, dim) float32, block 1 first.
+        fusion: see `WhisperCLIPEncoder`.
+        n: for "last_n".
+        layer_weights: (L,) before the softmax, for "weighted_sum"; gradients flow to it.
+
+    Returns:
+        (B, dim) float32.
+    """
+    if fusion == "final_only":
+        return layer_means[:, -1]
+    if fusion == "middle_only":
+        return layer_means[:, max(layer_means.shape[1] // 2, 1) - 1]
+    if fusion == "last_n":
+        return layer_means[:, -cast(int, n) :].mean(dim=1)
+    if fusion == "weighted_sum":
+        return torch.einsum("l,bld->bd", cast(Tensor, layer_weights).float().softmax(dim=0), layer_means)
+    return layer_means.mean(dim=1)
 
 
 def _mean_time(states: Tensor, tokens: Sequence[int]) -> Tensor:
@@ -309,7 +326,7 @@ def _mean_time(states: Tensor, tokens: Sequence[int]) -> Tensor:
     return torch.stack([row[:count].float().mean(dim=0) for row, count in zip(states, tokens, strict=True)])
 
 
-def _check_fusion(fusion: object, n: object) -> None:
+def check_fusion(fusion: object, n: object) -> None:
     check_choice("fusion", fusion, Fusion)
     if fusion != "last_n":
         if n is not None:
