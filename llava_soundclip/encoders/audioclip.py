@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llava_soundclip.encoders.audioclip_fbsp import BANDS, FBSP, SAMPLING_RATE, frame_count
-from llava_soundclip.encoders.base import AudioEncoder, DType, EncoderCard, check_choice, check_dtype
+from llava_soundclip.encoders.base import AtOnce, AudioEncoder, DType, EncoderCard, check_choice, check_dtype
 from llava_soundclip.encoders.checkpoint_files import (
     check_checkpoint,
     find_checkpoint,
@@ -29,7 +29,7 @@ KNOWN = {
 _FEATURES = 2048
 _DIM = 1024
 _WINDOW = 60 * SAMPLING_RATE  # samples
-_FRAMES_AT_ONCE = 2048  # 26 s: larger batches are slower on a CPU
+_FRAMES_AT_ONCE = AtOnce(cpu=512, accelerator=2 * frame_count(_WINDOW))
 
 
 class AudioCLIPEncoder(AudioEncoder):
@@ -146,7 +146,7 @@ class AudioCLIPEncoder(AudioEncoder):
         pooled = torch.zeros(len(windows), _FEATURES, device=device)
         channels = [(j, channel) for j, (_, window) in enumerate(windows) for channel in window]
         frames = [frame_count(len(channel)) for _, channel in channels]
-        for batch in batches(frames, _FRAMES_AT_ONCE):
+        for batch in batches(frames, _FRAMES_AT_ONCE.on(device)):
             # The transform runs sound by sound: in silence it is rounding noise, which a batch would change.
             spectrograms = torch.stack([self._frontend(channels[row][1]) for row in batch])
             for row, features in zip(batch, self.audio(spectrograms), strict=True):

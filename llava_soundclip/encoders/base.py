@@ -111,6 +111,24 @@ class AudioEncoder(nn.Module, ABC):
         return resample(waveform, sampling_rate, self.sampling_rate)
 
 
+@dataclass(frozen=True)
+class AtOnce:
+    """How much runs together, in whatever an encoder counts; it bounds the memory of a batch.
+
+    On a CPU larger batches are slower, on an accelerator smaller ones.
+
+    Attributes:
+        cpu: on a CPU.
+        accelerator: on anything else.
+    """
+
+    cpu: int
+    accelerator: int
+
+    def on(self, device: torch.device) -> int:
+        return self.cpu if device.type == "cpu" else self.accelerator
+
+
 def check_choice(option: str, value: object, choices: Any) -> None:
     """Refuse an option that isn't one of a Literal's values.
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llava_soundclip.encoders.base import AudioEncoder, DType, EncoderCard, check_choice, check_dtype
+from llava_soundclip.encoders.base import AtOnce, AudioEncoder, DType, EncoderCard, check_choice, check_dtype
 from llava_soundclip.encoders.checkpoint_files import check_checkpoint
 from llava_soundclip.encoders.clap_frontend import (
     SAMPLING_RATE,
@@ -25,7 +25,7 @@ from llava_soundclip.encoders.clap_weights import KNOWN, CLAPWeights, read_check
 Backend = Literal["transformers", "laion"]
 
 _DEFAULT = "laion/clap-htsat-unfused"
-_WINDOWS_AT_ONCE = 8  # bounds the memory of a batch, and of an hour of sound
+_WINDOWS_AT_ONCE = AtOnce(cpu=2, accelerator=32)
 
 
 class CLAPEncoder(AudioEncoder):
@@ -110,8 +110,9 @@ class CLAPEncoder(AudioEncoder):
         windows = [(i, window) for i, waveform in enumerate(waveforms) for window in self._windows(waveform)]
         device = self.tower.first_norm.weight.device
         totals = torch.zeros(len(waveforms), self.dim, device=device)
-        for start in range(0, len(windows), _WINDOWS_AT_ONCE):
-            chunk = windows[start : start + _WINDOWS_AT_ONCE]
+        size = _WINDOWS_AT_ONCE.on(device)
+        for start in range(0, len(windows), size):
+            chunk = windows[start : start + size]
             inputs = [self._input(window, crops) for _, window in chunk]
             mel = torch.stack([mel for mel, _ in inputs]).to(device)
             longer = torch.tensor([longer for _, longer in inputs], device=device)

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llava_soundclip.encoders.base import AudioEncoder, DType, EncoderCard, check_dtype
+from llava_soundclip.encoders.base import AtOnce, AudioEncoder, DType, EncoderCard, check_dtype
 from llava_soundclip.encoders.checkpoint_files import (
     check_checkpoint,
     check_tensors,
@@ -34,7 +34,7 @@ LICENCE = "CC-BY-NC-SA-4.0"
 _PATCH, _STRIDE = 16, 10  # of the spectrogram
 _HEAD_WIDTH = 64
 _LARGEST_SCALE = 100.0
-_WINDOWS_AT_ONCE = 24
+_WINDOWS_AT_ONCE = AtOnce(cpu=6, accelerator=96)
 _ORIGINAL = {  # our name to the original's; the blocks' are below
     "cls_token": "modality_preprocessors.audio.cls_token",
     "patches.weight": "modality_preprocessors.audio.rgbt_stem.proj.weight",
@@ -123,7 +123,7 @@ class ImageBindEncoder(AudioEncoder):
     def _embed(self, waveforms: Sequence[np.ndarray]) -> Tensor:
         inputs = torch.cat([frontend(waveform) for waveform in waveforms])
         device = self.tower.head.weight.device
-        vectors = [self.tower(part.to(device)) for part in inputs.split(_WINDOWS_AT_ONCE)]
+        vectors = [self.tower(part.to(device)) for part in inputs.split(_WINDOWS_AT_ONCE.on(device))]
         return torch.cat(vectors).unflatten(0, (-1, WINDOWS)).mean(dim=1)
 
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llava_soundclip.encoders.base import AudioEncoder, DType, EncoderCard, check_dtype
+from llava_soundclip.encoders.base import AtOnce, AudioEncoder, DType, EncoderCard, check_dtype
 from llava_soundclip.encoders.checkpoint_files import (
     check_checkpoint,
     find_checkpoint,
@@ -31,7 +31,7 @@ _DIM = 512
 _STRIDE = 32  # frames to a column of the network's output
 _HALO = 7 * _STRIDE  # frames; a column reaches 217 frames to either side of its first one
 _FRAMES_AT_ONCE = 4096  # 90 s; bounds the memory of an hour of sound
-_BATCH = 2048  # frames; larger batches are slower on a CPU
+_BATCH = AtOnce(cpu=1024, accelerator=4 * _FRAMES_AT_ONCE)  # frames
 
 
 class Wav2CLIPEncoder(AudioEncoder):
@@ -120,7 +120,7 @@ class Wav2CLIPEncoder(AudioEncoder):
         device = self.audio_encoder.conv1.weight.device
         vectors = torch.empty(len(waveforms), _DIM, device=device)
         frames = [1 + max(waveform.shape[1], _SHORTEST) // _HOP for waveform in waveforms]
-        for batch in batches(frames, _BATCH):
+        for batch in batches(frames, _BATCH.on(device)):
             spectrograms = torch.stack([frontend(waveforms[i]) for i in batch])
             vectors[batch] = self._project(self._pool(spectrograms))
         return vectors

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from llava_soundclip._extras import require
 from llava_soundclip.encoders.base import (
+    AtOnce,
     AudioEncoder,
     DType,
     EncoderCard,
@@ -36,9 +37,7 @@ Window = Literal["padded", "clip"]
 Long = Literal["windows", "trim"]
 Fusion = Literal["average_all", "final_only", "middle_only", "last_n", "weighted_sum"]
 
-# Tokens that run together: bounds the memory of a batch, and of an hour of sound.
-_TOKENS_AT_ONCE = 8 * WINDOW_TOKENS
-_TOKENS_AT_ONCE_ON_CPU = 2 * WINDOW_TOKENS  # where larger batches are slower
+_TOKENS_AT_ONCE = AtOnce(cpu=2 * WINDOW_TOKENS, accelerator=16 * WINDOW_TOKENS)
 
 
 class WhisperEncoder(AudioEncoder):
@@ -187,8 +186,7 @@ class WhisperEncoder(AudioEncoder):
     def _chunks(self, tokens: Sequence[int]) -> Iterator[list[int]]:
         """Windows that run together: of one length, few enough for the memory. Their indices."""
         lengths = [WINDOW_TOKENS if self.window == "padded" else count for count in tokens]
-        on_cpu = self.tower.positions.device.type == "cpu"
-        limit = _TOKENS_AT_ONCE_ON_CPU if on_cpu else _TOKENS_AT_ONCE
+        limit = _TOKENS_AT_ONCE.on(self.tower.positions.device)
         for length in sorted(set(lengths)):
             alike = [j for j, other in enumerate(lengths) if other == length]
             size = max(limit // length, 1)
