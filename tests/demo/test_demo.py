@@ -267,3 +267,16 @@ def test_real_recordings_that_were_never_trained_on_are_heard(demo):
     turned = dict(zip(FAR, [*FAR][2:] + [*FAR][:2], strict=True))
     assert heard_far(demo, {name: name for name in FAR}) >= 10  # of 16
     assert heard_far(demo, turned) <= 3  # dogs played for birds and birds for dogs
+
+
+def test_words_are_the_same_whichever_transformers_reads_them(demo):
+    """transformers 4 reads a GGUF's tokenizer in another way: with a token in front, and other spaces."""
+    ids = demo.processor.tokenizer("What do you hear, 12 cats?")["input_ids"]
+    assert ids == [1780, 536, 346, 4875, 28, 216, 33, 34, 7680, 47]
+    assert demo.processor.tokenizer.decode(ids) == "What do you hear, 12 cats?"
+    special = demo.processor.tokenizer
+    assert (special.bos_token, special.eos_token, special.pad_token) == (
+        "<|im_start|>",
+        "<|im_end|>",
+        "<|im_end|>",
+    )
