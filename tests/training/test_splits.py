@@ -1,0 +1,46 @@
+"""Splits by source."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llava_soundclip.training.splits import split_by_source
+
+SOURCES = st.lists(st.integers(0, 9).map(str), min_size=2, max_size=60).filter(lambda s: len(set(s)) > 1)
+
+
+@given(sources=SOURCES, share=st.floats(0.01, 0.99), seed=st.integers(0, 5))
+def test_no_source_is_on_both_sides(sources, share, seed):
+    training, validation = (rows.tolist() for rows in split_by_source(sources, share, seed))
+    assert sorted(training + validation) == list(range(len(sources)))
+    assert training == sorted(training) and validation == sorted(validation)
+    assert training and validation
+    assert not {sources[row] for row in training} & {sources[row] for row in validation}
+
+
+@given(sources=SOURCES, share=st.floats(0.01, 0.99))
+def test_the_order_of_rows_means_nothing(sources, share):
+    def chosen(rows):
+        return {rows[row] for row in split_by_source(rows, share)[1].tolist()}
+
+    assert chosen(sources) == chosen(sources[::-1])
+
+
+def test_the_share_is_met_from_below():
+    sources = [f"{i // 3}.mp4" for i in range(3000)]
+    for share in (0.05, 0.1, 0.5):
+        rows = len(split_by_source(sources, share)[1])
+        assert share * 3000 - 3 < rows <= share * 3000
+    first, second = (set(split_by_source(sources, 0.1, seed)[1].tolist()) for seed in (0, 1))
+    assert first != second
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0, -0.1, float("nan")])
+def test_absurd_shares(share):
+    with pytest.raises(ValueError, match="share to validate on"):
+        split_by_source(["a", "b"], share)
+
+
+def test_one_film_is_too_few():
+    with pytest.raises(ValueError, match="1 source: a validation needs clips of another film"):
+        split_by_source(["a", "a", "a"], 0.5)
