@@ -1,4 +1,4 @@
-"""The command line: `llava-soundclip caption`, `embed`, `encoders` and `info`. Imports what is heavy inside commands."""
+"""The command line: `llava-soundclip caption`, `embed`, `features`, `train` ... Imports what is heavy inside commands."""
 
 import platform
 from collections.abc import Mapping, Sequence
@@ -10,6 +10,9 @@ import typer
 
 from llava_soundclip import __version__
 from llava_soundclip.clips import CaptionFile, find_clips, work_through
+from llava_soundclip.devices import default_device
+from llava_soundclip.features.command import features
+from llava_soundclip.training.command import train
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -21,6 +24,8 @@ if TYPE_CHECKING:
 DEMO = "demo"  # the model that is meant when none is named: the miniature
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False)
+app.command()(features)
+app.command()(train)
 
 
 def main() -> None:
@@ -255,14 +260,6 @@ def load_soundclip(model: str, *, device: str | None, dtype: str, **options: Any
 
     loaded, processor = load_llava(model, device=device, dtype=dtype)
     return patch(loaded, processor=processor, **options)
-
-
-def default_device() -> str:
-    """The accelerator if there is one, else "cpu"."""
-    import torch
-
-    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return "cpu" if accelerator is None else accelerator.type
 
 
 def _parse_frame(frame: str) -> float | Literal["first", "middle"]:

@@ -12,7 +12,8 @@ T = TypeVar("T")
 # What is taken out of a folder; a file named by itself may end as it likes.
 _FILMS = "mp4 m4v mov mkv webm avi flv wmv mpg mpeg ts mts m2ts 3gp ogv gif"
 _SOUNDS = "wav mp3 m4a aac flac ogg oga opus wma aif aiff ac3 amr caf mka"
-MEDIA_SUFFIXES = frozenset(f".{suffix}" for names in (_FILMS, _SOUNDS) for suffix in names.split())
+FILM_SUFFIXES = frozenset(f".{suffix}" for suffix in _FILMS.split())
+MEDIA_SUFFIXES = FILM_SUFFIXES | {f".{suffix}" for suffix in _SOUNDS.split()}
 
 
 def find_clips(names: Iterable[str]) -> list[str]:

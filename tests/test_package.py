@@ -22,6 +22,9 @@ ARROWS = {
     "hosts": {"hosts"},
     "sounds": {"encoders", "media"},
     "maps": {"captioning"},
+    "evaluation": set(),
+    "features": {"encoders", "media", "clips", "devices", "_extras"},
+    "training": {"evaluation", "features", "encoders", "projector", "projector_files", "alignment"},
 }
 HEAVY = ["torch", "transformers", "numpy", "av", "PIL", "huggingface_hub", "typer"]
 

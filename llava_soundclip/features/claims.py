@@ -1,0 +1,104 @@
+"""Who works on which clip, where several processes make one folder: locks on bytes of a file, gone with the process.
+
+Clips are told apart by a hash of their ids, so that processes with different lists agree without talking.
+"""
+
+import os
+import zlib
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
+from pathlib import Path
+
+from llava_soundclip.features.sources import Clip
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+GROUPS = 1024
+
+
+class Claims:
+    """The clips of a run that nobody else works on, group by group.
+
+    Where the file system or Windows has no such locks, all clips are handed out: processes that run at the same
+    time then do the same work, and the folder's reader takes each row once.
+
+    Args:
+        path: the file that is locked; made if it isn't there.
+        clips: with ids of their own.
+    """
+
+    def __init__(self, path: Path, clips: Sequence[Clip]) -> None:
+        self._file = open(path, "ab")  # noqa: SIM115 - closing it would let go of the claims
+        self._groups: dict[int, list[Clip]] = {}
+        for clip in clips:
+            self._groups.setdefault(group_of(clip.id), []).append(clip)
+        self._open: Counter[int] = Counter()  # clips of claimed groups that aren't on the disk yet
+
+    def close(self) -> None:
+        """Let go of everything."""
+        self._file.close()
+
+    def left(self) -> bool:
+        """Whether other processes held groups back so far."""
+        return bool(self._groups)
+
+    def take(self, finished: Callable[[], Collection[str]], *, wait: bool) -> Iterator[tuple[Clip, bool]]:
+        """Claim group after group, as the iteration goes on.
+
+        Args:
+            finished: asked once a group is claimed: the ids on the disk by then.
+            wait: whether to wait for groups that others hold, rather than leave them for a later call. What this
+                process holds must be on the disk before it waits.
+
+        Yields:
+            Each clip of the claimed groups, and whether it is finished.
+        """
+        for group in sorted(
+            self._groups
+        ):  # one order for all processes: none waits for one that waits for it
+            if not self._lock(group, wait):
+                continue
+            clips = self._groups.pop(group)
+            ids = finished()
+            states = [(clip, clip.id in ids) for clip in clips]
+            todo = sum(not is_finished for _, is_finished in states)
+            if todo:
+                self._open[group] = todo
+            else:
+                self._unlock(group)
+            yield from states
+
+    def settle(self, ids: Collection[str]) -> None:
+        """Say that clips are on the disk, or never will be. Groups without others are let go."""
+        for id in ids:
+            group = group_of(id)
+            self._open[group] -= 1
+            if self._open[group] == 0:
+                del self._open[group]
+                self._unlock(group)
+
+    def _lock(self, group: int, wait: bool) -> bool:
+        if fcntl is None:
+            return True
+        try:
+            fcntl.lockf(self._file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB), 1, group, os.SEEK_SET)
+        except (BlockingIOError, PermissionError):  # both mean "held", by system
+            return False
+        except OSError:
+            return True
+        return True
+
+    def _unlock(self, group: int) -> None:
+        if fcntl is not None:
+            try:
+                fcntl.lockf(self._file, fcntl.LOCK_UN, 1, group, os.SEEK_SET)
+            except OSError:  # no locks here: nothing was held
+                pass
+
+
+def group_of(id: str) -> int:
+    """The group of a clip, the same in every process."""
+    return zlib.crc32(id.encode()) % GROUPS

@@ -1,0 +1,344 @@
+"""Clips to features: decoded in worker processes, embedded in full batches, written shard by shard."""
+
+import os
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from llava_soundclip.encoders import AudioEncoder
+from llava_soundclip.features.claims import Claims
+from llava_soundclip.features.decode import Decoded, Decoder, DecodingPool
+from llava_soundclip.features.pictures import prepare_like
+from llava_soundclip.features.sources import Clip
+from llava_soundclip.features.store import FeatureHeader, FeatureWriter, StoredDType
+from llava_soundclip.features.towers import VisionTower
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+_SORTED_AT_ONCE = 4  # batches whose clips are sorted by length, so that each batch holds clips of one
+_SORTED_BYTES = 2**28
+
+
+@dataclass
+class Extraction:
+    """What a run did.
+
+    Attributes:
+        made: clips whose features this run wrote.
+        there: clips that were in the folder already, or that another process made meanwhile.
+        bad: reasons of the others, by id.
+        seconds: by stage. "decode" is the workers' time in all; "wait", "encoder", "tower" and "write" are the
+            main process's.
+        interrupted: whether Ctrl-C ended it; what was made until then is in the folder.
+    """
+
+    made: int = 0
+    there: int = 0
+    bad: dict[str, str] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    interrupted: bool = False
+
+
+def extract_features(
+    clips: Iterable[Clip],
+    encoder: AudioEncoder,
+    tower: VisionTower,
+    out: str | os.PathLike[str],
+    *,
+    frames: int = 1,
+    patches: bool = False,
+    dtype: StoredDType = "float16",
+    shard_size: int = 1000,
+    workers: int | None = None,
+    batch_size: int = 8,
+    progress: bool = False,
+) -> Extraction:
+    """Make the features of clips. A run that was stopped goes on where it was; several may share the work.
+
+    Of WhisperCLIP the means of all blocks are stored, which any fusion can use; of other encoders their vector.
+    Of a clip's picture the CLS token is, and on request the patches, at the tower's layer: of the frame in the middle,
+    or the mean over several frames.
+
+    Args:
+        clips: what to work on, with ids of their own. See `read_clips`.
+        encoder: hears them.
+        tower: sees them.
+        out: the features folder.
+        frames: frames of a clip, evenly spaced.
+        patches: whether to store the patch tokens, too.
+        dtype: of the stored numbers.
+        shard_size: clips of a shard: as many may be lost when a run is killed.
+        workers: processes that decode, 0 for none but this one; by default as many as there are cores if the tower is
+            on a GPU, else half as many. Meanwhile torch has the other cores.
+        batch_size: clips that the encoder and the tower get at once.
+        progress: whether to show a progress bar.
+
+    Returns:
+        What was done, with the bad clips and their reasons.
+
+    Raises:
+        ValueError: for an option that can't be, two clips with one id, or a folder whose features are of another kind;
+            what differs is named.
+        RuntimeError: if no worker process starts.
+    """
+    clips = list(clips)
+    for name, value, least in (
+        ("frames", frames, 1),
+        ("batch_size", batch_size, 1),
+        ("workers", workers or 0, 0),
+    ):
+        if value < least:
+            raise ValueError(f"{name} must be {least} or more, not {value}")
+    twice = [id for id, count in Counter(clip.id for clip in clips).items() if count > 1]
+    if twice:
+        raise ValueError(f"two clips have the id {twice[0]!r}: each needs one of its own")
+    header = header_of(encoder, tower, frames=frames, patches=patches, dtype=dtype)
+    run = _Run(encoder, tower, header, batch_size)
+    decoder = Decoder(
+        None if encoder.resamples else encoder.sampling_rate, frames, prepare_like(tower.processor)
+    )
+    if workers is None:
+        workers = max(1, _cores() // 2) if tower.device.type == "cpu" else _cores()
+    with ExitStack() as stack:
+        run.writer = stack.enter_context(FeatureWriter(out, header, shard_size=shard_size))
+        run.claims = Claims(run.writer.path / "locks" / "claims", clips)
+        stack.callback(run.claims.close)
+        bar = stack.enter_context(progress_bar(progress))
+        if workers:
+            stack.enter_context(_torch_threads(_cores() - workers))
+        task = bar.add_task("features", total=len(clips))
+        run.advance = lambda count: bar.advance(task, count)
+        try:
+            pool = stack.enter_context(
+                DecodingPool(decoder, workers, ahead=_SORTED_AT_ONCE * batch_size + workers)
+            )
+            run.work_on(pool, wait=False)
+            if run.claims.left():
+                bar.update(task, description="features (waiting for other processes)")
+                run.work_on(pool, wait=True)
+        except KeyboardInterrupt:
+            run.flush()
+            run.result.interrupted = True
+    return run.result
+
+
+def header_of(
+    encoder: AudioEncoder, tower: VisionTower, *, frames: int, patches: bool, dtype: StoredDType
+) -> FeatureHeader:
+    """The header of features made with these."""
+    signature = dict(encoder.signature())
+    fusing = _fusing(encoder)
+    if fusing is not None:
+        signature.pop("fusion", None)
+    return FeatureHeader(
+        encoder=signature,
+        audio_dim=encoder.dim,
+        layers=None if fusing is None else fusing.n_layer,
+        tower=tower.name,
+        tower_weights=tower.weights,
+        tower_layer=tower.layer,
+        width=tower.width,
+        frames=frames,
+        dtype=dtype,
+        patches=patches,
+    )
+
+
+def embed_sounds(encoder: AudioEncoder, sounds: Sequence[Any], rates: Sequence[int]) -> Tensor:
+    """What is stored of sounds: (B, L, d_a) of an encoder whose blocks are fused, else (B, d_a); float32."""
+    fusing = _fusing(encoder)
+    return encoder.embed(sounds, rates) if fusing is None else fusing.layer_means(sounds, rates)
+
+
+def _fusing(encoder: Any) -> Any:
+    """The encoder if it makes its vector of several blocks' means, else None."""
+    return encoder if hasattr(encoder, "layer_means") and hasattr(encoder, "fuse") else None
+
+
+class _Run:
+    """One call of `extract_features`."""
+
+    writer: FeatureWriter
+    claims: Claims
+    advance: Callable[[int], None]
+
+    def __init__(
+        self, encoder: AudioEncoder, tower: VisionTower, header: FeatureHeader, batch_size: int
+    ) -> None:
+        self.encoder = encoder
+        self.tower = tower
+        self.header = header
+        self.batch_size = batch_size
+        self.result = Extraction()
+        self._unsafe: list[str] = []  # ids that are in the writer, not yet on the disk
+
+    def work_on(self, pool: DecodingPool, *, wait: bool) -> None:
+        decoded = self._timed(pool.decode(self._todo(wait)))
+        good = self._good(decoded)
+        while group := self._group(good):
+            group.sort(key=lambda item: item[1].waveform.shape[-1])
+            for at in range(0, len(group), self.batch_size):
+                self._embed(group[at : at + self.batch_size])
+        self.flush()
+
+    def _group(self, good: Iterator[tuple[Clip, Decoded]]) -> list[tuple[Clip, Decoded]]:
+        """The next clips that are sorted together; fewer where they are large."""
+        group: list[tuple[Clip, Decoded]] = []
+        room = _SORTED_BYTES
+        for clip, found in islice(good, _SORTED_AT_ONCE * self.batch_size):
+            group.append((clip, found))
+            room -= found.nbytes
+            if room <= 0:
+                break
+        return group
+
+    def flush(self) -> None:
+        with self._clock("write"):
+            self.writer.flush()
+        self._settle()
+
+    def _todo(self, wait: bool) -> Iterator[Clip]:
+        for clip, finished in self.claims.take(self._finished, wait=wait):
+            if finished:
+                self.result.there += 1
+                self.advance(1)
+            else:
+                yield clip
+
+    def _finished(self) -> set[str]:
+        self.writer.refresh()
+        return self.writer.finished
+
+    def _good(self, decoded: Iterable[tuple[Clip, Decoded | str]]) -> Iterator[tuple[Clip, Decoded]]:
+        for clip, found in decoded:
+            if isinstance(found, str):
+                self._fail(clip, found)
+            else:
+                self.result.seconds["decode"] += found.seconds
+                yield clip, found
+
+    def _timed(self, decoded: Iterator[tuple[Clip, Decoded | str]]) -> Iterator[tuple[Clip, Decoded | str]]:
+        while True:
+            with self._clock("wait"):
+                item = next(decoded, None)
+            if item is None:
+                return
+            yield item
+
+    def _embed(self, batch: Sequence[tuple[Clip, Decoded]]) -> None:
+        """Make the features of a batch. The clips of one that fails are tried one by one."""
+        try:
+            with self._clock("encoder"):
+                sounds = [found.waveform for _, found in batch]
+                audio = embed_sounds(self.encoder, sounds, [found.sampling_rate for _, found in batch]).cpu()
+            with self._clock("tower"):
+                tokens = self._see([torch.from_numpy(found.pixels) for _, found in batch])
+        except Exception as error:  # noqa: BLE001 - whatever it is, the other clips are still to be worked on
+            if len(batch) == 1:
+                self._fail(batch[0][0], str(error) or type(error).__name__)
+                return
+            for item in batch:
+                self._embed([item])
+            return
+        for (clip, _), heard, seen in zip(batch, audio, tokens, strict=True):
+            self._write(clip, heard, seen)
+
+    def _see(self, pictures: Sequence[Tensor]) -> list[Tensor]:
+        """The mean tokens of each clip's pictures, (P+1, D), or (1, D) where no patches are wanted."""
+        sizes = [len(pixels) for pixels in pictures]
+        pixels = torch.cat(list(pictures))
+        kept = None if self.header.patches else 1
+        tokens = [self.tower.tokens(part)[:, :kept].cpu() for part in pixels.split(self.batch_size)]
+        return [part.mean(dim=0) for part in torch.cat(tokens).split(sizes)]
+
+    def _write(self, clip: Clip, audio: Tensor, tokens: Tensor) -> None:
+        with self._clock("write"):
+            try:
+                patches = tokens[1:] if self.header.patches else None
+                times = {"start": clip.start, "end": clip.end}
+                wrote = self.writer.add(clip.id, clip.source, audio, tokens[0], patches, **times)
+            except ValueError as error:
+                self._fail(clip, str(error))
+                return
+        self.result.made += 1
+        self._unsafe.append(clip.id)
+        self.advance(1)
+        if wrote:
+            self._settle()
+
+    def _settle(self) -> None:
+        """The rows so far are on the disk: others may have their groups."""
+        self.claims.settle(self._unsafe)
+        self._unsafe.clear()
+
+    def _fail(self, clip: Clip, reason: str) -> None:
+        self.result.bad[clip.id] = reason.encode("utf-8", "backslashreplace").decode()
+        self.claims.settle([clip.id])
+        self.advance(1)
+
+    def _clock(self, stage: str) -> "_Clock":
+        return _Clock(self.result.seconds, stage)
+
+
+class _Clock:
+    """Adds the time that a block takes to a stage's."""
+
+    def __init__(self, seconds: dict[str, float], stage: str) -> None:
+        self._seconds, self._stage = seconds, stage
+
+    def __enter__(self) -> None:
+        self._began = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self._seconds[self._stage] += time.perf_counter() - self._began
+
+
+def _cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def _torch_threads(count: int) -> Iterator[None]:
+    """Run torch on no more than so many threads: those that share a core wait for each other, 12 times as long here."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(1, min(before, count)))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def progress_bar(shown: bool) -> "Progress":
+    """A bar with clips/s and the time left, where the error stream is a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
+    from rich.progress import TimeRemainingColumn as TimeLeft
+    from rich.text import Text
+
+    class Speed(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            speed = task.finished_speed or task.speed
+            return Text("" if speed is None else f"{speed:.1f} clips/s")
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Speed(), TimeLeft())
+    return Progress(
+        *columns, console=console, disable=not (shown and console.is_terminal), redirect_stdout=False
+    )
+
+
+def bad_clips_text(bad: Mapping[str, str], total: int) -> str:
+    """The list of bad clips for a user, "" if there are none."""
+    if not bad:
+        return ""
+    lines = [f"  {reason}" if reason.startswith(id) else f"  {id}: {reason}" for id, reason in bad.items()]
+    return "\n".join([f"{len(bad)} of {total} clips have no features:", *lines])

@@ -1,0 +1,83 @@
+"""CLIP's preparation of pictures without transformers, so that worker processes start in a moment and stay small."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+_TRIAL_SIZES = ((64, 48), (37, 91), (500, 333), (10, 10))  # (width, height)
+
+
+@dataclass(frozen=True)
+class ClipPictures:
+    """Does what `CLIPImageProcessor` does: resize by the shorter side, cut the middle out, normalise. Picklable.
+
+    Attributes:
+        size: pixels of the shorter side.
+        crop: height and width of the result.
+        resample: Pillow's number of the filter.
+        scale: factor for bytes.
+        mean: by channel, after scaling.
+        std: by channel.
+    """
+
+    size: int
+    crop: tuple[int, int]
+    resample: int
+    scale: float
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @classmethod
+    def like(cls, processor: Any) -> "ClipPictures | None":
+        """The same as an image processor; None if it does something else, which is tried on pictures."""
+        try:
+            crop = processor.crop_size["height"], processor.crop_size["width"]
+            mean, std = tuple(processor.image_mean), tuple(processor.image_std)
+            size, scale = processor.size["shortest_edge"], processor.rescale_factor
+            light = cls(size, crop, int(processor.resample), scale, mean, std)
+            return light if all(_agree(light, processor, size) for size in _TRIAL_SIZES) else None
+        except (AttributeError, KeyError, TypeError, ValueError):
+            return None
+
+    def __call__(self, pictures: Sequence[Image.Image]) -> np.ndarray:
+        """(n, 3, H, W) float32 of RGB pictures."""
+        return np.stack([self._prepare(picture) for picture in pictures])
+
+    def _prepare(self, picture: Image.Image) -> np.ndarray:
+        width, height = picture.size
+        long = int(self.size * max(width, height) / min(width, height))
+        size = (self.size, long) if width <= height else (long, self.size)
+        pixels = np.asarray(picture.resize(size, self.resample), dtype=np.float32)
+        top, left = (size[1] - self.crop[0]) // 2, (size[0] - self.crop[1]) // 2
+        pixels = pixels[top : top + self.crop[0], left : left + self.crop[1]]
+        mean, std = np.array(self.mean, np.float32), np.array(self.std, np.float32)
+        normal = (pixels * np.float32(self.scale) - mean) / std
+        return np.ascontiguousarray(normal.transpose(2, 0, 1))
+
+
+@dataclass(frozen=True)
+class ProcessorPictures:
+    """Any image processor. A worker that gets one imports transformers."""
+
+    processor: Any
+
+    def __call__(self, pictures: Sequence[Image.Image]) -> np.ndarray:
+        """(n, 3, H, W) float32 of RGB pictures."""
+        pixels = self.processor(list(pictures), return_tensors="np")["pixel_values"]
+        return np.ascontiguousarray(pixels, dtype=np.float32)
+
+
+def prepare_like(processor: Any) -> ClipPictures | ProcessorPictures:
+    """What worker processes prepare pictures with."""
+    return ClipPictures.like(processor) or ProcessorPictures(processor)
+
+
+def _agree(light: ClipPictures, processor: Any, size: tuple[int, int]) -> bool:
+    noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    pictures = [Image.fromarray(noise)]
+    expected = ProcessorPictures(processor)(pictures)
+    found = light(pictures)
+    return found.shape == expected.shape and bool(np.allclose(found, expected, rtol=0, atol=1e-5))

@@ -1,0 +1,609 @@
+"""Features on disk: a header, shards of tensors, and an index part for each shard.
+
+    features.json               what all rows have in common
+    shards/<writer>-00000.safetensors    "audio" (n, d_a) or (n, L, d_a), "cls" (n, D), perhaps "patches" (n, P, D)
+    index/<writer>-00000.parquet         id, source, start, end, shard, row, checksum of its n rows
+    locks/                      who is writing; empty files
+
+A shard is written whole under another name, then renamed, then its index part in the same way: a shard counts from
+the moment that its index part is there, and from then on it is never touched. Names begin with the writer's own id,
+so that several processes write into one folder. Should two of them have worked on the same clip, the row of the
+shard whose name comes first counts.
+"""
+
+import json
+import os
+import uuid
+import zlib
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, get_args
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from llava_soundclip import __version__
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+StoredDType = Literal["float16", "float32"]
+
+HEADER = "features.json"
+FORMAT = 1
+
+_INDEX = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),
+        ("start", pa.float64()),
+        ("end", pa.float64()),
+        pa.field("shard", pa.string(), nullable=False),
+        pa.field("row", pa.int32(), nullable=False),
+        pa.field("checksum", pa.uint32(), nullable=False),
+    ]
+)
+_SHARD_SIZE_KEY = b"shard_bytes"
+_MAX_SHARD_BYTES = 2**29  # with patches a row takes megabytes
+
+
+@dataclass(frozen=True)
+class FeatureHeader:
+    """What all rows of a features folder have in common.
+
+    Attributes:
+        encoder: `AudioEncoder.signature()`; without "fusion" where all blocks are stored, which any fusion can use.
+        audio_dim: d_a.
+        layers: L, the blocks stored of each sound; None if the encoder's one vector is.
+        tower: the vision tower's architecture, as a projector's `tower` names it.
+        tower_weights: fingerprint of its weights.
+        tower_layer: index into its hidden states.
+        width: D.
+        frames: pictures that a clip's CLS token is the mean of.
+        dtype: of the stored numbers.
+        patches: whether the shards hold patch tokens, too.
+        library_version: the one that made the folder; not compared.
+    """
+
+    encoder: Mapping[str, str]
+    audio_dim: int
+    layers: int | None
+    tower: str
+    tower_weights: str
+    tower_layer: int
+    width: int
+    frames: int = 1
+    dtype: StoredDType = "float16"
+    patches: bool = False
+    library_version: str = __version__
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "encoder", dict(self.encoder))
+        wrong = []
+        if not all(isinstance(item, str) for pair in self.encoder.items() for item in pair):
+            wrong.append("encoder")
+        wrong += [name for name in ("tower", "tower_weights", "library_version") if not self._is(name, str)]
+        wrong += [
+            name
+            for name in ("audio_dim", "width", "frames", *(("layers",) if self.layers is not None else ()))
+            if not self._is(name, int) or getattr(self, name) < 1
+        ]
+        wrong += [] if self._is("tower_layer", int) else ["tower_layer"]
+        wrong += [] if isinstance(self.patches, bool) else ["patches"]
+        wrong += [] if self.dtype in get_args(StoredDType) else ["dtype"]
+        if wrong:
+            raise ValueError("; ".join(f"{name} can't be {getattr(self, name)!r}" for name in wrong))
+
+    def _is(self, name: str, kind: type) -> bool:
+        value = getattr(self, name)
+        return isinstance(value, kind) and not isinstance(value, bool)
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        return getattr(torch, self.dtype)
+
+    @property
+    def audio_shape(self) -> tuple[int, ...]:
+        """Shape of one row of "audio": (d_a,) or (L, d_a)."""
+        return (self.audio_dim,) if self.layers is None else (self.layers, self.audio_dim)
+
+    def differences(self, other: "FeatureHeader") -> list[str]:
+        """Each field that keeps rows of the two from standing in one folder, with both values."""
+        names = [field.name for field in fields(self) if field.name != "library_version"]
+        pairs = [(name, getattr(self, name), getattr(other, name)) for name in names]
+        return [
+            f"{name} is {mine!r} there and {theirs!r} here" for name, mine, theirs in pairs if mine != theirs
+        ]
+
+    @classmethod
+    def read(cls, folder: Path) -> "FeatureHeader":
+        """The header of a folder.
+
+        Raises:
+            FileNotFoundError: if there is none.
+            ValueError: if it is broken or of a later format; the file is named.
+        """
+        path = folder / HEADER
+        try:
+            content = path.read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            raise FileNotFoundError(
+                f"{folder} is no features folder: it holds no {HEADER}. `llava-soundclip features` makes one."
+            ) from None
+        try:
+            values = json.loads(content)
+            if not isinstance(values, dict):
+                raise TypeError("not an object")
+            if values.pop("format", None) != FORMAT:
+                raise ValueError(f"not format {FORMAT}, the one that this version reads")
+            return cls(**values)
+        except (ValueError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path} is no header of features: {error}") from error
+
+    def write(self, folder: Path) -> "FeatureHeader":
+        """Write it unless another process was first; returns the one that is there afterwards."""
+        path = folder / HEADER
+        if not path.exists():
+            text = json.dumps({"format": FORMAT, **asdict(self)}, indent=2) + "\n"
+            part = folder / f".{HEADER}.{uuid.uuid4().hex}.part"
+            part.write_text(text, encoding="utf-8")
+            _sync(part)
+            try:
+                os.link(part, path)  # fails if there is one by now, as a rename wouldn't
+            except FileExistsError:
+                pass
+            except OSError:  # a file system without hard links
+                os.replace(part, path)
+            finally:
+                part.unlink(missing_ok=True)
+            _sync(folder)
+        return FeatureHeader.read(folder)
+
+
+class FeatureWriter:
+    """Adds rows to a features folder, shard by shard. To be closed, or used as a context manager.
+
+    What earlier runs left half-written is cleared away when nobody else writes into the folder.
+
+    Args:
+        path: the folder, made if it isn't there.
+        header: what the rows have in common.
+        shard_size: rows of a shard; fewer if they would take more than 512 MiB.
+
+    Attributes:
+        finished: ids in the folder; those that other processes add come with `refresh`.
+
+    Raises:
+        ValueError: if the folder's header differs; every field that does is named.
+        FileExistsError: if the folder holds something else.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], header: FeatureHeader, *, shard_size: int = 1000
+    ) -> None:
+        if shard_size < 1:
+            raise ValueError(f"shard_size must be 1 or more, not {shard_size}")
+        self.path = Path(path)
+        self.header = header
+        self.shard_size = shard_size
+        self.finished: set[str] = set()
+        if self.path.is_dir() and not (self.path / HEADER).exists() and _has_foreign_files(self.path):
+            raise FileExistsError(
+                f"{self.path} holds other files and no {HEADER}: name an empty or a new folder"
+            )
+        self.path.mkdir(parents=True, exist_ok=True)
+        differences = header.write(self.path).differences(header)
+        if differences:
+            raise ValueError(
+                f"{self.path} holds features of another kind: {'; '.join(differences)}. "
+                "Take another folder, or the same options."
+            )
+        for name in ("shards", "index", "locks"):
+            (self.path / name).mkdir(exist_ok=True)
+        self._writer = uuid.uuid4().hex[:16]
+        self._count = 0
+        self._known_parts: set[str] = set()
+        self._rows: list[dict[str, Any]] = []
+        self._buffers: dict[str, Tensor] = {}
+        self._lock = _clean_alone(self.path)
+        try:
+            self.refresh()
+        except BaseException:
+            self._lock.close()
+            raise
+
+    def __enter__(self) -> "Self":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def refresh(self) -> None:
+        """Learn which rows other processes have finished since.
+
+        Raises:
+            ValueError: if an index part is broken; it is named.
+        """
+        for part in _parts(self.path):
+            if part.name not in self._known_parts:
+                self.finished.update(_read_part(part).column("id").to_pylist())
+                self._known_parts.add(part.name)
+
+    def add(
+        self,
+        id: str,
+        source: str,
+        audio: Tensor,
+        cls: Tensor,
+        patches: Tensor | None = None,
+        *,
+        start: float | None = None,
+        end: float | None = None,
+    ) -> bool:
+        """Add a row; one whose id is there already is left out.
+
+        Args:
+            id: the clip's name in the folder.
+            source: the film that it comes from.
+            audio: (d_a,) or (L, d_a), as the header has it.
+            cls: (D,).
+            patches: (P, D), if the header has patches, with one P in the whole shard.
+            start: seconds in the film; None for its beginning.
+            end: seconds in the film; None for its end.
+
+        Returns:
+            Whether a shard was written, so that all rows added so far are safe.
+
+        Raises:
+            ValueError: for another shape, NaN or infinity, also after rounding to the folder's dtype.
+        """
+        row = {"audio": audio, "cls": cls} | ({} if patches is None else {"patches": patches})
+        row = {name: self._checked(name, tensor) for name, tensor in row.items()}
+        if ("patches" in row) != self.header.patches:
+            raise ValueError(f"the folder is one {'with' if self.header.patches else 'without'} patches")
+        if id in self.finished:
+            return False
+        if not self._buffers:
+            row_bytes = sum(tensor.nbytes for tensor in row.values())
+            capacity = max(1, min(self.shard_size, _MAX_SHARD_BYTES // row_bytes))
+            for name, tensor in row.items():
+                self._buffers[name] = torch.empty((capacity, *tensor.shape), dtype=tensor.dtype)
+        at = len(self._rows)
+        checksum = 0
+        for name, tensor in row.items():
+            if tensor.shape != self._buffers[name].shape[1:]:
+                raise ValueError(
+                    f"{name} of shape {tuple(tensor.shape)} after {tuple(self._buffers[name].shape[1:])}"
+                )
+            self._buffers[name][at] = tensor
+            checksum = _crc(self._buffers[name][at], checksum)
+        times = {"start": start, "end": end}
+        self._rows.append({"id": id, "source": source, **times, "row": at, "checksum": checksum})
+        self.finished.add(id)
+        if len(self._rows) < len(self._buffers["cls"]):
+            return False
+        self.flush()
+        return True
+
+    def flush(self) -> None:
+        """Write the rows that are waiting as a shard, through to the disk."""
+        if not self._rows:
+            return
+        name = f"{self._writer}-{self._count:05}"
+        self._count += 1  # now: should Ctrl-C come in between, the rows go into another shard
+        shard = self.path / "shards" / f"{name}.safetensors"
+        tensors = {key: buffer[: len(self._rows)] for key, buffer in self._buffers.items()}
+        part = _part_of(shard)
+        save_file(tensors, part)
+        _move(part, shard)
+
+        columns = {key: [row[key] for row in self._rows] for key in self._rows[0]}
+        table = (
+            pa.table({**columns, "shard": [shard.name] * len(self._rows)}).select(_INDEX.names).cast(_INDEX)
+        )
+        table = table.replace_schema_metadata({_SHARD_SIZE_KEY: str(shard.stat().st_size).encode()})
+        index = self.path / "index" / f"{name}.parquet"
+        part = _part_of(index)
+        pq.write_table(table, part, write_page_checksum=True)
+        _move(part, index)
+
+        self._known_parts.add(index.name)
+        self._rows.clear()
+
+    def close(self) -> None:
+        """Write what is waiting, and let go of the folder."""
+        try:
+            self.flush()
+        finally:
+            self._lock.close()
+
+    def _checked(self, name: str, tensor: Tensor) -> Tensor:
+        shapes = {"audio": self.header.audio_shape, "cls": (self.header.width,)}
+        if name in shapes and tuple(tensor.shape) != shapes[name]:
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}, and the folder's is {shapes[name]}")
+        if name == "patches" and (tensor.ndim != 2 or tensor.shape[1] != self.header.width):
+            raise ValueError(f"patches have shape {tuple(tensor.shape)}, not (P, {self.header.width})")
+        stored = tensor.detach().to("cpu", self.header.torch_dtype)
+        if not stored.isfinite().all():
+            if tensor.isfinite().all():
+                raise ValueError(
+                    f"{name} reaches {float(tensor.abs().max()):g}, too large for {self.header.dtype}"
+                )
+            raise ValueError(f"{name} holds NaN or infinity")
+        return stored
+
+
+class FeatureFolder:
+    """Reads a features folder as it is at this moment. Rows stay on disk, mapped into memory, until asked for.
+
+    Rows are numbered in the order of their ids. It may be sent to worker processes.
+
+    Attributes:
+        path: the folder.
+        header: what its rows have in common.
+
+    Raises:
+        FileNotFoundError: if it is no features folder.
+        ValueError: if a file of it is broken or missing; it is named.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.header = FeatureHeader.read(self.path)
+        parts = [self._check_part(part, _read_part(part)) for part in _parts(self.path)]
+        table = pa.concat_tables(parts) if parts else _INDEX.empty_table()
+        table = table.sort_by(
+            [("id", "ascending"), ("shard", "ascending"), ("row", "ascending")]
+        ).combine_chunks()
+        if len(table) > 1:
+            ids = table.column("id")
+            first = pc.not_equal(ids.slice(1), ids.slice(0, len(table) - 1)).to_numpy()
+            table = table.filter(pa.array(np.concatenate([[True], first])))
+        self.table: pa.Table = table  # id, source, start, end, shard, row, checksum
+        shards = table.column("shard").combine_chunks().dictionary_encode()
+        shards = shards if isinstance(shards, pa.DictionaryArray) else shards.combine_chunks()
+        self._shard_names: list[str] = shards.dictionary.to_pylist()
+        self._shard = torch.from_numpy(shards.indices.to_numpy(zero_copy_only=False).astype(np.int64))
+        self._row = torch.from_numpy(table.column("row").to_numpy().astype(np.int64))
+        self._mapped: dict[int, dict[str, Tensor]] = {}
+
+    def __len__(self) -> int:
+        return len(self._row)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_mapped": {}}  # mapped tensors would be sent with all their rows
+
+    @cached_property
+    def ids(self) -> list[str]:
+        """Each row's name, sorted."""
+        return self.table.column("id").to_pylist()
+
+    @cached_property
+    def sources(self) -> list[str]:
+        """Each row's film."""
+        return self.table.column("source").to_pylist()
+
+    def rows(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """The features of some rows.
+
+        Args:
+            indices: (B,) integers from 0 to len - 1, in any order, also repeated.
+
+        Returns:
+            audio, (B, d_a) or (B, L, d_a), and cls, (B, D), both float32.
+
+        Raises:
+            IndexError: for an index outside.
+            ValueError: if a shard is broken; it is named.
+        """
+        return self._gather("audio", self.header.audio_shape, indices), self._gather(
+            "cls", (self.header.width,), indices
+        )
+
+    def patches(self, indices: Tensor) -> Tensor:
+        """The patch tokens of some rows.
+
+        Returns:
+            (B, P, D) float32.
+
+        Raises:
+            IndexError, ValueError: as `rows`; ValueError, too, if the folder has no patches.
+        """
+        if not self.header.patches:
+            raise ValueError(f"{self.path} was made without patches: make it anew with --patches")
+        if not len(self):
+            return torch.empty(0, 0, self.header.width)
+        return self._gather("patches", tuple(self._tensors(0)["patches"].shape[1:]), indices)
+
+    def verify(self) -> None:
+        """Read everything, and compare it with the checksums.
+
+        Raises:
+            ValueError: that names the damaged shards.
+        """
+        checksums = self.table.column("checksum").to_numpy()
+        damaged = []
+        for number, name in enumerate(self._shard_names):
+            try:
+                tensors = self._tensors(number)
+            except ValueError as error:
+                damaged.append(str(error))
+                continue
+            where = (self._shard == number).nonzero().flatten()
+            wrong = 0
+            for index, row in zip(where.tolist(), self._row[where].tolist(), strict=True):
+                checksum = 0
+                for key in _tensor_names(self.header):
+                    checksum = _crc(tensors[key][row], checksum)
+                wrong += checksum != checksums[index]
+            if wrong:
+                damaged.append(
+                    f"{self.path / 'shards' / name} is damaged: {wrong} of {len(where)} rows differ"
+                )
+        if damaged:
+            raise ValueError("; ".join(damaged))
+
+    def _gather(self, name: str, shape: tuple[int, ...], indices: Tensor) -> Tensor:
+        if indices.ndim != 1 or indices.is_floating_point() or indices.dtype == torch.bool:
+            raise IndexError(f"indices must be (B,) integers, not {tuple(indices.shape)} {indices.dtype}")
+        if len(indices) and not 0 <= int(indices.min()) <= int(indices.max()) < len(self):
+            raise IndexError(f"an index is outside of the {len(self)} rows of {self.path}")
+        shards, rows = self._shard[indices], self._row[indices]
+        result = torch.empty((len(indices), *shape), dtype=self.header.torch_dtype)
+        gathered = result.numpy()  # whose indexing, unlike torch's, starts no threads for a shard's few rows
+        order = shards.argsort()
+        numbers, counts = shards[order].unique_consecutive(return_counts=True)
+        for number, places in zip(numbers.tolist(), order.split(counts.tolist()), strict=True):
+            stored = self._tensors(number)[name]
+            if tuple(stored.shape[1:]) != shape:
+                path = self.path / "shards" / self._shard_names[number]
+                raise ValueError(
+                    f"{path} is damaged: {name} has rows of {tuple(stored.shape[1:])}, not {shape}"
+                )
+            gathered[places.numpy()] = stored.numpy()[rows[places].numpy()]
+        return result.float()
+
+    def _tensors(self, number: int) -> dict[str, Tensor]:
+        """The mapped tensors of a shard."""
+        if number not in self._mapped:
+            path = self.path / "shards" / self._shard_names[number]
+            count = int(self._row[self._shard == number].max()) + 1
+            shapes = {"audio": self.header.audio_shape, "cls": (self.header.width,)}
+            try:
+                with safe_open(path, "pt") as file:  # its tensors stay mapped to the file
+                    tensors = {name: file.get_tensor(name) for name in _tensor_names(self.header)}
+            except (SafetensorError, OSError) as error:
+                raise ValueError(f"{path} is cut, damaged or missing: {error}") from error
+            for name, tensor in tensors.items():
+                shape = shapes.get(name, tuple(tensor.shape[1:]))
+                if (
+                    tensor.dtype != self.header.torch_dtype
+                    or tensor.shape[1:] != shape
+                    or len(tensor) < count
+                ):
+                    raise ValueError(
+                        f"{path} is damaged: {name} is {tuple(tensor.shape)} {tensor.dtype}, not the index's "
+                        f"{count} rows of {shape} {self.header.dtype}"
+                    )
+            self._mapped[number] = tensors
+        return self._mapped[number]
+
+    def _check_part(self, part: Path, table: pa.Table) -> pa.Table:
+        """See that the shard of an index part is there, whole."""
+        name = f"{part.stem}.safetensors"
+        shard = self.path / "shards" / name
+        try:
+            expected = int((table.schema.metadata or {})[_SHARD_SIZE_KEY])
+        except (KeyError, ValueError):
+            raise ValueError(
+                f"{part} is no index part of features: it doesn't give the size of its shard"
+            ) from None
+        if pc.unique(table.column("shard")).to_pylist() not in ([name], []):
+            raise ValueError(f"{part} is no index part of features: its rows aren't those of {name}")
+        try:
+            size = shard.stat().st_size
+        except OSError as error:
+            raise ValueError(f"{shard} is missing, and {part} lists its rows: {error.strerror}") from error
+        if size != expected:
+            raise ValueError(f"{shard} is cut or damaged: it has {size} bytes, and {part} says {expected}")
+        return table.replace_schema_metadata(None)
+
+
+def _tensor_names(header: FeatureHeader) -> tuple[str, ...]:
+    """The tensors of a shard, in the order in which checksums run over them."""
+    return ("audio", "cls", "patches") if header.patches else ("audio", "cls")
+
+
+def _crc(row: Tensor, before: int) -> int:
+    return zlib.crc32(row.contiguous().numpy().tobytes(), before)
+
+
+def _parts(folder: Path) -> list[Path]:
+    """The index parts, by name."""
+    try:
+        names = os.listdir(folder / "index")
+    except FileNotFoundError:
+        return []
+    return [folder / "index" / name for name in sorted(names) if name.endswith(".parquet") and name[0] != "."]
+
+
+def _read_part(part: Path) -> pa.Table:
+    try:
+        table = pq.ParquetFile(part, page_checksum_verification=True, memory_map=False).read()
+        metadata = table.schema.metadata
+        return table.select(_INDEX.names).cast(_INDEX).replace_schema_metadata(metadata)
+    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+        raise ValueError(f"{part} is no index part of features, or it is cut or damaged: {error}") from error
+
+
+def _part_of(path: Path) -> Path:
+    """The name that a file has while it is written."""
+    return path.with_name(f".{path.name}.part")
+
+
+def _move(part: Path, path: Path) -> None:
+    _sync(part)
+    os.replace(part, path)
+    _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    """Bring a file, or a folder's list of files, to the disk."""
+    if path.is_dir() and os.name == "nt":
+        return
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _has_foreign_files(folder: Path) -> bool:
+    return any(not entry.name.startswith(f".{HEADER}.") for entry in folder.iterdir())
+
+
+def _clean_alone(folder: Path) -> BinaryIO:
+    """Hold the folder as one of its writers; whoever is the only one clears away what dead ones left."""
+    lock = open(folder / "locks" / "writers", "ab")  # noqa: SIM115 - held as long as the writer
+    if fcntl is None:
+        return lock
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            pass
+        else:
+            _remove(_leftovers(folder))
+        fcntl.flock(lock, fcntl.LOCK_SH)
+    except OSError:  # a file system without locks: leftovers stay, and are ignored
+        pass
+    return lock
+
+
+def _leftovers(folder: Path) -> list[Path]:
+    """Files that no index part vouches for."""
+    names = [path for sub in ("shards", "index") for path in (folder / sub).iterdir()]
+    indexed = {part.stem for part in _parts(folder)}
+    return [
+        path
+        for path in names
+        if path.name.endswith(".part") or (path.suffix == ".safetensors" and path.stem not in indexed)
+    ]
+
+
+def _remove(paths: Iterable[Path]) -> None:
+    for path in paths:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,442 @@
+"""Training a projector on a features folder: a loop that fits one screen, on accelerate.
+
+A run is fixed by its recipe, its features and the number of its processes: stopped at any step and started again, it
+ends as if it had never been stopped, bit for bit on a CPU.
+"""
+
+import hashlib
+import io
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from llava_soundclip.encoders.base import check_choice
+from llava_soundclip.encoders.whisper import Fusion, check_fusion, fuse_layers
+from llava_soundclip.evaluation.retrieval import ITEMS, TOPS, retrieval
+from llava_soundclip.features.store import FeatureFolder, FeatureHeader
+from llava_soundclip.projector import Projector
+from llava_soundclip.projector_files import write
+from llava_soundclip.training.losses import LOSSES, make_loss
+from llava_soundclip.training.splits import split_by_source
+
+Precision = Literal["no", "fp16", "bf16"]
+
+METRICS = "metrics.jsonl"
+STATE = "training_state.pt"
+LAST = "last"
+_VALIDATED_AT_ONCE = 4096  # rows
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a projector is trained. The defaults are the paper's (Appendix E, F.4); what it leaves open is said below.
+
+    Attributes:
+        loss: one of `LOSSES`.
+        fusion: which of Whisper's blocks, where the features hold them all; None for average_all.
+        n: for the fusion "last_n".
+        hidden: width of the projector's hidden layers.
+        dropout: after each of its activations.
+        learning_rate: Adam's.
+        epochs: passes over the clips that are trained on.
+        batch_size: pairs of a step, over all processes (not in the paper).
+        accumulate: steps whose gradients are added up before Adam's; each has its own negatives.
+        factor: of ReduceLROnPlateau, on the validation's loss.
+        patience: epochs without a better one before it (not in the paper; torch's default).
+        early_stopping: epochs without a better one before the end; None to go on.
+        validation: share of the rows, whole sources of it (not in the paper).
+        seed: of the weights, the split, the order and the dropout.
+        precision: of the forward pass: "no" is float32.
+    """
+
+    loss: str = "infonce+distribution"
+    fusion: Fusion | None = None
+    n: int | None = None
+    hidden: int = 1024
+    dropout: float = 0.1
+    learning_rate: float = 5e-5
+    epochs: int = 10
+    batch_size: int = 256
+    accumulate: int = 1
+    factor: float = 0.1
+    patience: int = 10
+    early_stopping: int | None = None
+    validation: float = 0.1
+    seed: int = 0
+    precision: Precision = "no"
+
+    def __post_init__(self) -> None:
+        if self.loss not in LOSSES:
+            raise ValueError(f"loss={self.loss!r} is unknown; known: {', '.join(LOSSES)}")
+        check_choice("precision", self.precision, Precision)
+        if self.fusion is not None:
+            check_fusion(self.fusion, self.n)
+        for name in ("hidden", "epochs", "batch_size", "accumulate"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be 1 or more, not {getattr(self, name)}")
+        if not self.learning_rate > 0 or not math.isfinite(self.learning_rate):
+            raise ValueError(f"learning_rate must be above 0, not {self.learning_rate}")
+
+
+class Model(nn.Module):
+    """The projector, and the fusion of Whisper's blocks in front of it where the features hold them all."""
+
+    def __init__(self, projector: Projector, fusion: Fusion | None, n: int | None) -> None:
+        super().__init__()
+        self.projector, self.fusion, self.n = projector, fusion, n
+
+    def forward(self, audio: Tensor) -> Tensor:
+        """(B, D) of (B, d_a) or (B, L, d_a)."""
+        if self.fusion is not None:
+            audio = fuse_layers(audio, self.fusion, self.n, getattr(self.projector, "layer_weights", None))
+        return self.projector(audio)
+
+
+def train(
+    features: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    recipe: Recipe | None = None,
+    *,
+    save_every: float = 60.0,
+    tensorboard: bool = False,
+    command: str | None = None,
+    on_step: Callable[[int, int], None] | None = None,
+    on_epoch: Callable[[Mapping[str, Any]], None] | None = None,
+) -> Projector:
+    """Train a projector and write it to a folder that `Projector.from_pretrained` opens.
+
+    Started by `accelerate launch` it runs in several processes; every one of them calls this.
+
+    Args:
+        features: a folder made by `llava-soundclip features`.
+        out: the projector's folder: the best weights by validation loss; `last/`, those of the last epoch;
+            `metrics.jsonl`; while it isn't done, what is needed to go on. A run that was stopped goes on.
+        recipe: how; the paper's by default.
+        save_every: seconds between two saved states.
+        tensorboard: log to `runs/` beside the weights, too (needs the package).
+        command: what was typed, for the projector's card.
+        on_step: called after every step with the steps done and all of them, in the main process.
+        on_epoch: called after every epoch with its row of metrics, in the main process.
+
+    Returns:
+        The best projector, in evaluation mode, on the CPU.
+
+    Raises:
+        FileNotFoundError, ValueError: for features that aren't there or are broken, a recipe that doesn't fit
+            them, or a folder with a run of another recipe in it.
+    """
+    from accelerate import Accelerator
+
+    recipe = recipe or Recipe()
+    data = FeatureFolder(features)
+    fusion = _fusion(recipe, data.header)
+    training, validation = split_by_source(data.sources, recipe.validation, recipe.seed)
+    accelerator = Accelerator(
+        mixed_precision=recipe.precision,
+        log_with="tensorboard" if tensorboard else None,
+        project_dir=out,
+    )
+    folder, quiet = Path(out), not accelerator.is_main_process
+    if accelerator.is_main_process:
+        folder.mkdir(parents=True, exist_ok=True)
+    accelerator.wait_for_everyone()
+
+    torch.manual_seed(recipe.seed)
+    projector = Projector(
+        data.header.audio_dim,
+        data.header.width,
+        recipe.hidden,
+        dropout=recipe.dropout,
+        tower=data.header.tower,
+        tower_layer=data.header.tower_layer,
+        loss=recipe.loss,
+        layers=data.header.layers if fusion == "weighted_sum" else None,
+        **Projector.labels(_signature(data.header, fusion, recipe.n)),
+    )
+    optimiser = torch.optim.Adam(projector.parameters(), lr=recipe.learning_rate)
+    schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(
+        optimiser, factor=recipe.factor, patience=recipe.patience
+    )
+    loss_of = make_loss(recipe.loss)
+    model, optimiser = accelerator.prepare(Model(projector, fusion, recipe.n), optimiser)
+    steps = len(_batches(training, recipe.batch_size))
+    run = _Run(folder, recipe, data, projector, optimiser, schedule, accelerator)
+    if tensorboard:
+        accelerator.init_trackers("runs", {key: str(value) for key, value in asdict(recipe).items()})
+    torch.manual_seed(recipe.seed + 1 + accelerator.process_index)  # dropout differs between processes
+    run.resume()
+
+    while run.epoch < recipe.epochs and not run.is_stopped_early():
+        order = training[torch.randperm(len(training), generator=_generator(recipe.seed, run.epoch))]
+        batches = _batches(order, recipe.batch_size)
+        model.train()
+        while run.step < steps:
+            rows = batches[run.step]
+            audio, cls = data.rows(rows[accelerator.process_index :: accelerator.num_processes])
+            is_added_up = (run.step + 1) % recipe.accumulate == 0 or run.step + 1 == steps
+            with nullcontext() if is_added_up else accelerator.no_sync(model), accelerator.autocast():
+                loss = loss_of(model(audio.to(accelerator.device)), cls.to(accelerator.device))["loss"]
+                accelerator.backward(loss / recipe.accumulate)
+            if is_added_up:
+                optimiser.step()
+                optimiser.zero_grad()
+            run.after_step(loss.detach(), len(rows))
+            if is_added_up and run.is_due(save_every):
+                run.save()
+            if on_step and not quiet:
+                on_step(run.epoch * steps + run.step, recipe.epochs * steps)
+        figures = validate(projector, fusion, recipe, data, validation, accelerator.device)
+        schedule.step(figures["validation_loss"])
+        row = run.after_epoch(figures)
+        if on_epoch and not quiet:
+            on_epoch(row)
+    if tensorboard:
+        accelerator.end_training()
+    run.finish(command, data, len(training), len(validation))
+    return Projector.from_pretrained(folder)
+
+
+@torch.no_grad()
+def validate(
+    projector: Projector,
+    fusion: Fusion | None,
+    recipe: Recipe,
+    data: FeatureFolder,
+    rows: Tensor,
+    device: torch.device,
+) -> dict[str, float]:
+    """Loss and retrieval (Appendix E) on rows that aren't trained on; every process computes the same."""
+    model = Model(projector, fusion, recipe.n).eval()
+    loss_of = make_loss(recipe.loss, gather=False)
+    pairs, losses, counts = [], [], []
+    for part in rows.split(_VALIDATED_AT_ONCE):
+        audio, cls = (tensor.to(device) for tensor in data.rows(part))
+        f_a = model(audio)
+        pairs.append((f_a.cpu(), cls.cpu()))
+        for batch in _batches(torch.arange(len(part), device=device), recipe.batch_size):
+            losses.append(
+                loss_of(f_a[batch].float(), cls[batch])["loss"].item()
+            )  # as many negatives as there
+            counts.append(len(batch))
+    model.train()
+    f_a, c = (torch.cat(column) for column in zip(*pairs, strict=True))
+    figures = {"validation_loss": sum(map(math.prod, zip(losses, counts, strict=True))) / sum(counts)}
+    for side, found in retrieval(f_a, c, seed=recipe.seed).items():
+        figures |= {f"{side}_{name}": value for name, value in found.as_dict().items() if name != "items"}
+    norms = f_a.norm(dim=1).mean() / c.norm(dim=1).mean()
+    return figures | {"norm": norms.item()}
+
+
+class _Run:
+    """Where a run is, and how that gets to the disk and back.
+
+    Attributes:
+        epoch: that is being trained, from 0.
+        step: that comes next in it.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        recipe: Recipe,
+        data: FeatureFolder,
+        projector: Projector,
+        optimiser: Any,
+        schedule: torch.optim.lr_scheduler.ReduceLROnPlateau,
+        accelerator: Any,
+    ) -> None:
+        self.folder, self.recipe, self.projector = folder, recipe, projector
+        self.optimiser, self.schedule, self.accelerator = optimiser, schedule, accelerator
+        self.epoch = self.step = 0
+        self.losses = [0.0, 0.0]  # sum over rows of this epoch, and rows
+        self.best: dict[str, Any] = {"epoch": -1, "validation_loss": math.inf}
+        self.rows: list[dict[str, Any]] = []
+        self._saved = time.monotonic()
+        self._identity = {
+            **{key: str(value) for key, value in asdict(recipe).items()},
+            "features": _digest(data),
+            "processes": str(accelerator.num_processes),
+        }
+
+    def resume(self) -> None:
+        """Take up the saved state, if there is one.
+
+        Raises:
+            ValueError: if it is another run's.
+        """
+        path = self.folder / STATE
+        if not path.is_file():
+            if (self.folder / METRICS).exists():
+                raise ValueError(f"{self.folder} holds a finished run: give another folder, or remove it")
+            return
+        state = torch.load(path, weights_only=True)
+        differ = {
+            key: f"{key} was {state['identity'].get(key)} and is {value}"
+            for key, value in self._identity.items()
+            if state["identity"].get(key) != value
+        }
+        if differ:
+            raise ValueError(f"{self.folder} holds another run: {'; '.join(differ.values())}")
+        self.projector.load_state_dict(state["projector"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.schedule.load_state_dict(state["schedule"])
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        self.epoch, self.step, self.losses = state["epoch"], state["step"], state["losses"]
+        self.best, self.rows = state["best"], state["rows"]
+        torch.set_rng_state(state["random"][self.accelerator.process_index])
+
+    def save(self) -> None:
+        """Write the state, whole or not at all; every process calls this."""
+        random = [torch.get_rng_state()]
+        if self.accelerator.num_processes > 1:
+            random = [None] * self.accelerator.num_processes  # type: ignore[list-item]
+            torch.distributed.all_gather_object(random, torch.get_rng_state())
+        if self.accelerator.is_main_process:
+            state = {
+                "identity": self._identity,
+                "projector": self.projector.state_dict(),
+                "optimiser": self.optimiser.state_dict(),
+                "schedule": self.schedule.state_dict(),
+                "scaler": self.accelerator.scaler and self.accelerator.scaler.state_dict(),
+                "epoch": self.epoch,
+                "step": self.step,
+                "losses": self.losses,
+                "best": self.best,
+                "rows": self.rows,
+                "random": random,
+            }
+            buffer = io.BytesIO()
+            torch.save(state, buffer)
+            write(self.folder / STATE, buffer.getvalue())
+        self._saved = time.monotonic()
+
+    def after_step(self, loss: Tensor, rows: int) -> None:
+        """Count a step."""
+        mean = self.accelerator.reduce(loss, reduction="mean").item()
+        self.losses = [self.losses[0] + mean * rows, self.losses[1] + rows]
+        self.step += 1
+
+    def is_due(self, seconds: float) -> bool:
+        """Whether the last save was so long ago; the processes agree."""
+        late = torch.tensor(float(time.monotonic() - self._saved >= seconds), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(late, reduction="sum").item())
+
+    def after_epoch(self, figures: dict[str, float]) -> dict[str, Any]:
+        """Write the metrics, the last weights and, if they are, the best ones."""
+        row = {
+            "epoch": self.epoch + 1,
+            "loss": self.losses[0] / self.losses[1],
+            **figures,
+            "learning_rate": self.optimiser.param_groups[0]["lr"],
+        }
+        self.rows.append(row)
+        is_best = figures["validation_loss"] < self.best["validation_loss"]
+        if is_best:
+            self.best = {"epoch": self.epoch, "validation_loss": figures["validation_loss"]}
+        self.epoch, self.step, self.losses = self.epoch + 1, 0, [0.0, 0.0]
+        self.accelerator.log({key: value for key, value in row.items() if key != "epoch"}, step=row["epoch"])
+        if self.accelerator.is_main_process:
+            for folder in [self.folder / LAST, *([self.folder] if is_best else [])]:
+                folder.mkdir(exist_ok=True)
+                self.projector.save_pretrained(folder)
+        self.save()
+        return row
+
+    def is_stopped_early(self) -> bool:
+        """Whether no epoch has been better for long enough."""
+        patience = self.recipe.early_stopping
+        return patience is not None and self.epoch - 1 - self.best["epoch"] >= patience and self.epoch > 0
+
+    def finish(self, command: str | None, data: FeatureFolder, trained: int, validated: int) -> None:
+        """Write the metrics and the card, and take the state away."""
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            lines = "".join(json.dumps(row) + "\n" for row in self.rows)
+            write(self.folder / METRICS, lines.encode())
+            best = self.rows[self.best["epoch"]]
+            card = Projector.from_pretrained(self.folder).generate_model_card()
+            text = f"{card}\n{training_card(self.recipe, data, trained, validated, best, command)}"
+            write(self.folder / "README.md", text.encode())
+            (self.folder / STATE).unlink(missing_ok=True)
+        self.accelerator.wait_for_everyone()
+
+
+def training_card(
+    recipe: Recipe,
+    data: FeatureFolder,
+    trained: int,
+    validated: int,
+    best: Mapping[str, Any],
+    command: str | None,
+) -> str:
+    """The part of a projector's card that says how it was made, and how well it does."""
+    chance = (min(ITEMS, validated) + 1) / 2
+    lines = [
+        "## Training\n",
+        (
+            f"{trained} clips to train on and {validated} to validate on, of other sources ({len(set(data.sources))} in "
+            f"all). Kept are the weights of epoch {best['epoch']}, the best by validation loss.\n"
+        ),
+        "| on the validation's clips | sounds find pictures | pictures find sounds |",
+        "|---|---|---|",
+        f"| mean rank (chance: {chance:g}) | {best['A2V_mean_rank']:.1f} | {best['V2A_mean_rank']:.1f} |",
+        *(f"| R@{top} | {best[f'A2V_R@{top}']:.2f} | {best[f'V2A_R@{top}']:.2f} |" for top in TOPS),
+        "\nRetrieval as in Appendix E: 100 random pairs of up to 500, by cosine, five times.\n",
+        "| recipe | |",
+        "|---|---|",
+        *(f"| {name} | {value} |" for name, value in asdict(recipe).items()),
+    ]
+    if command:
+        lines += ["", "```sh", command, "```"]
+    return "\n".join(lines) + "\n"
+
+
+def _fusion(recipe: Recipe, header: FeatureHeader) -> Fusion | None:
+    """How the blocks are fused, None where the features hold one vector a clip."""
+    if header.layers is None:
+        if recipe.fusion is not None:
+            raise ValueError(
+                f"fusion={recipe.fusion!r} needs the blocks of whisperclip, and these features hold one vector "
+                f"a clip, of {header.encoder.get('encoder')}"
+            )
+        return None
+    if recipe.n is not None and recipe.n > header.layers:
+        raise ValueError(f"n={recipe.n} is above the {header.layers} blocks of these features")
+    return recipe.fusion or "average_all"
+
+
+def _signature(header: FeatureHeader, fusion: Fusion | None, n: int | None) -> dict[str, str]:
+    """The encoder's signature with the fusion that was chosen, as `WhisperCLIPEncoder` writes it."""
+    if fusion is None:
+        return dict(header.encoder)
+    return {**header.encoder, "fusion": fusion if n is None else f"{fusion}:{n}"}
+
+
+def _digest(data: FeatureFolder) -> str:
+    """Tells one set of rows from another."""
+    digest = hashlib.sha256(json.dumps(asdict(data.header), sort_keys=True).encode())
+    for name in data.ids:
+        digest.update(name.encode() + b"\0")
+    return digest.hexdigest()[:16]
+
+
+def _batches(rows: Tensor, size: int) -> list[Tensor]:
+    """Rows in steps. A single one left over joins the step before: alone it has no negative and no deviation."""
+    batches = list(rows.split(size))
+    if len(batches) > 1 and len(batches[-1]) == 1 < size:
+        batches[-2:] = [torch.cat(batches[-2:])]
+    return batches
+
+
+def _generator(seed: int, epoch: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed * 1_000_003 + epoch)

@@ -1,0 +1,80 @@
+"""`llava-soundclip train`, to a folder and to a hub."""
+
+import json
+
+import pytest
+from huggingface_hub import constants
+from typer.testing import CliRunner
+
+from llava_soundclip import Projector, cli
+from llava_soundclip.training.fit import METRICS, Recipe, train
+from tests.hub_server import HubServer
+from tests.training.making import write_features
+
+runner = CliRunner()
+QUICK = ["--hidden", "24", "--batch-size", "32", "--epochs", "2", "--learning-rate", "3e-3"]
+
+
+@pytest.fixture(scope="module")
+def features(tmp_path_factory):
+    return write_features(tmp_path_factory.mktemp("features"), clips=120)
+
+
+def run(*arguments):
+    return runner.invoke(cli.app, ["train", *map(str, arguments)])
+
+
+def test_it_trains_as_the_function_does(features, tmp_path):
+    result = run(features, "--out", tmp_path / "a", *QUICK, "--loss", "infonce", "--seed", "3")
+    assert result.exit_code == 0, result.stderr
+    assert "epoch 2: loss" in result.stderr and "the projector is in" in result.stderr
+    recipe = Recipe(hidden=24, batch_size=32, epochs=2, learning_rate=3e-3, loss="infonce", seed=3)
+    train(features, tmp_path / "b", recipe)
+    for name in ("model.safetensors", METRICS):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_the_defaults_are_the_recipes(features, tmp_path, monkeypatch):
+    from llava_soundclip.training import fit
+
+    given = []
+    monkeypatch.setattr(fit, "train", lambda features, out, recipe, **_: given.append(recipe))
+    assert run(features, "--out", tmp_path).exit_code == 0
+    assert given == [Recipe()]
+
+
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # huggingface_hub 2.4's own upload
+def test_it_is_pushed_with_its_figures(features, tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_TOKEN", "hf_test")
+    with HubServer() as hub:
+        hub.use(monkeypatch)
+        result = run(features, "--out", tmp_path / "a", *QUICK, "--push", "somebody/projector")
+        assert result.exit_code == 0, result.stderr
+        files = hub.files("somebody/projector")
+        assert {"model.safetensors", "config.json", "README.md", METRICS} <= files.keys()
+        assert not any("last" in name or "state" in name for name in files)
+        assert b"mean rank" in files["README.md"]
+        assert json.loads(files[METRICS].splitlines()[1])["epoch"] == 2
+        projector = Projector.from_pretrained("somebody/projector")
+        assert projector.encoder == "whisperclip"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--loss", "hinge"], "loss='hinge' is unknown"),
+        (["--fusion", "last_n", "--n", "2"], "needs the blocks of whisperclip"),
+        (["--validation", "0"], "share to validate on"),
+        (["--precision", "fp8"], "precision='fp8' is unknown"),
+    ],
+)
+def test_what_is_wrong_is_said(features, tmp_path, arguments, message):
+    result = run(features, "--out", tmp_path / "out", *QUICK, *arguments)
+    assert result.exit_code == 2 and message in result.stderr
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_a_folder_that_is_none(tmp_path):
+    result = run(tmp_path, "--out", tmp_path / "out")
+    assert result.exit_code == 2 and "is no features folder" in result.stderr

@@ -1,0 +1,285 @@
+"""Training: against a plain loop, killed and gone on with, in two processes, and on features with a known answer."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from llava_soundclip import Projector
+from llava_soundclip.features.store import FeatureFolder
+from llava_soundclip.training.fit import METRICS, STATE, Recipe, train
+from llava_soundclip.training.losses import make_loss
+from llava_soundclip.training.splits import split_by_source
+from tests.training.making import AUDIO, LAYERS, WIDTH, write_features
+
+SMALL = Recipe(hidden=24, batch_size=32, epochs=3, learning_rate=3e-3)
+STILL = replace(SMALL, dropout=0.0)
+
+
+@pytest.fixture(scope="module")
+def features(tmp_path_factory):
+    return write_features(tmp_path_factory.mktemp("features"))
+
+
+@pytest.fixture(scope="module")
+def blocks(tmp_path_factory):
+    return write_features(tmp_path_factory.mktemp("blocks"), layers=LAYERS, dtype="float16")
+
+
+def same(a: Projector, b: Projector) -> bool:
+    return all(
+        torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True)
+    )
+
+
+def plain_loop(folder: Path, recipe: Recipe) -> list[Projector]:
+    """The recipe written out for one process: the projector after every epoch."""
+    data = FeatureFolder(folder)
+    training, _ = split_by_source(data.sources, recipe.validation, recipe.seed)
+    torch.manual_seed(recipe.seed)
+    projector = Projector(AUDIO, WIDTH, recipe.hidden, dropout=recipe.dropout)
+    optimiser, loss_of = (
+        torch.optim.Adam(projector.parameters(), lr=recipe.learning_rate),
+        make_loss(recipe.loss),
+    )
+    kept = []
+    for epoch in range(recipe.epochs):
+        generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + epoch)
+        batches = training[torch.randperm(len(training), generator=generator)].split(recipe.batch_size)
+        for step, rows in enumerate(batches):
+            audio, cls = data.rows(rows)
+            (loss_of(projector(audio), cls)["loss"] / recipe.accumulate).backward()
+            if (step + 1) % recipe.accumulate == 0 or step + 1 == len(batches):
+                optimiser.step()
+                optimiser.zero_grad()
+        copy = Projector(AUDIO, WIDTH, recipe.hidden)
+        copy.load_state_dict(projector.state_dict())
+        kept.append(copy)
+    return kept
+
+
+@pytest.mark.parametrize("loss", ["cosine", "mse", "distribution", "infonce", "infonce+distribution"])
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_it_is_the_plain_loop(features, tmp_path, loss, accumulate):
+    recipe = replace(STILL, loss=loss, accumulate=accumulate, epochs=2)
+    train(features, tmp_path, recipe)
+    assert same(Projector.from_pretrained(tmp_path / "last"), plain_loop(features, recipe)[-1])
+
+
+def test_it_learns_and_says_so(features, tmp_path):
+    rows = []
+    recipe = replace(SMALL, epochs=12)
+    projector = train(features, tmp_path, recipe, on_epoch=rows.append, command="llava-soundclip train x")
+    assert not projector.training and same(projector, Projector.from_pretrained(tmp_path))
+    written = [json.loads(line) for line in (tmp_path / METRICS).read_text().splitlines()]
+    assert written == rows and [row["epoch"] for row in rows] == list(range(1, 13))
+    assert rows[-1]["loss"] < 0.7 * rows[0]["loss"]
+    best = min(rows, key=lambda row: row["validation_loss"])
+    assert best["A2V_mean_rank"] < 2 and best["V2A_mean_rank"] < 2  # by chance 12.5
+    data = FeatureFolder(features)
+    audio, cls = data.rows(split_by_source(data.sources, recipe.validation, recipe.seed)[1])
+    with torch.no_grad():
+        f_a = projector(audio)
+    assert best["norm"] == pytest.approx((f_a.norm(dim=1).mean() / cls.norm(dim=1).mean()).item(), rel=1e-5)
+    assert best["validation_loss"] == pytest.approx(make_loss(recipe.loss)(f_a, cls)["loss"].item(), rel=1e-5)
+    card = (tmp_path / "README.md").read_text()
+    assert f"weights of epoch {best['epoch']}" in card and "llava-soundclip train x" in card
+    assert f"| {best['A2V_mean_rank']:.1f} | {best['V2A_mean_rank']:.1f} |" in card
+    assert (projector.encoder, projector.fusion, projector.loss) == (
+        "whisperclip",
+        "average_all",
+        "infonce+distribution",
+    )
+    assert (projector.tower, projector.tower_layer) == ("clip-test", -2)
+    assert not (tmp_path / STATE).exists()
+
+
+def test_the_best_epoch_is_kept(features, tmp_path):
+    """With an absurd rate later epochs are worse; the files are those of the best one."""
+    recipe = replace(STILL, learning_rate=0.5, epochs=4)
+    rows = []
+    projector = train(features, tmp_path, recipe, on_epoch=rows.append)
+    losses = [row["validation_loss"] for row in rows]
+    best = losses.index(min(losses))
+    assert same(projector, plain_loop(features, recipe)[best])
+    assert same(Projector.from_pretrained(tmp_path / "last"), plain_loop(features, recipe)[-1])
+
+
+@pytest.mark.parametrize("loss", ["infonce+distribution", "mse"])
+def test_a_single_pair_left_over_joins_the_step_before(tmp_path, loss):
+    features = write_features(tmp_path / "features", clips=36)  # 33 to train on, 3 to validate on
+    asked, recipe = [], replace(STILL, batch_size=16, epochs=1, loss=loss)
+    train(features, tmp_path / "out", recipe, on_step=lambda done, total: asked.append((done, total)))
+    assert asked == [(1, 2), (2, 2)]
+
+
+def test_no_source_is_trained_and_validated_on(features, tmp_path, monkeypatch):
+    asked = []
+    original = FeatureFolder.rows
+    monkeypatch.setattr(
+        FeatureFolder, "rows", lambda self, rows: (asked.append(rows), original(self, rows))[1]
+    )
+    train(features, tmp_path, replace(SMALL, epochs=1))
+    data = FeatureFolder(features)
+    _, validation = split_by_source(data.sources, 0.1, 0)
+    *steps, last = asked
+    assert torch.equal(last, validation)
+    trained = {data.sources[row] for rows in steps for row in rows.tolist()}
+    assert not trained & {data.sources[row] for row in validation.tolist()}
+    assert sum(map(len, steps)) == len(data) - len(validation)
+
+
+def test_a_weighted_sum_finds_the_block_that_tells(blocks, tmp_path):
+    recipe = replace(SMALL, fusion="weighted_sum", epochs=15, learning_rate=1e-2)
+    projector = train(blocks, tmp_path / "weighted", recipe)
+    weights = projector.layer_weights.softmax(0)
+    assert weights.argmax() == 1 and weights[1] > 0.5
+    assert (projector.fusion, projector.layers) == ("weighted_sum", LAYERS)
+
+
+def test_fusions_of_stored_blocks(blocks, tmp_path):
+    ranks = {}
+    for fusion, n in (("middle_only", None), ("final_only", None), ("last_n", 2), (None, None)):
+        rows = []
+        name = f"{fusion}{n}"
+        recipe = replace(SMALL, fusion=fusion, n=n, epochs=8)
+        projector = train(blocks, tmp_path / name, recipe, on_epoch=rows.append)
+        ranks[name] = min(row["A2V_mean_rank"] for row in rows)
+        assert projector.fusion == {None: "average_all", "last_n": "last_n:2"}.get(fusion, fusion)
+    assert ranks["last_n2"] < ranks["final_onlyNone"]  # of three blocks the second tells, the last doesn't
+
+
+def test_a_plateau_lowers_the_rate_and_then_ends_it(features, tmp_path):
+    rows = []
+    recipe = replace(STILL, learning_rate=0.3, epochs=30, patience=1, early_stopping=6)
+    train(features, tmp_path, recipe, on_epoch=rows.append)
+    rates = [row["learning_rate"] for row in rows]
+    assert rates[0] == 0.3 and rates[-1] <= 0.03 + 1e-9
+    best = min(range(len(rows)), key=lambda epoch: rows[epoch]["validation_loss"])
+    assert len(rows) == min(best + 1 + 6, 30)
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from llava_soundclip.training.fit import Recipe, train
+
+features, out, recipe = sys.argv[1], sys.argv[2], eval(sys.argv[3])
+train(features, out, recipe, save_every=0.0, on_step=lambda done, total: print(done, flush=True))
+"""
+
+
+def script(features: Path, out: Path, recipe: Recipe, *launcher: str) -> list[str]:
+    """The command of a training in a process of its own."""
+    path = out.parent / "script.py"
+    path.write_text(SCRIPT)
+    return [sys.executable, *launcher, str(path), str(features), str(out), repr(recipe)]
+
+
+@pytest.mark.parametrize("killed_after", [1, 9, 16])
+def test_killed_and_gone_on_with_is_never_killed(features, tmp_path, killed_after):
+    """Epochs have seven steps. Dropout is on, so the random numbers go on, too."""
+    recipe = replace(SMALL, accumulate=2)
+    whole = train(features, tmp_path / "whole", recipe)
+    command = script(features, tmp_path / "killed", recipe)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if int(line) >= killed_after:
+            process.send_signal(signal.SIGKILL)
+            break
+    process.wait()
+    process.stdout.close()
+    assert not (tmp_path / "killed" / METRICS).exists()
+    rest = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout.split()
+    assert int(rest[0]) <= killed_after + 3  # it went on, and didn't begin anew
+    assert killed_after < 2 or int(rest[0]) > 1
+    assert same(Projector.from_pretrained(tmp_path / "killed"), whole)
+    for name in ("last/model.safetensors", "model.safetensors", METRICS):
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+
+
+@pytest.mark.slow
+def test_two_processes_are_one(features, tmp_path):
+    """The same batches, each shared by two processes; the last ones of an epoch are uneven."""
+    recipe = replace(STILL, epochs=2)
+    whole = train(features, tmp_path / "one", recipe)
+    launcher = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1")
+    launcher += ("--mixed_precision", "no", "--dynamo_backend", "no")
+    command = script(features, tmp_path / "two", recipe, *launcher)
+    environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=300, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    both = Projector.from_pretrained(tmp_path / "two")
+    for (name, one), two in zip(whole.state_dict().items(), both.state_dict().values(), strict=True):
+        assert torch.allclose(one, two, atol=1e-4), name
+    metrics = [json.loads((tmp_path / run / METRICS).read_text().splitlines()[0]) for run in ("one", "two")]
+    assert metrics[0] == pytest.approx(metrics[1], rel=1e-3)
+
+
+def test_another_run_is_not_gone_on_with(features, blocks, tmp_path):
+    class Stopped(Exception):
+        pass
+
+    def stop(done: int, total: int) -> None:
+        if done == 3:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        train(features, tmp_path, SMALL, save_every=0.0, on_step=stop)
+    with pytest.raises(ValueError, match="holds another run: learning_rate was 0.003 and is 0.1"):
+        train(features, tmp_path, replace(SMALL, learning_rate=0.1))
+    with pytest.raises(ValueError, match="holds another run: features was"):
+        train(blocks, tmp_path, SMALL)
+    projector = train(features, tmp_path, SMALL)
+    with pytest.raises(ValueError, match="holds a finished run"):
+        train(features, tmp_path, SMALL)
+    assert same(projector, Projector.from_pretrained(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"loss": "hinge"}, "loss='hinge' is unknown; known: cosine, mse"),
+        ({"precision": "fp8"}, "precision='fp8' is unknown"),
+        ({"fusion": "first"}, "fusion='first' is unknown"),
+        ({"fusion": "last_n"}, "needs n"),
+        ({"epochs": 0}, "epochs must be 1 or more"),
+        ({"batch_size": -1}, "batch_size must be 1 or more"),
+        ({"learning_rate": 0.0}, "learning_rate must be above 0"),
+        ({"learning_rate": float("inf")}, "learning_rate must be above 0"),
+    ],
+)
+def test_absurd_recipes(options, message):
+    with pytest.raises(ValueError, match=message):
+        Recipe(**options)
+
+
+def test_recipes_that_do_not_fit(features, blocks, tmp_path):
+    with pytest.raises(ValueError, match="fusion='final_only' needs the blocks of whisperclip"):
+        train(features, tmp_path, replace(SMALL, fusion="final_only"))
+    with pytest.raises(ValueError, match="n=4 is above the 3 blocks"):
+        train(blocks, tmp_path, replace(SMALL, fusion="last_n", n=4))
+    with pytest.raises(FileNotFoundError, match="is no features folder"):
+        train(tmp_path / "nothing", tmp_path / "out", SMALL)
+    with pytest.raises(ValueError, match="1 source"):
+        train(write_features(tmp_path / "small", clips=3), tmp_path / "out", SMALL)
+
+
+def test_states_are_saved_by_the_clock(features, tmp_path):
+    """With a long wait only at the ends of epochs."""
+    saved = []
+
+    def look(done: int, total: int) -> None:
+        path = tmp_path / STATE
+        saved.append(path.stat().st_mtime_ns if path.exists() else None)
+
+    train(features, tmp_path, replace(SMALL, epochs=2), save_every=1e9, on_step=look)
+    assert saved[:7] == [None] * 7 and len(set(saved[7:])) == 1 and saved[7] is not None
