@@ -10,7 +10,7 @@ import typer
 
 from llava_soundclip import __version__
 from llava_soundclip.clips import CaptionFile, find_clips, work_through
-from llava_soundclip.devices import default_device
+from llava_soundclip.commands import ENCODER_OPTION_HELP, default_device, encoder_options
 from llava_soundclip.features.command import features
 from llava_soundclip.training.command import train
 
@@ -45,6 +45,7 @@ def caption(
     model: Annotated[str, typer.Option(help="A LLaVA's Hub id or folder; the miniature by default.")] = DEMO,
     encoder: Annotated[str | None, typer.Option(help="See `llava-soundclip encoders`.")] = None,
     checkpoint: Annotated[str | None, typer.Option(help="The encoder's weights.")] = None,
+    encoder_option: Annotated[list[str] | None, typer.Option(help=ENCODER_OPTION_HELP)] = None,
     alignment: Annotated[str | None, typer.Option(help="raw, projected, or alpha from 0 to 1.")] = None,
     projector: Annotated[str | None, typer.Option(help="Folder, .safetensors file or Hub id.")] = None,
     k: Annotated[int | None, typer.Option(min=0, help="Patches that keep their value.")] = None,
@@ -75,6 +76,7 @@ def caption(
         "norm": norm,
     }
     given = {name: value for name, value in options.items() if value is not None}
+    given |= encoder_options(encoder_option or ())
     try:
         captions = None if out is None else CaptionFile(out)
     except (OSError, ValueError) as error:
@@ -126,6 +128,7 @@ def embed(
     out: Annotated[Path, typer.Option(help="Safetensors file: each clip's vector under its name.")],
     encoder: Annotated[str, typer.Option(help="See `llava-soundclip encoders`.")] = "whisperclip",
     checkpoint: Annotated[str | None, typer.Option(help="The encoder's weights.")] = None,
+    encoder_option: Annotated[list[str] | None, typer.Option(help=ENCODER_OPTION_HELP)] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Clips at once.")] = 8,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16.")] = None,
@@ -146,7 +149,8 @@ def embed(
         raise typer.BadParameter(f"--out: there is no folder {out.parent}")
     found = find_clips(clips)
     options = {"checkpoint": checkpoint, "dtype": dtype}
-    given = {name: value for name, value in options.items() if value is not None}
+    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+    given |= encoder_options(encoder_option or ())
     try:
         hearing = load_encoder(encoder, device=device or default_device(), **given)
     except (ImportError, OSError, TypeError, ValueError) as error:

@@ -395,6 +395,32 @@ def test_embed_writes_each_clips_vector(sounds):
     assert about == {**encoder.signature(), "library_version": __version__}
 
 
+def test_an_encoders_options_reach_it(sounds, tmp_path, fake):
+    checkpoint = CHECKPOINTS["whisperclip"](tmp_path)
+    options = [
+        "--encoder-option",
+        "window=clip",
+        "--encoder-option",
+        "fusion=last_n",
+        "--encoder-option",
+        "n=1",
+    ]
+    arguments = ["embed", "clips/a.wav", "--checkpoint", str(checkpoint), *options, "--out", "v.safetensors"]
+    assert runner.invoke(cli.app, arguments).exit_code == 0
+    from safetensors import safe_open
+
+    with safe_open("v.safetensors", "pt") as file:
+        about = json.loads(file.metadata()["llava_soundclip"])
+    assert (about["window"], about["fusion"]) == ("clip", "last_n:1")
+    assert run("clips/a.wav", "--encoder-option", "window=clip").exit_code == 0
+    assert fake.options[-1]["window"] == "clip"
+    for wrong in ("window", "=clip", "a b=3"):
+        result = runner.invoke(cli.app, [*arguments, "--encoder-option", wrong])
+        assert result.exit_code == 2 and "NAME=VALUE" in result.stderr
+    result = runner.invoke(cli.app, [*arguments, "--encoder-option", "window=half"])
+    assert result.exit_code == 2 and "window='half' is unknown" in result.stderr
+
+
 @pytest.mark.parametrize("name", CHECKPOINTS)
 def test_embed_knows_every_encoder(sounds, tmp_path, name):
     from safetensors.torch import load_file

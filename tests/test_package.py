@@ -23,7 +23,7 @@ ARROWS = {
     "sounds": {"encoders", "media"},
     "maps": {"captioning"},
     "evaluation": set(),
-    "features": {"encoders", "media", "clips", "devices", "_extras"},
+    "features": {"encoders", "media", "clips", "commands", "_extras"},
     "training": {"evaluation", "features", "encoders", "projector", "projector_files", "alignment"},
 }
 HEAVY = ["torch", "transformers", "numpy", "av", "PIL", "huggingface_hub", "typer"]

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from llava_soundclip.commands import ENCODER_OPTION_HELP, default_device, encoder_options
+
 if TYPE_CHECKING:
     from llava_soundclip.features.sources import Clip, Columns
 
@@ -24,6 +26,7 @@ def features(
     out: Annotated[Path, typer.Option(help="Folder; clips in it are done already.")],
     encoder: Annotated[str, typer.Option(help="See `llava-soundclip encoders`.")] = "whisperclip",
     checkpoint: Annotated[str | None, typer.Option(help="The encoder's weights.")] = None,
+    encoder_option: Annotated[list[str] | None, typer.Option(help=ENCODER_OPTION_HELP)] = None,
     tower: Annotated[str, typer.Option(help="LLaVA's vision tower: Hub id or folder.")] = DEFAULT_TOWER,
     frames: Annotated[int, typer.Option(min=1, help="Frames of a clip; their mean is stored.")] = 1,
     patches: Annotated[bool, typer.Option("--patches", help="Store the patch tokens, too.")] = False,
@@ -51,12 +54,14 @@ def features(
     One bad clip doesn't stop the rest; bad ones are listed at the end (exit code 1). Several of these may work on one
     folder at the same time.
     """
-    from llava_soundclip.devices import default_device
     from llava_soundclip.encoders import load_encoder
     from llava_soundclip.features.extract import bad_clips_text, extract_features
     from llava_soundclip.features.sources import AVE2, Columns, read_clips
     from llava_soundclip.features.towers import VisionTower
 
+    options = encoder_options(encoder_option or ())
+    if checkpoint is not None:
+        options["checkpoint"] = checkpoint
     if dtype not in ("float16", "float32"):
         raise typer.BadParameter(f"--dtype is float16 or float32, not {dtype}")
     given = {
@@ -78,9 +83,7 @@ def features(
         for name in clips:
             if name.startswith(_DATASET):
                 found += _read_dataset(name, columns, path_column, picture_column)
-        hearing = load_encoder(
-            encoder, device=where, **({} if checkpoint is None else {"checkpoint": checkpoint})
-        )
+        hearing = load_encoder(encoder, device=where, **options)
         done = extract_features(
             found,
             hearing,

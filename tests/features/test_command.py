@@ -53,6 +53,11 @@ def test_options(run, films, tmp_path):
     assert "features of another kind" in output and "dtype is 'float32' there and 'float16' here" in output
 
 
+def test_the_encoders_options(run, films, tmp_path):
+    run(films, "--out", tmp_path / "f", "--encoder-option", "window=clip")
+    assert FeatureFolder(tmp_path / "f").header.encoder["window"] == "clip"
+
+
 def test_tables(run, films, tmp_path):
     rows = [{"film": "long.mp4", "from": i / 2, "to": i / 2 + 0.5, "key": f"k{i}"} for i in range(4)]
     (tmp_path / "table.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
