@@ -10,13 +10,18 @@ import typer
 
 from llava_soundclip import __version__
 from llava_soundclip.clips import CaptionFile, find_clips, work_through
-from llava_soundclip.commands import ENCODER_OPTION_HELP, default_device, encoder_options
+from llava_soundclip.commands import (
+    ENCODER_OPTION_HELP,
+    default_device,
+    encoder_options,
+    failures_text,
+    progress_bar,
+)
 from llava_soundclip.features.command import features
 from llava_soundclip.training.command import train
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-    from rich.progress import Progress
     from torch import Tensor
 
     from llava_soundclip.patching import SoundCLIP
@@ -109,7 +114,7 @@ def caption(
         return list(texts)
 
     bad: dict[str, str] = {}
-    with _progress(shown=out is not None) as progress:
+    with progress_bar(shown=out is not None) as progress:
         task = progress.add_task("captions", total=len(todo))
         for rows, failed in work_through(todo, ask, batch_size):
             bad |= failed
@@ -158,7 +163,7 @@ def embed(
         raise typer.Exit(2) from error
     vectors: dict[str, Tensor] = {}
     bad: dict[str, str] = {}
-    with _progress(shown=True) as progress:
+    with progress_bar(shown=True) as progress:
         task = progress.add_task("vectors", total=len(found))
         work = work_through(
             found, lambda batch: hearing.embed(*as_waveforms(batch, None, hearing)).cpu().unbind(), batch_size
@@ -299,29 +304,11 @@ def _has_picture(clip: str) -> bool:
     return probe(clip).has_video
 
 
-def _progress(shown: bool) -> "Progress":
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not (shown and console.is_terminal),
-        redirect_stdout=False,
-    )
-
-
 def _tell_failed(bad: Mapping[str, str], total: int, done: str) -> None:
     """List the clips that failed, and end with exit code 1 if there are any."""
     if not bad:
         return
-    typer.echo(f"\n{len(bad)} of {total} clips could not be {done}:", err=True)
-    for clip, reason in bad.items():
-        typer.echo(f"  {reason}" if reason.startswith(clip) else f"  {clip}: {reason}", err=True)
+    typer.echo(f"\n{failures_text(bad, total, f'could not be {done}')}", err=True)
     raise typer.Exit(1)
 
 

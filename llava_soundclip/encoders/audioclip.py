@@ -10,14 +10,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llava_soundclip.encoders.audioclip_fbsp import BANDS, FBSP, SAMPLING_RATE, frame_count
-from llava_soundclip.encoders.base import AtOnce, AudioEncoder, DType, EncoderCard, check_choice, check_dtype
+from llava_soundclip.encoders.base import (
+    AtOnce,
+    AudioEncoder,
+    DType,
+    EncoderCard,
+    batches,
+    check_choice,
+    check_dtype,
+)
 from llava_soundclip.encoders.checkpoint_files import (
-    check_checkpoint,
     find_checkpoint,
     fingerprint,
     read_tensors,
 )
-from llava_soundclip.encoders.resnet import Bottleneck, Norm, ResNet, assign_weights, batches
+from llava_soundclip.encoders.resnet import Bottleneck, Norm, ResNet, assign_weights
 
 Amplitude = Literal["int16", "unit"]
 
@@ -128,7 +135,6 @@ class AudioCLIPEncoder(AudioEncoder):
         checkpoint = "AudioCLIP-Full-Training.pt" if checkpoint is None else checkpoint
         check_choice("amplitude", amplitude, Amplitude)
         checked_dtype = check_dtype(dtype)
-        check_checkpoint(checkpoint, KNOWN, "AudioCLIP")
         path = find_checkpoint(checkpoint, KNOWN, "AudioCLIP", revision)
         state = read_tensors(path, ("audio.",))
         return cls(state, dtype=checked_dtype, amplitude=amplitude, source=path).to(device)

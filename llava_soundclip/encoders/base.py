@@ -1,7 +1,7 @@
 """The one interface that audio encoders share."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypeAlias, get_args
 
@@ -127,6 +127,22 @@ class AtOnce:
 
     def on(self, device: torch.device) -> int:
         return self.cpu if device.type == "cpu" else self.accelerator
+
+
+def batches(lengths: Sequence[int], at_once: int) -> Iterator[list[int]]:
+    """Inputs that run together: of one length, and few enough for the memory.
+
+    Args:
+        lengths: of the inputs.
+        at_once: the sum of lengths that may run together; a longer input runs alone.
+
+    Yields:
+        Their indices; each index once.
+    """
+    for length in sorted(set(lengths)):
+        alike = [i for i, other in enumerate(lengths) if other == length]
+        size = max(at_once // length, 1)
+        yield from (alike[start : start + size] for start in range(0, len(alike), size))
 
 
 def check_choice(option: str, value: object, choices: Any) -> None:

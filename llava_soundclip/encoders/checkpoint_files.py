@@ -256,7 +256,7 @@ def check_tensors(
         what: the model, for messages: "Whisper encoder".
 
     Raises:
-        ValueError: if they differ; how many, and the first three.
+        ValueError: if they differ; how many, and the first three. If they aren't floats.
     """
     shapes = {name: tuple(tensor.shape) for name, tensor in found.items()}
     odd = [
@@ -268,6 +268,8 @@ def check_tensors(
         raise ValueError(
             f"{source} doesn't hold a whole {what}; {len(odd)} tensors differ: {'; '.join(odd[:3])}"
         )
+    if any(not tensor.is_floating_point() for tensor in found.values()):
+        raise ValueError(f"{source} holds weights that aren't floats: they are quantised in an unknown way")
 
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:

@@ -89,10 +89,6 @@ class CLAPWeights:
             clap_shapes(self.width, self.depths, self.heads, self.dim, self.fused),
             "CLAP audio encoder",
         )
-        if any(not tensor.is_floating_point() for tensor in self.state.values()):
-            raise ValueError(
-                f"{self.source} holds weights that aren't floats: they are quantised in an unknown way"
-            )
         if any(2**stage * self.width % heads for stage, heads in enumerate(self.heads)):
             raise ValueError(
                 f"{self.source}: {self.heads} attention heads don't divide the stages' widths, from {self.width} on"

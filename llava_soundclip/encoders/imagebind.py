@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from llava_soundclip.encoders.base import AtOnce, AudioEncoder, DType, EncoderCard, check_dtype
 from llava_soundclip.encoders.checkpoint_files import (
-    check_checkpoint,
     check_tensors,
     find_checkpoint,
     fingerprint,
@@ -105,7 +104,6 @@ class ImageBindEncoder(AudioEncoder):
         """
         checkpoint = "nielsr/imagebind-huge" if checkpoint is None else checkpoint
         checked_dtype = check_dtype(dtype)
-        check_checkpoint(checkpoint, KNOWN, "ImageBind")
         path = find_checkpoint(checkpoint, KNOWN, "ImageBind", revision)
         state = _audio_part(path)
         _say_licence()

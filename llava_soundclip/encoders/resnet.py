@@ -3,7 +3,7 @@
 They are run, not trained: BatchNorm takes its stored statistics in any mode.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
@@ -145,8 +145,6 @@ def assign_weights(
     state = {name: tensor for name, tensor in state.items() if not name.endswith(_COMPUTED)}
     expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     check_tensors(source, state, expected, what)
-    if any(not tensor.is_floating_point() for tensor in state.values()):
-        raise ValueError(f"{source} holds weights that aren't floats: they are quantised in an unknown way")
     copies = {
         name: tensor.to(
             torch.float32 if name.startswith(float32) else dtype,
@@ -157,22 +155,6 @@ def assign_weights(
         for name, tensor in state.items()
     }
     module.load_state_dict(copies, assign=True)
-
-
-def batches(lengths: Sequence[int], at_once: int) -> Iterator[list[int]]:
-    """Inputs that run together: of one length, and few enough for the memory.
-
-    Args:
-        lengths: of the inputs.
-        at_once: the sum of lengths that may run together; a longer input runs alone.
-
-    Yields:
-        Their indices; each index once.
-    """
-    for length in sorted(set(lengths)):
-        alike = [i for i, other in enumerate(lengths) if other == length]
-        size = max(at_once // length, 1)
-        yield from (alike[start : start + size] for start in range(0, len(alike), size))
 
 
 def _conv(channels: int, out: int, size: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:

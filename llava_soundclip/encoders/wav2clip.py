@@ -9,14 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llava_soundclip.encoders.base import AtOnce, AudioEncoder, DType, EncoderCard, check_dtype
+from llava_soundclip.encoders.base import AtOnce, AudioEncoder, DType, EncoderCard, batches, check_dtype
 from llava_soundclip.encoders.checkpoint_files import (
-    check_checkpoint,
     find_checkpoint,
     fingerprint,
     read_tensors,
 )
-from llava_soundclip.encoders.resnet import BasicBlock, ResNet, assign_weights, batches
+from llava_soundclip.encoders.resnet import BasicBlock, ResNet, assign_weights
 
 KNOWN = {
     "Wav2CLIP.pt": "https://github.com/descriptinc/lyrebird-wav2clip/releases/download/v0.1.0-alpha/Wav2CLIP.pt"
@@ -111,7 +110,6 @@ class Wav2CLIPEncoder(AudioEncoder):
         """
         checkpoint = "Wav2CLIP.pt" if checkpoint is None else checkpoint
         checked_dtype = check_dtype(dtype)
-        check_checkpoint(checkpoint, KNOWN, "Wav2CLIP")
         path = find_checkpoint(checkpoint, KNOWN, "Wav2CLIP", revision)
         state = read_tensors(path, ("audio_encoder.", "audio_transform."))
         return cls(state, dtype=checked_dtype, source=path).to(device)

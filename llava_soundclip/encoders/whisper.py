@@ -16,6 +16,7 @@ from llava_soundclip.encoders.base import (
     DType,
     EncoderCard,
     Waveform,
+    batches,
     check_choice,
     check_dtype,
 )
@@ -186,11 +187,7 @@ class WhisperEncoder(AudioEncoder):
     def _chunks(self, tokens: Sequence[int]) -> Iterator[list[int]]:
         """Windows that run together: of one length, few enough for the memory. Their indices."""
         lengths = [WINDOW_TOKENS if self.window == "padded" else count for count in tokens]
-        limit = _TOKENS_AT_ONCE.on(self.tower.positions.device)
-        for length in sorted(set(lengths)):
-            alike = [j for j, other in enumerate(lengths) if other == length]
-            size = max(limit // length, 1)
-            yield from (alike[start : start + size] for start in range(0, len(alike), size))
+        return batches(lengths, _TOKENS_AT_ONCE.on(self.tower.positions.device))
 
     def _window_means(self, windows: Sequence[np.ndarray], tokens: Sequence[int]) -> Tensor:
         """(W, n_layer + 1, dim) float32 of W windows that run together, each with its own valid tokens."""

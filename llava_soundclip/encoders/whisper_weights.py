@@ -57,10 +57,6 @@ class WhisperWeights:
         if not self.n_layer:
             raise ValueError(f"{self.source} doesn't hold a whole Whisper encoder: it has no blocks")
         check_tensors(self.source, self.state, expected, "Whisper encoder")
-        if any(not tensor.is_floating_point() for tensor in self.state.values()):
-            raise ValueError(
-                f"{self.source} holds weights that aren't floats: they are quantised in an unknown way"
-            )
         if self.n_head < 1 or self.n_state % self.n_head:
             raise ValueError(
                 f"{self.source}: {self.n_head} attention heads don't divide a width of {self.n_state}"

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llava_soundclip.commands import ENCODER_OPTION_HELP, default_device, encoder_options
+from llava_soundclip.commands import ENCODER_OPTION_HELP, default_device, encoder_options, failures_text
 
 if TYPE_CHECKING:
     from llava_soundclip.features.sources import Clip, Columns
@@ -55,7 +55,7 @@ def features(
     folder at the same time.
     """
     from llava_soundclip.encoders import load_encoder
-    from llava_soundclip.features.extract import bad_clips_text, extract_features
+    from llava_soundclip.features.extract import extract_features
     from llava_soundclip.features.sources import AVE2, Columns, read_clips
     from llava_soundclip.features.towers import VisionTower
 
@@ -103,7 +103,7 @@ def features(
     there = f", {done.there} were there already" if done.there else ""
     typer.echo(f"{done.made} of {len(found)} clips' features made in {out}{there}", err=True)
     if done.bad:
-        typer.echo(f"\n{bad_clips_text(done.bad, len(found))}", err=True)
+        typer.echo(f"\n{failures_text(done.bad, len(found), 'have no features')}", err=True)
     if done.interrupted:
         typer.echo("Stopped; the same command goes on from here.", err=True)
         raise typer.Exit(130)

@@ -3,15 +3,16 @@
 import os
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from llava_soundclip.commands import progress_bar
 from llava_soundclip.encoders import AudioEncoder
 from llava_soundclip.features.claims import Claims
 from llava_soundclip.features.decode import Decoded, Decoder, DecodingPool
@@ -19,9 +20,6 @@ from llava_soundclip.features.pictures import prepare_like
 from llava_soundclip.features.sources import Clip
 from llava_soundclip.features.store import FeatureHeader, FeatureWriter, StoredDType
 from llava_soundclip.features.towers import VisionTower
-
-if TYPE_CHECKING:
-    from rich.progress import Progress
 
 _SORTED_AT_ONCE = 4  # batches whose clips are sorted by length, so that each batch holds clips of one
 _SORTED_BYTES = 2**28
@@ -111,7 +109,7 @@ def extract_features(
         run.writer = stack.enter_context(FeatureWriter(out, header, shard_size=shard_size))
         run.claims = Claims(run.writer.path / "locks" / "claims", clips)
         stack.callback(run.claims.close)
-        bar = stack.enter_context(progress_bar(progress))
+        bar = stack.enter_context(progress_bar(progress, unit="clips"))
         if workers:
             stack.enter_context(_torch_threads(_cores() - workers))
         task = bar.add_task("features", total=len(clips))
@@ -315,30 +313,3 @@ def _torch_threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def progress_bar(shown: bool) -> "Progress":
-    """A bar with clips/s and the time left, where the error stream is a terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
-    from rich.progress import TimeRemainingColumn as TimeLeft
-    from rich.text import Text
-
-    class Speed(ProgressColumn):
-        def render(self, task: Task) -> Text:
-            speed = task.finished_speed or task.speed
-            return Text("" if speed is None else f"{speed:.1f} clips/s")
-
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Speed(), TimeLeft())
-    return Progress(
-        *columns, console=console, disable=not (shown and console.is_terminal), redirect_stdout=False
-    )
-
-
-def bad_clips_text(bad: Mapping[str, str], total: int) -> str:
-    """The list of bad clips for a user, "" if there are none."""
-    if not bad:
-        return ""
-    lines = [f"  {reason}" if reason.startswith(id) else f"  {id}: {reason}" for id, reason in bad.items()]
-    return "\n".join([f"{len(bad)} of {total} clips have no features:", *lines])

@@ -223,9 +223,8 @@ def validate(
         f_a = model(audio)
         pairs.append((f_a.cpu(), cls.cpu()))
         for batch in _batches(torch.arange(len(part), device=device), recipe.batch_size):
-            losses.append(
-                loss_of(f_a[batch].float(), cls[batch])["loss"].item()
-            )  # as many negatives as there
+            # As many negatives as in training.
+            losses.append(loss_of(f_a[batch].float(), cls[batch])["loss"].item())
             counts.append(len(batch))
     model.train()
     f_a, c = (torch.cat(column) for column in zip(*pairs, strict=True))
