@@ -1,13 +1,11 @@
 """Clips to features: decoded in worker processes, embedded in full batches, written shard by shard."""
 
 import os
-import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +14,7 @@ from llava_soundclip.commands import progress_bar
 from llava_soundclip.encoders import AudioEncoder
 from llava_soundclip.features.claims import Claims
 from llava_soundclip.features.decode import Decoded, Decoder, DecodingPool
+from llava_soundclip.features.embed import Embedder, clock, header_of
 from llava_soundclip.features.pictures import prepare_like
 from llava_soundclip.features.sources import Clip
 from llava_soundclip.features.store import FeatureHeader, FeatureWriter, StoredDType
@@ -128,39 +127,6 @@ def extract_features(
     return run.result
 
 
-def header_of(
-    encoder: AudioEncoder, tower: VisionTower, *, frames: int, patches: bool, dtype: StoredDType
-) -> FeatureHeader:
-    """The header of features made with these."""
-    signature = dict(encoder.signature())
-    fusing = _fusing(encoder)
-    if fusing is not None:
-        signature.pop("fusion", None)
-    return FeatureHeader(
-        encoder=signature,
-        audio_dim=encoder.dim,
-        layers=None if fusing is None else fusing.n_layer,
-        tower=tower.name,
-        tower_weights=tower.weights,
-        tower_layer=tower.layer,
-        width=tower.width,
-        frames=frames,
-        dtype=dtype,
-        patches=patches,
-    )
-
-
-def embed_sounds(encoder: AudioEncoder, sounds: Sequence[Any], rates: Sequence[int]) -> Tensor:
-    """What is stored of sounds: (B, L, d_a) of an encoder whose blocks are fused, else (B, d_a); float32."""
-    fusing = _fusing(encoder)
-    return encoder.embed(sounds, rates) if fusing is None else fusing.layer_means(sounds, rates)
-
-
-def _fusing(encoder: Any) -> Any:
-    """The encoder if it makes its vector of several blocks' means, else None."""
-    return encoder if hasattr(encoder, "layer_means") and hasattr(encoder, "fuse") else None
-
-
 class _Run:
     """One call of `extract_features`."""
 
@@ -171,11 +137,10 @@ class _Run:
     def __init__(
         self, encoder: AudioEncoder, tower: VisionTower, header: FeatureHeader, batch_size: int
     ) -> None:
-        self.encoder = encoder
-        self.tower = tower
         self.header = header
         self.batch_size = batch_size
         self.result = Extraction()
+        self.embedder = Embedder(encoder, tower, header.patches, batch_size, self.result.seconds)
         self._unsafe: list[str] = []  # ids that are in the writer, not yet on the disk
 
     def work_on(self, pool: DecodingPool, *, wait: bool) -> None:
@@ -199,7 +164,7 @@ class _Run:
         return group
 
     def flush(self) -> None:
-        with self._clock("write"):
+        with clock(self.result.seconds, "write"):
             self.writer.flush()
         self._settle()
 
@@ -225,40 +190,22 @@ class _Run:
 
     def _timed(self, decoded: Iterator[tuple[Clip, Decoded | str]]) -> Iterator[tuple[Clip, Decoded | str]]:
         while True:
-            with self._clock("wait"):
+            with clock(self.result.seconds, "wait"):
                 item = next(decoded, None)
             if item is None:
                 return
             yield item
 
     def _embed(self, batch: Sequence[tuple[Clip, Decoded]]) -> None:
-        """Make the features of a batch. The clips of one that fails are tried one by one."""
-        try:
-            with self._clock("encoder"):
-                sounds = [found.waveform for _, found in batch]
-                audio = embed_sounds(self.encoder, sounds, [found.sampling_rate for _, found in batch]).cpu()
-            with self._clock("tower"):
-                tokens = self._see([torch.from_numpy(found.pixels) for _, found in batch])
-        except Exception as error:  # noqa: BLE001 - whatever it is, the other clips are still to be worked on
-            if len(batch) == 1:
-                self._fail(batch[0][0], str(error) or type(error).__name__)
-                return
-            for item in batch:
-                self._embed([item])
-            return
-        for (clip, _), heard, seen in zip(batch, audio, tokens, strict=True):
-            self._write(clip, heard, seen)
-
-    def _see(self, pictures: Sequence[Tensor]) -> list[Tensor]:
-        """The mean tokens of each clip's pictures, (P+1, D), or (1, D) where no patches are wanted."""
-        sizes = [len(pixels) for pixels in pictures]
-        pixels = torch.cat(list(pictures))
-        kept = None if self.header.patches else 1
-        tokens = [self.tower.tokens(part)[:, :kept].cpu() for part in pixels.split(self.batch_size)]
-        return [part.mean(dim=0) for part in torch.cat(tokens).split(sizes)]
+        made = self.embedder([found for _, found in batch])
+        for (clip, _), row in zip(batch, made, strict=True):
+            if isinstance(row, str):
+                self._fail(clip, row)
+            else:
+                self._write(clip, *row)
 
     def _write(self, clip: Clip, audio: Tensor, tokens: Tensor) -> None:
-        with self._clock("write"):
+        with clock(self.result.seconds, "write"):
             try:
                 patches = tokens[1:] if self.header.patches else None
                 times = {"start": clip.start, "end": clip.end}
@@ -281,22 +228,6 @@ class _Run:
         self.result.bad[clip.id] = reason.encode("utf-8", "backslashreplace").decode()
         self.claims.settle([clip.id])
         self.advance(1)
-
-    def _clock(self, stage: str) -> "_Clock":
-        return _Clock(self.result.seconds, stage)
-
-
-class _Clock:
-    """Adds the time that a block takes to a stage's."""
-
-    def __init__(self, seconds: dict[str, float], stage: str) -> None:
-        self._seconds, self._stage = seconds, stage
-
-    def __enter__(self) -> None:
-        self._began = time.perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        self._seconds[self._stage] += time.perf_counter() - self._began
 
 
 def _cores() -> int:
