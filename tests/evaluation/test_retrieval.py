@@ -6,35 +6,83 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llava_soundclip.evaluation.retrieval import ITEMS, ranks, retrieval
+from llava_soundclip.evaluation.intervals import bootstrap
+from llava_soundclip.evaluation.ranks import ranks
+from llava_soundclip.evaluation.retrieval import ITEMS, Retrieval, group_rows, retrieval
 
 
-def slow_rank(queries: np.ndarray, items: np.ndarray, row: int) -> float:
+def slow_rank(queries: np.ndarray, items: np.ndarray, row: int, groups: list[int] | None = None) -> float:
+    """From the definition, in float64."""
+    groups = list(range(len(items))) if groups is None else groups
+
     def cosine(a: np.ndarray, b: np.ndarray) -> float:
-        return float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
+        norms = np.linalg.norm(a) * np.linalg.norm(b)
+        return float(a @ b / norms) if norms else 0.0
 
-    right = cosine(queries[row], items[row])
-    others = [cosine(queries[row], item) for index, item in enumerate(items) if index != row]
-    return 1 + sum(other > right for other in others)
+    cosines = [cosine(queries[row], item) for item in items]
+    right = max(value for value, group in zip(cosines, groups, strict=True) if group == groups[row])
+    wrong = [value for value, group in zip(cosines, groups, strict=True) if group != groups[row]]
+    ahead = sum(value > right + 1e-6 for value in wrong)
+    return 1 + ahead + sum(abs(value - right) <= 1e-6 for value in wrong) / 2
 
 
-@settings(max_examples=30, deadline=None)
-@given(n=st.integers(1, 12), width=st.integers(1, 6), seed=st.integers(0, 99))
-def test_ranks_are_the_slow_ones(n, width, seed):
+@settings(max_examples=60, deadline=None)
+@given(
+    n=st.integers(1, 14),
+    width=st.integers(1, 6),
+    block=st.integers(1, 15),
+    grouped=st.booleans(),
+    whole=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_ranks_are_the_slow_ones(n, width, block, grouped, whole, seed):
     rng = np.random.default_rng(seed)
-    queries, items = rng.normal(0, 1, (2, n, width + 1))
-    found = ranks(torch.from_numpy(queries), torch.from_numpy(items))
-    assert found.tolist() == [slow_rank(queries, items, row) for row in range(n)]
+    # Whole numbers have many cosines that are level, and rows of zeros.
+    f_a, c = rng.integers(-1, 2, (2, n, width)) if whole else rng.normal(0, 1, (2, n, width + 1))
+    f_a, c = f_a.astype(np.float64), c.astype(np.float64)
+    groups = rng.integers(0, 4, n).tolist() if grouped else None
+    numbers = None if groups is None else torch.tensor(groups)
+    a2v, v2a = ranks(torch.from_numpy(f_a), torch.from_numpy(c), numbers, block=block)
+    assert a2v.tolist() == [slow_rank(f_a, c, row, groups) for row in range(n)]
+    assert v2a.tolist() == [slow_rank(c, f_a, row, groups) for row in range(n)]
 
 
-def test_level_items_share_their_places():
+def test_recall_is_torchmetrics():
+    from torchmetrics.retrieval import RetrievalHitRate, RetrievalMRR
+
+    f_a = torch.randn(40, 5)
+    c = f_a + torch.randn(40, 5)
+    groups = torch.randint(0, 12, (40,))
+    # torchmetrics takes an answer of 0 or less for a wrong one.
+    cosines = 2 + torch.nn.functional.cosine_similarity(f_a[:, None], c[None], dim=2)
+    queries = torch.arange(40)[:, None].expand(40, 40)
+    own = ranks(f_a, c)[0]
+    relevant = torch.eye(40, dtype=torch.bool)
+    for top in (1, 3, 10):
+        theirs = RetrievalHitRate(top_k=top)(cosines.flatten(), relevant.flatten(), queries.flatten())
+        assert (own <= top).float().mean() == pytest.approx(theirs.item())
+    # With several right answers the best of them counts; wrong ones alone are in its way.
+    best = ranks(f_a, c, groups)[0]
+    theirs = RetrievalMRR()(cosines.flatten(), (groups[:, None] == groups).flatten(), queries.flatten())
+    assert (1 / best).mean() == pytest.approx(theirs.item())
+
+
+def test_level_answers_share_their_places():
     same = torch.ones(5, 3)
-    assert ranks(same, same).tolist() == [3.0] * 5  # the mean of 1 to 5: what chance gives
+    for side in ranks(same, same):
+        assert side.tolist() == [3.0] * 5  # the mean of 1 to 5: what chance gives
 
 
 def test_scale_means_nothing():
-    queries, items = torch.randn(2, 9, 4)
-    assert torch.equal(ranks(queries, items), ranks(queries * 100, items * torch.rand(9, 1)))
+    f_a, c = torch.randn(2, 9, 4)
+    for plain, scaled in zip(ranks(f_a, c), ranks(f_a * 100, c * torch.rand(9, 1)), strict=True):
+        assert torch.equal(plain, scaled)
+
+
+def test_half_precision_is_read_as_it_is():
+    f_a, c = torch.randn(2, 50, 8).half()
+    for half, full in zip(ranks(f_a, c, block=7), ranks(f_a.double(), c.double()), strict=True):
+        assert torch.equal(half, full)
 
 
 def test_perfect_and_by_chance():
@@ -61,18 +109,53 @@ def test_it_is_the_mean_over_the_same_draws():
     result = retrieval(f_a, c, seed=3)["A2V"]
     assert result.mean_rank == pytest.approx(np.mean(found), rel=1e-6)
     assert result.recall[3] == pytest.approx(np.mean(np.array(found) <= 3), rel=1e-6)
-    assert retrieval(f_a, c, seed=4)["A2V"] != result
+    assert retrieval(f_a, c, seed=4)["A2V"].mean_rank != result.mean_rank
 
 
 def test_the_two_sides_are_each_others():
     f_a, c = torch.randn(2, 30, 8)
     there, back = retrieval(f_a, c), retrieval(c, f_a)
-    assert (there["A2V"], there["V2A"]) == (back["V2A"], back["A2V"])
+    assert torch.equal(there["A2V"].ranks, back["V2A"].ranks)
+    assert torch.equal(there["V2A"].ranks, back["A2V"].ranks)
     assert there["A2V"].items == 30
+
+
+def test_all_pairs_at_once():
+    f_a, c = torch.randn(2, 620, 8)
+    found = retrieval(f_a, c, full=True)
+    for side, expected in zip(("A2V", "V2A"), ranks(f_a, c), strict=True):
+        assert found[side].items == 620 and torch.equal(found[side].ranks[0], expected)
+
+
+def test_films_are_groups():
+    assert group_rows(["b", "a", "b", "c"]).tolist() == [0, 1, 0, 2]
+    f_a = torch.randn(300, 8)
+    films = group_rows([f"film {row // 3}" for row in range(300)])
+    c = f_a[(torch.arange(300) // 3) * 3]  # what is seen is that of the film's first clip
+    found = retrieval(f_a, c, films, full=True)
+    assert found["V2A"].mean_rank == 1 < retrieval(f_a, c, full=True)["V2A"].mean_rank
+
+
+def test_figures_have_intervals_over_clips_and_their_repeats():
+    torch.manual_seed(0)
+    f_a = torch.randn(700, 16)
+    result = retrieval(f_a, f_a + 2 * torch.randn(700, 16))["A2V"]
+    figures = result.figures()
+    assert figures["mean_rank"]["value"] == pytest.approx(result.mean_rank)
+    assert figures["R@3"]["value"] == pytest.approx(result.recall[3])
+    assert figures["mean_rank"]["n"] == len(result.rows.unique()) < 500
+    assert figures["mean_rank"]["repeats"] == pytest.approx(result.ranks.mean(1).tolist())
+    # Of repeats without a clip in common it is the plain bootstrap of the mean.
+    rank = result.ranks.flatten()
+    apart = Retrieval(torch.arange(500).view(5, 100), result.ranks).figures(seed=1)["mean_rank"]
+    plain = bootstrap(rank.numpy(), seed=1)
+    assert (apart["low"], apart["high"]) == pytest.approx((plain.low, plain.high), rel=1e-6)
 
 
 def test_what_is_refused():
     with pytest.raises(ValueError, match=r"expected two \(n, D\), got \(3, 2\) and \(4, 2\)"):
         ranks(torch.zeros(3, 2), torch.zeros(4, 2))
+    with pytest.raises(ValueError, match=r"groups must be \(3,\) integers"):
+        ranks(torch.zeros(3, 2), torch.zeros(3, 2), torch.zeros(2))
     with pytest.raises(ValueError, match="one pair at least"):
         retrieval(torch.zeros(0, 2), torch.zeros(0, 2))

@@ -18,7 +18,7 @@ from torch.nn import functional
 from transformers import CLIPVisionConfig, CLIPVisionModel
 from world import GRID, KINDS, PATCH, SIZE, SOUNDING, World
 
-from llava_soundclip.demo.assemble import BLOCKS, WIDTH
+from llava_soundclip.demo.assemble import BLOCKS, WIDTH, make_config, make_image_processor, tower_state
 
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)  # CLIP's
 STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
@@ -52,6 +52,19 @@ def load_tower(work: Path) -> CLIPVisionModel:
     state = {key: value.float() for key, value in load_file(work / "tower.safetensors").items()}
     getattr(tower, "vision_model", tower).load_state_dict(state, strict=False)
     return tower
+
+
+def write_tower_folder(work: Path) -> Path:
+    """Write what stage 1 wrote as a folder that `from_pretrained` opens, with its image processor.
+
+    Returns:
+        The folder.
+    """
+    tower = CLIPVisionModel(make_config({}).vision_config)
+    getattr(tower, "vision_model", tower).load_state_dict(tower_state(work))
+    tower.save_pretrained(work / "tower")
+    make_image_processor().save_pretrained(work / "tower")
+    return work / "tower"
 
 
 def features(tower: CLIPVisionModel, pictures: np.ndarray) -> Tensor:

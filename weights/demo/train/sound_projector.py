@@ -1,164 +1,155 @@
-"""Stage 2: train the SoundCLIP projector, from Whisper's vector of a sound to the CLS of its picture.
+"""Stage 2: train the SoundCLIP projector with the library's own commands, as its users do.
 
-The loss is the paper's (F.4): InfoNCE in both directions on cosines, and the distance of the means and
-deviations of the batch, summed over dimensions.
+Writes clips, each a varied recording or a rough imitation with a picture of the same kind, and a table of them; then
+`llava-soundclip features` hears and sees them, and `llava-soundclip train` trains. All three go on where they were.
 """
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import wave
 from pathlib import Path
 
 import numpy as np
 import torch
-from common import WIDTH, cls_tokens, load_tower, parser, save_checkpoint, start
+from common import parser, start, write_tower_folder
+from numpy.random import Generator
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 from voices import imitate
 from world import RATE, SOUNDING, World, augment
 
 from llava_soundclip.demo import WINDOW
-from llava_soundclip.demo.assemble import WHISPER_FILE, make_config, package_file
-from llava_soundclip.encoders import load_encoder
-from llava_soundclip.encoders.whisper import WhisperCLIPEncoder
-from llava_soundclip.hosts.base import clip_fingerprint
+from llava_soundclip.demo.assemble import WHISPER_FILE, package_file
+from llava_soundclip.features import FeatureFolder
 from llava_soundclip.projector import Projector
 
-TEMPERATURE = 0.07
-MOMENTS = 0.02
-STEPS = 1500
-LEARNING_RATE = 5e-4
-PICTURES = 100  # of each kind
-VARIATIONS = 60  # of each recording, and imitations of each kind
-IMITATED = 0.35  # of the sounds of a kind that has recordings
-ROUND = 4  # variations of everything between two checkpoints
+CLIPS = 240  # of each kind
+HELD_OUT = 40  # of each held-out recording
+IMITATED = 0.35  # of the clips of a kind that has recordings
+RECIPE = {"learning-rate": 5e-4, "epochs": 40, "validation": 0.02}  # the rest is the paper's
 
 
-@dataclass
-class Heard:
-    """Vectors of one kind's sounds, every block of Whisper for itself: (variations, blocks, dim) each."""
-
-    recordings: list[Tensor]
-    held_out: list[Tensor]
-    imitations: Tensor
-
-
-def load_whisper() -> WhisperCLIPEncoder:
-    """Load the demo's encoder."""
-    return load_encoder("whisperclip", checkpoint=package_file(*WHISPER_FILE).parent, window=WINDOW)
+def write_wave(path: Path, sound: np.ndarray) -> None:
+    """Write a float32 sound (samples,) at `RATE`, 16 bits."""
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(RATE)
+        file.writeframes((sound * 32767).astype("<i2").tobytes())
 
 
-def hear(world: World, encoder: WhisperCLIPEncoder, work: Path, variations: int) -> dict[str, Heard]:
-    """Embed variations of every recording, the held-out ones too, and imitations; go on from the checkpoint."""
-    checkpoint = work / "sounds.pt"
-    rows: list[Tensor] = (
-        list(torch.load(checkpoint, weights_only=True)["rows"]) if checkpoint.exists() else []
-    )
-    began = time.monotonic()
-    while len(rows) < variations:
-        rng = np.random.default_rng((4, len(rows)))
-        waves = []
-        for kind in SOUNDING:
-            known = world.recordings[kind] + world.held_out[kind] + [imitate(kind, rng.uniform(1.5, 5), rng)]
-            waves += [augment(wave, rng) for wave in known]
-        rows.append(
-            torch.cat([encoder.layer_means(waves[at : at + 8], RATE) for at in range(0, len(waves), 8)])
-        )
-        if len(rows) % ROUND == 0:
-            save_checkpoint(checkpoint, rows=torch.stack(rows))
-            print(f"heard {len(rows)} of {variations}, {(time.monotonic() - began) / 60:.1f} min", flush=True)
-    vectors, heard = torch.stack(rows[:variations], 1), {}
-    for kind in SOUNDING:
-        counts = [len(world.recordings[kind]), len(world.held_out[kind]), 1]
-        recordings, held_out, imitations = vectors[: sum(counts)].split(counts)
-        vectors = vectors[sum(counts) :]
-        heard[kind] = Heard(list(recordings), list(held_out), imitations[0])
-    return heard
+def write_clip(world: World, folder: Path, name: str, sound: np.ndarray, kind: str, rng: Generator) -> None:
+    """Write a varied sound and, beside it, a picture that shows its kind alone."""
+    Image.fromarray(world.scene([kind], rng)[0]).save(folder / f"{name}.png")
+    write_wave(folder / f"{name}.wav", augment(sound, rng))
 
 
-def loss(f_a: Tensor, c: Tensor) -> Tensor:
-    """The paper's loss for a batch of one sound and one picture of each kind: f_a and c are (B, WIDTH)."""
-    logits = functional.normalize(f_a, dim=-1) @ functional.normalize(c, dim=-1).T / TEMPERATURE
-    truth = torch.arange(len(f_a))
-    contrast = (functional.cross_entropy(logits, truth) + functional.cross_entropy(logits.T, truth)) / 2
-    means = (f_a.mean(0) - c.mean(0)).square().sum()
-    deviations = (f_a.std(0) - c.std(0)).square().sum()
-    return contrast + MOMENTS * (means + deviations)
+def write_clips(world: World, work: Path, clips: int = CLIPS, held_out: int = HELD_OUT) -> tuple[Path, Path]:
+    """Write the clips that are trained on and those of held-out recordings, unless they are there.
 
+    Every recording is a source, so that a validation has none of those that are trained on; every imitation is one.
 
-def fit(
-    projector: Projector, heard: dict[str, Heard], looked: dict[str, Tensor], steps: int, seed: int = 7
-) -> Projector:
-    """Train a projector.
-
-    Args:
-        projector: on vectors of the blocks' mean.
-        heard: what each kind sounds like; `held_out` is not read.
-        looked: CLS tokens of each kind, (PICTURES, WIDTH).
-        steps: of one sound and one picture of each kind.
-        seed: of the choices.
+    Returns:
+        The two tables, with the columns id, source, path and picture.
     """
-    optimiser = torch.optim.AdamW(projector.parameters(), lr=LEARNING_RATE, weight_decay=0.02)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
-    recordings = {kind: [rows.mean(1) for rows in sounds.recordings] for kind, sounds in heard.items()}
-    imitations = {kind: sounds.imitations.mean(1) for kind, sounds in heard.items()}
-    spread = torch.cat([rows for kind in heard for rows in (*recordings[kind], imitations[kind])]).std(0)
-    rng = np.random.default_rng(seed)
+    tables = work / "clips.jsonl", work / "held-out.jsonl"
+    folder = work / "clips"
+    folder.mkdir(parents=True, exist_ok=True)
+    if all(table.exists() for table in tables):
+        return tables
+    rows: tuple[list[dict[str, str]], list[dict[str, str]]] = [], []
 
-    def sound(kind: str) -> Tensor:
-        pool = recordings[kind]
-        rows = imitations[kind] if not pool or rng.random() < IMITATED else pool[rng.integers(len(pool))]
-        return rows[rng.integers(len(rows))]
+    def add(held: bool, kind: str, source: str, sound: np.ndarray, number: int, rng: Generator) -> None:
+        name = f"{source}-{number:03}".replace(" ", "-")
+        write_clip(world, folder, name, sound, kind, rng)
+        row = {"id": name, "source": source, "path": f"clips/{name}.wav", "picture": f"clips/{name}.png"}
+        rows[held].append(row)
 
-    projector.train()
-    for _ in range(steps):
-        z = torch.stack([sound(kind) for kind in heard])
-        z = z + 0.1 * spread * torch.from_numpy(rng.normal(0, 1, z.shape)).float()
-        c = torch.stack([looked[kind][rng.integers(len(looked[kind]))] for kind in heard])
-        value = loss(projector(z), c)
-        optimiser.zero_grad()
-        value.backward()
-        optimiser.step()
-        schedule.step()
-    print(f"loss after {steps} steps: {value:.3f}", flush=True)
-    return projector.eval()
+    for index, kind in enumerate(SOUNDING):
+        rng = np.random.default_rng((4, index))
+        recordings = world.recordings[kind]
+        for number in range(clips):
+            if not recordings or rng.random() < IMITATED:
+                sound = imitate(kind, rng.uniform(1.5, 5), rng)
+                add(False, kind, f"{kind}, imitation {number}", sound, number, rng)
+            else:
+                which = number % len(recordings)
+                add(False, kind, f"{kind}, recording {which}", recordings[which], number, rng)
+        for which, sound in enumerate(world.held_out[kind]):
+            for number in range(held_out):
+                add(True, kind, f"{kind}, held out {which}", sound, number, rng)
+    for table, lines in zip(tables, rows, strict=True):
+        partial = table.with_suffix(".partial")
+        partial.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        partial.replace(table)
+    return tables
 
 
-@torch.no_grad()
-def nearest(projector: Projector, vectors: Tensor, looked: dict[str, Tensor]) -> list[str]:
-    """The kind whose mean CLS is nearest to each sound: vectors are (n, dim)."""
-    kinds = torch.stack([functional.normalize(rows.mean(0), dim=-1) for rows in looked.values()])
-    found = (functional.normalize(projector(vectors), dim=-1) @ kinds.T).argmax(1)
-    return [list(looked)[index] for index in found]
+def command(*arguments: str) -> None:
+    """Run one of the library's commands."""
+    print("llava-soundclip", *arguments, flush=True)
+    subprocess.run([sys.executable, "-m", "llava_soundclip", *arguments], check=True)
+
+
+def make_features(world: World, arguments: argparse.Namespace) -> tuple[FeatureFolder, FeatureFolder]:
+    """The features of the clips, made unless they are there: those that are trained on, and the held-out ones."""
+    work: Path = arguments.work
+    few = {"clips": 2 * arguments.steps, "held_out": arguments.steps} if arguments.steps else {}
+    folders = work / "features", work / "features-held-out"
+    tower = write_tower_folder(work)
+    for table, folder in zip(write_clips(world, work, **few), folders, strict=True):
+        command(
+            *("features", str(table), "--encoder", "whisperclip", "--encoder-option", f"window={WINDOW}"),
+            *("--checkpoint", str(package_file(*WHISPER_FILE).parent), "--tower", str(tower)),
+            *("--out", str(folder)),
+        )
+    known, unseen = map(FeatureFolder, folders)
+    return known, unseen
+
+
+def kinds_of(features: FeatureFolder) -> list[str]:
+    """What each row is the sound and the picture of."""
+    return [source.rpartition(", ")[0] for source in features.sources]
+
+
+def mean_cls(features: FeatureFolder) -> Tensor:
+    """The mean CLS of each kind's pictures, of length 1: (len(SOUNDING), D)."""
+    cls, kinds = features.rows(torch.arange(len(features)))[1], kinds_of(features)
+    means = [cls[[name == kind for name in kinds]].mean(0) for kind in SOUNDING]
+    return functional.normalize(torch.stack(means), dim=-1)
+
+
+def nearest(f_a: Tensor, means: Tensor) -> list[str]:
+    """The kind whose mean CLS is nearest to each vector (n, D)."""
+    return [SOUNDING[index] for index in (functional.normalize(f_a, dim=-1) @ means.T).argmax(1)]
 
 
 def main() -> None:
-    """Embed what is not embedded yet, train, write the folder `projector`."""
+    """Make what isn't there yet, train, and write the folder `projector`."""
     arguments = parser(__doc__).parse_args()
-    world = start(arguments)
-    encoder = load_whisper()
-    heard = hear(world, encoder, arguments.work, min(VARIATIONS, arguments.steps or VARIATIONS))
-    looked = cls_tokens(world, load_tower(arguments.work), PICTURES, seed=6)
-    torch.manual_seed(0)
-    projector = Projector(
-        encoder.dim,
-        WIDTH,
-        tower=clip_fingerprint(make_config({}).vision_config),
-        tower_layer=-2,
-        loss="infonce+moments",
-        **Projector.labels(encoder.signature()),
-    )
-    fit(projector, heard, looked, arguments.steps or STEPS)
-    for kind, sounds in heard.items():
-        for rows in sounds.held_out:
-            told = nearest(projector, rows.mean(1), looked)
-            print(f"held out, {kind}: {told.count(kind)} of {len(told)} variations told", flush=True)
+    work: Path = arguments.work
+    known, unseen = make_features(start(arguments), arguments)
+    trained = work / "projector-float32"
+    recipe = RECIPE | ({"epochs": 1} if arguments.steps else {})
+    if not (trained / "metrics.jsonl").exists():
+        options = [text for name, value in recipe.items() for text in (f"--{name}", str(value))]
+        command("train", str(work / "features"), "--out", str(trained), *options)
+    projector = Projector.from_pretrained(trained)
     with torch.no_grad():
-        norms = torch.cat([projector(sounds.imitations.mean(1)) for sounds in heard.values()]).norm(dim=-1)
-    cls_norms = torch.cat(list(looked.values())).norm(dim=-1)
-    print(f"norms: {norms.mean():.1f} of sounds, {cls_norms.mean():.1f} of CLS", flush=True)
-    projector.half().save_pretrained(arguments.work / "projector")
+        f_a = projector(unseen.rows(torch.arange(len(unseen)))[0].mean(1))
+    kinds, told = kinds_of(unseen), nearest(f_a, mean_cls(known))
+    for kind in sorted(set(kinds)):
+        found = [name == kind for name, truth in zip(told, kinds, strict=True) if truth == kind]
+        print(f"held out, {kind}: {sum(found)} of {len(found)} variations told", flush=True)
+    projector.half().save_pretrained(work / "projector")
+    for name in ("README.md", "metrics.jsonl"):  # the card with the training in it
+        shutil.copyfile(trained / name, work / "projector" / name)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,102 @@
+"""Figures with intervals: the bootstrap over clips that every figure of the evaluation goes through."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from llava_soundclip._extras import require
+
+LEVEL = 0.95
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A figure and how far it would move with other clips.
+
+    Attributes:
+        value: of the clips as they are.
+        low: lower end of the interval.
+        high: upper end.
+        n: clips.
+        level: share of resamplings inside, 0.95.
+    """
+
+    value: float
+    low: float
+    high: float
+    n: int
+    level: float = LEVEL
+
+    def as_dict(self) -> dict[str, float]:
+        """For JSON."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        return f"{self.value:.3g} ({self.low:.3g} to {self.high:.3g})"
+
+
+def bootstrap(
+    *columns: Sequence[float] | np.ndarray,
+    statistic: Callable[..., Any] = np.mean,
+    level: float = LEVEL,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Interval:
+    """The percentile bootstrap over clips, by `scipy.stats.bootstrap`.
+
+    Args:
+        columns: (n,) numbers of each clip; of several, the rows are drawn together, such as raw and projected.
+        statistic: takes as many arrays (..., n) as there are columns, and `axis=`; the mean by default.
+        level: of the interval.
+        resamples: how many.
+        seed: of the resamples.
+
+    Returns:
+        The interval. Of a single clip, or of clips that are all alike, it has no width.
+
+    Raises:
+        ValueError: without clips, for columns of different lengths, or numbers that aren't finite.
+        ImportError: if scipy isn't installed.
+    """
+    scipy_stats = require("scipy.stats", extra="evaluation")
+    data = [np.asarray(column, dtype=np.float64) for column in columns]
+    if (
+        not data
+        or data[0].ndim != 1
+        or any(column.shape != data[0].shape for column in data)
+        or not data[0].size
+    ):
+        raise ValueError(f"expected columns of one length (n,), got {[column.shape for column in data]}")
+    if not all(np.isfinite(column).all() for column in data):
+        raise ValueError("a figure of a clip is NaN or infinite")
+    value = float(statistic(*data, axis=-1))
+    if all((column == column[0]).all() for column in data):
+        return Interval(value, value, value, len(data[0]), level)
+    found = scipy_stats.bootstrap(
+        data,
+        statistic,
+        paired=True,
+        vectorized=True,
+        n_resamples=resamples,
+        batch=max(1, 2**22 // len(data[0])),
+        confidence_level=level,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return Interval(value, float(found.low), float(found.high), len(data[0]), level)
+
+
+def difference(
+    first: Sequence[float] | np.ndarray, second: Sequence[float] | np.ndarray, **options: Any
+) -> Interval:
+    """The mean of `first - second`, clip by clip: paired, so that hard clips don't widen it.
+
+    Args:
+        first: (n,) figures of the clips in one setting.
+        second: (n,) of the same clips, in the same order, in the other.
+        options: for `bootstrap`.
+    """
+    return bootstrap(np.asarray(first, dtype=np.float64) - np.asarray(second, dtype=np.float64), **options)

@@ -1,0 +1,46 @@
+"""Intervals: against the normal theory where it holds, and on clips that are all alike."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from llava_soundclip.evaluation.intervals import Interval, bootstrap, difference
+
+
+def test_of_many_clips_it_is_the_normal_theorys():
+    clips = np.random.default_rng(0).normal(3, 2, 1000)
+    found = bootstrap(clips)
+    low, high = stats.t.interval(0.95, len(clips) - 1, clips.mean(), stats.sem(clips))
+    assert found.value == pytest.approx(clips.mean()) and found.n == 1000
+    assert (found.low, found.high) == pytest.approx((low, high), abs=0.02)
+
+
+def test_it_holds_the_truth_as_often_as_it_says():
+    rng = np.random.default_rng(1)
+    draws = [bootstrap(rng.exponential(1, 80), resamples=400, seed=seed) for seed in range(200)]
+    assert 0.88 <= np.mean([draw.low <= 1 <= draw.high for draw in draws]) <= 0.99
+
+
+def test_rows_are_drawn_together():
+    rng = np.random.default_rng(2)
+    hardness = rng.normal(0, 10, 300)  # of the clips, the same in both settings
+    raw, projected = hardness + 1 + rng.normal(0, 0.1, 300), hardness
+    found = difference(raw, projected)
+    assert 0.97 < found.low < found.value < found.high < 1.03
+    assert bootstrap(raw).high - bootstrap(raw).low > 1
+
+
+def test_the_same_seed_gives_the_same_interval():
+    clips = np.random.default_rng(3).random(50)
+    assert bootstrap(clips, seed=4) == bootstrap(clips, seed=4) != bootstrap(clips, seed=5)
+
+
+@pytest.mark.parametrize("clips", [[1.0], [0.0, 0.0, 0.0]])
+def test_clips_that_are_alike_have_no_width(clips):
+    assert bootstrap(clips) == Interval(clips[0], clips[0], clips[0], len(clips))
+
+
+@pytest.mark.parametrize("columns", [(), ([],), ([[1.0]],), ([1.0, 2.0], [1.0]), ([1.0, float("nan")],)])
+def test_what_is_refused(columns):
+    with pytest.raises(ValueError):
+        bootstrap(*columns)
