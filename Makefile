@@ -61,7 +61,7 @@ $(VENV)/demo: pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/dev: $(VENV)/demo
-	$(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[demo,whisper,dev]'
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[demo,whisper,evaluation,tensorboard,dev]'
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps $(ORIGINAL)
 	touch $@
 

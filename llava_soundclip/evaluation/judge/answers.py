@@ -1,0 +1,110 @@
+"""The judge's answers in a file, line by line, so that a run that was stopped goes on."""
+
+import json
+import os
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+FAILED = "failed"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What became of a question, all that was asked for it together.
+
+    Attributes:
+        id: of the clip.
+        setting: of the caption.
+        repeat: 1 where the caption was asked again.
+        shown: hash of what the judge was shown.
+        outcome: "scored"; why it wasn't; or "failed" if no answer came, which the next run asks for again.
+        scores: by dimension, or None.
+        text: what came instead of scores, the first 500 characters.
+        requests: that were answered.
+        unreported: those of them whose tokens the server didn't tell.
+        prompt_tokens: that the server counted.
+        completion_tokens: likewise.
+        served_as: the model that the server says it was.
+    """
+
+    id: str
+    setting: str
+    repeat: int
+    shown: str
+    outcome: str
+    scores: dict[str, int] | None = None
+    text: str = ""
+    requests: int = 0
+    unreported: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    served_as: str = ""
+
+    @property
+    def key(self) -> tuple[str, str, int, str]:
+        """See `Question.key`."""
+        return self.id, self.setting, self.repeat, self.shown
+
+
+def read_answers(path: Path, judge: Mapping[str, Any]) -> list[Answer]:
+    """The answers in a file; none if there is no file. A last line that a kill left half-written isn't one.
+
+    Args:
+        path: the file.
+        judge: what its first line must say.
+
+    Raises:
+        ValueError: if another judge answered in it, with what differs, or a line isn't an answer.
+    """
+    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    answers = []
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+            if number == 1:
+                there = dict(row["judge"])
+            else:
+                answers.append(Answer(**row))
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"{path}, line {number}: this isn't a judge's answer") from error
+        if number == 1 and there != judge:
+            differing = sorted(name for name in judge | there.keys() if there.get(name) != judge.get(name))
+            listed = ", ".join(f"{name} {there.get(name)!r}, not {judge.get(name)!r}" for name in differing)
+            raise ValueError(f"{path} was made with {listed}: give another file")
+    return answers
+
+
+class AnswersFile(AbstractContextManager):
+    """Appends answers, each on the disk before the next is taken.
+
+    Args:
+        path: the file; made, with its folder, if there is none.
+        judge: for its first line.
+    """
+
+    def __init__(self, path: Path, judge: Mapping[str, Any]) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("a+b")
+        self._file.seek(0)
+        whole = self._file.read().rfind(b"\n") + 1
+        self._file.truncate(whole)
+        if not whole:
+            self._write({"judge": dict(judge)})
+
+    def append(self, answer: Answer) -> None:
+        """Add one."""
+        self._write(asdict(answer))
+
+    def _write(self, row: Mapping[str, Any]) -> None:
+        self._file.write(json.dumps(row).encode() + b"\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()

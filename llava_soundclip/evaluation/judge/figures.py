@@ -1,0 +1,166 @@
+"""What the judge's answers come to, with intervals."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+
+from llava_soundclip.evaluation.intervals import Interval, bootstrap, difference
+from llava_soundclip.evaluation.judge.answers import FAILED, Answer
+from llava_soundclip.evaluation.judge.prompt import DIMENSIONS
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Requests and tokens: an estimate, or what the server counted.
+
+    Attributes:
+        requests: asked, or answered.
+        prompt_tokens: of what the judge reads.
+        completion_tokens: of what it writes.
+        cost: in the prices' currency; None without prices. A discount, such as for cached tokens, isn't known here.
+        unreported: answered requests whose tokens the server didn't tell: the tokens and the cost lack theirs.
+    """
+
+    requests: int
+    prompt_tokens: int
+    completion_tokens: int
+    cost: float | None = None
+    unreported: int = 0
+
+    def __str__(self) -> str:
+        cost = "" if self.cost is None else f", cost {self.cost:.2f}"
+        lacking = f" (without {self.unreported} requests)" if self.unreported else ""
+        tokens = f"{self.prompt_tokens:,} tokens in and {self.completion_tokens:,} out"
+        return f"{self.requests:,} requests, {tokens}{cost}{lacking}"
+
+
+@dataclass(frozen=True)
+class Consistency:
+    """How far the judge agrees with itself on captions that it scored twice.
+
+    Attributes:
+        equal: share of equal scores.
+        difference: mean absolute difference of the scores.
+        kappa: Cohen's, with quadratic weights; None where all scores are one number and it isn't defined.
+    """
+
+    equal: Interval
+    difference: Interval
+    kappa: float | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What the judge found.
+
+    Attributes:
+        judge: model, host, hash of the prompt, temperature, seed, versions.
+        scores: by setting and dimension: the mean over the clips that were scored. "usefulness" is what the paper's
+            tables call overall. A setting of which nothing was scored has no dimensions.
+        differences: by two settings and dimension: the mean of first minus second, over clips scored in both.
+        consistency: by dimension; empty if nothing was scored twice.
+        counts: by setting, captions by outcome; the repeats aren't counted.
+        failures: reasons of the captions and repeats that got no answer, by clip and setting.
+        usage: of all the answers in the file, those of earlier runs too.
+    """
+
+    judge: dict[str, Any]
+    scores: dict[str, dict[str, Interval]]
+    differences: dict[tuple[str, str], dict[str, Interval]]
+    consistency: dict[str, Consistency]
+    counts: dict[str, dict[str, int]]
+    failures: dict[tuple[str, str], str]
+    usage: Usage
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON; a difference is named "raw - projected"."""
+        return {
+            "judge": self.judge,
+            "scores": {setting: _plain(found) for setting, found in self.scores.items()},
+            "differences": {
+                f"{first} - {second}": _plain(found) for (first, second), found in self.differences.items()
+            },
+            "consistency": _plain(self.consistency),
+            "counts": self.counts,
+            "usage": asdict(self.usage),
+        }
+
+
+def judgement(
+    asked: Sequence[Answer], settings: Iterable[str], judge: dict[str, Any], usage: Usage, *, seed: int
+) -> Judgement:
+    """Make the figures of answers.
+
+    Args:
+        asked: the answer to each question.
+        settings: in the order in which they are compared.
+        judge: see `Judgement`.
+        usage: likewise.
+        seed: of the bootstrap.
+    """
+    firsts = {(answer.setting, answer.id): answer for answer in asked if not answer.repeat}
+    by_setting: dict[str, dict[str, dict[str, int]]] = {setting: {} for setting in settings}
+    counts: dict[str, Counter[str]] = {setting: Counter() for setting in by_setting}
+    for (setting, id), answer in firsts.items():
+        counts[setting][answer.outcome] += 1
+        if answer.scores:
+            by_setting[setting][id] = answer.scores
+    differences = {}
+    for first, second in combinations(by_setting, 2):
+        both = [id for id in by_setting[first] if id in by_setting[second]]
+        if both:
+            differences[first, second] = {
+                name: difference(
+                    [by_setting[first][id][name] for id in both],
+                    [by_setting[second][id][name] for id in both],
+                    seed=seed,
+                )
+                for name in DIMENSIONS
+            }
+    twice = [
+        (before, answer.scores)
+        for answer in asked
+        if answer.repeat and answer.scores and (before := firsts[answer.setting, answer.id].scores)
+    ]
+    return Judgement(
+        judge=judge,
+        scores={
+            setting: {
+                name: bootstrap([scores[name] for scores in found.values()], seed=seed)
+                for name in DIMENSIONS
+                if found
+            }
+            for setting, found in by_setting.items()
+        },
+        differences=differences,
+        consistency={
+            name: _consistency([(a[name], b[name]) for a, b in twice], seed) for name in DIMENSIONS if twice
+        },
+        counts={setting: dict(counter) for setting, counter in counts.items()},
+        failures={(answer.id, answer.setting): answer.text for answer in asked if answer.outcome == FAILED},
+        usage=usage,
+    )
+
+
+def _consistency(pairs: Sequence[tuple[int, int]], seed: int) -> Consistency:
+    first, second = np.array(pairs, dtype=np.float64).T
+    by_chance = (
+        first.var() + second.var() + (first.mean() - second.mean()) ** 2
+    )  # of any two scores, not of a pair
+    return Consistency(
+        equal=bootstrap(first == second, seed=seed),
+        difference=bootstrap(np.abs(first - second), seed=seed),
+        kappa=float(1 - ((first - second) ** 2).mean() / by_chance) if by_chance else None,
+    )
+
+
+def _plain(found: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: figure.as_dict() for name, figure in found.items()}

@@ -1,0 +1,162 @@
+"""What the judge reads, and what it may answer."""
+
+import base64
+import hashlib
+import json
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+DIMENSIONS = ("audio_quality", "visual_accuracy", "coherence", "reasoning", "fluency", "usefulness")
+SCORES = range(1, 6)
+
+_PROMPT = (Path(__file__).parent / "prompt.md").read_text(encoding="utf-8")
+_SYSTEM, _USER = _PROMPT.removeprefix("# System\n").split("\n# User\n")
+PROMPT_HASH = hashlib.sha256(_PROMPT.encode()).hexdigest()[:12]  # of the file: sha256sum says the same
+
+RESPONSE_FORMAT = {
+    "type": "json_schema",
+    "json_schema": {
+        "name": "scores",
+        "strict": True,
+        "schema": {
+            "type": "object",
+            "properties": {name: {"type": "integer", "enum": list(SCORES)} for name in DIMENSIONS},
+            "required": list(DIMENSIONS),
+            "additionalProperties": False,
+        },
+    },
+}
+
+_CHARACTERS_PER_TOKEN = 4  # of English
+_PICTURE_TOKENS = 425  # GPT-4o's for a frame of 640 x 360: 85, and 170 for each of two tiles
+ANSWER_TOKENS = 50
+
+_PICTURE_TYPES = {".jpg": "jpeg", ".jpeg": "jpeg", ".png": "png", ".webp": "webp", ".gif": "gif"}
+
+
+@dataclass(frozen=True)
+class Caption:
+    """A caption to judge, and what is known of its clip.
+
+    Args:
+        id: of the clip.
+        text: the caption.
+        setting: what made it, such as "raw" or "projected"; the judge isn't told.
+        references: descriptions of the clip that are taken for the truth.
+        picture: file of a frame, sent along: JPEG, PNG, WebP or GIF.
+
+    Raises:
+        TypeError: if `references` is one text.
+        ValueError: without a reference and a picture, as nothing then says what is right; or if the picture is of
+            another type.
+        FileNotFoundError: if there is no such picture.
+    """
+
+    id: str
+    text: str
+    setting: str = ""
+    references: tuple[str, ...] = ()
+    picture: str | PathLike[str] | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.references, str):
+            raise TypeError(f"{self.id}: references is a tuple of texts, not one text")
+        if self.picture is not None:
+            if Path(self.picture).suffix.lower() not in _PICTURE_TYPES:
+                raise ValueError(f"{self.id}: a picture is {', '.join(_PICTURE_TYPES)}, not {self.picture}")
+            if not Path(self.picture).is_file():
+                raise FileNotFoundError(f"{self.id}: there is no picture {self.picture}")
+        elif not self.references:
+            raise ValueError(f"{self.id}: to judge a caption, give a reference or a picture of its clip")
+
+
+@dataclass(frozen=True)
+class Question:
+    """A caption as it is put to the judge; `repeat` is 1 where it's asked again, to see if the judge agrees."""
+
+    caption: Caption
+    repeat: int
+
+    @cached_property
+    def key(self) -> tuple[str, str, int, str]:
+        """What an answer belongs to: the hash is of what the judge is shown, so that a changed caption has none."""
+        shown = hashlib.sha256(self._text.encode())
+        if self.caption.picture is not None:
+            shown.update(Path(self.caption.picture).read_bytes())
+        return self.caption.id, self.caption.setting, self.repeat, shown.hexdigest()[:12]
+
+    @property
+    def messages(self) -> list[dict[str, Any]]:
+        """As the API takes them. Neither the clip's id nor the setting is among them."""
+        content: list[dict[str, Any]] = [{"type": "text", "text": self._text}]
+        if self.caption.picture is not None:
+            path = Path(self.caption.picture)
+            data = base64.b64encode(path.read_bytes()).decode()
+            url = f"data:image/{_PICTURE_TYPES[path.suffix.lower()]};base64,{data}"
+            content.append({"type": "image_url", "image_url": {"url": url}})
+        return [{"role": "system", "content": _SYSTEM.strip()}, {"role": "user", "content": content}]
+
+    @property
+    def tokens(self) -> int:
+        """About how many it has; the server counts for itself."""
+        characters = len(_SYSTEM) + len(self._text) + len(json.dumps(RESPONSE_FORMAT))
+        return math.ceil(characters / _CHARACTERS_PER_TOKEN) + _PICTURE_TOKENS * (
+            self.caption.picture is not None
+        )
+
+    @property
+    def _text(self) -> str:
+        lines = "".join(f"- {reference}\n" for reference in self.caption.references)
+        references = f"<references>\n{lines}</references>\n" if lines else ""
+        return _USER.strip().format(references=references, description=self.caption.text)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What an answer turned out to be.
+
+    Attributes:
+        outcome: "scored", one of `REFUSALS` or one of `MALFORMED`.
+        scores: by dimension, if it was scored.
+        text: what came instead.
+    """
+
+    outcome: str
+    scores: dict[str, int] | None = None
+    text: str = ""
+
+
+REFUSALS = ("refused", "filtered")
+MALFORMED = ("truncated", "not_json", "not_the_schema", "out_of_range", "not_a_completion")
+
+
+def read(completion: Any) -> Reading:
+    """Take an answer apart, strictly: what isn't six whole numbers from 1 to 5 is no score."""
+    try:
+        choice = completion.choices[0]
+        refusal, content, finish = choice.message.refusal, choice.message.content, choice.finish_reason
+    except (AttributeError, IndexError, TypeError):
+        return Reading("not_a_completion", text="" if completion is None else str(completion))
+    if refusal:
+        return Reading("refused", text=str(refusal))
+    if finish == "content_filter":
+        return Reading("filtered", text=str(content))
+    if not isinstance(content, str):
+        return Reading("not_a_completion", text=str(content))
+    if finish == "length":
+        return Reading("truncated", text=content)
+    try:
+        scores = json.loads(content)
+    except (ValueError, RecursionError):
+        return Reading("not_json", text=content)
+    if not isinstance(scores, dict) or scores.keys() != set(DIMENSIONS):
+        return Reading("not_the_schema", text=content)
+    if any(type(score) is not int for score in scores.values()):  # True and 4.0 aren't scores either
+        return Reading("not_the_schema", text=content)
+    if any(score not in SCORES for score in scores.values()):
+        return Reading("out_of_range", text=content)
+    return Reading("scored", {name: scores[name] for name in DIMENSIONS})

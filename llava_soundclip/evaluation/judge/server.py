@@ -1,0 +1,154 @@
+"""The way to the judge: not too fast, patient with what passes, and short with what doesn't."""
+
+import asyncio
+import json
+import random
+import time
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+from llava_soundclip._extras import require
+
+_FIRST_WAIT = 0.5  # seconds before the first retry, doubled for each further one
+_LONGEST_WAIT = 30.0  # seconds that it is doubled up to
+_LONGEST_ASKED = 120.0  # seconds that a server may ask us to wait; for more, the user comes back
+
+
+class NoAnswer(Exception):
+    """No answer came to a request, in spite of the retries; the next one may have more luck."""
+
+
+class Rejected(Exception):
+    """The server doesn't take this request, and says why.
+
+    Attributes:
+        filtered: whether it was its content filter.
+    """
+
+    def __init__(self, reason: str, *, filtered: bool) -> None:
+        super().__init__(reason)
+        self.filtered = filtered
+
+
+class Pace:
+    """Spaces requests evenly, so that neither of two limits is passed in any minute.
+
+    Args:
+        requests_per_minute: None for as many as you like.
+        tokens_per_minute: likewise.
+    """
+
+    def __init__(self, requests_per_minute: float | None, tokens_per_minute: float | None) -> None:
+        self._per_request = 60 / requests_per_minute if requests_per_minute else 0.0
+        self._per_token = 60 / tokens_per_minute if tokens_per_minute else 0.0
+        self._free_at = 0.0
+
+    async def turn(self, tokens: int) -> None:
+        """Wait until a request of so many tokens may be sent."""
+        while (wait := self._free_at - time.monotonic()) > 0:
+            await asyncio.sleep(wait)
+        self._free_at = time.monotonic() + max(self._per_request, tokens * self._per_token)
+
+    def pause(self, seconds: float) -> None:
+        """Let nobody go for so long: a server's limit is one for all requests."""
+        self._free_at = max(self._free_at, time.monotonic() + seconds)
+
+
+class Server:
+    """An OpenAI-compatible server.
+
+    Every attempt, a retry too, waits for its turn; that is why the client's own retries are off.
+
+    Args:
+        client: an `openai.AsyncOpenAI` without retries.
+        pace: of the requests.
+        timeout: seconds for a whole answer.
+        max_retries: further attempts where one fails.
+        options: for every request, such as the model.
+    """
+
+    def __init__(
+        self, client: Any, pace: Pace, *, timeout: float, max_retries: int, options: dict[str, Any]
+    ) -> None:
+        self._key = client.api_key
+        self._complete = client.chat.completions.create  # imported by this, so that no timeout runs meanwhile
+        self._pace = pace
+        self._timeout = timeout
+        self._max_retries = max_retries
+        self._options = options
+        self._openai = require("openai", extra="evaluation")
+
+    async def ask(self, messages: list[dict[str, Any]], tokens: int) -> Any:
+        """Send one request.
+
+        Returns:
+            The completion; None if what came isn't JSON.
+
+        Raises:
+            NoAnswer: if every attempt failed.
+            Rejected: if the server doesn't take this one.
+            RuntimeError: if it won't take any, such as without a valid key.
+        """
+        attempt = 0
+        while True:
+            await self._pace.turn(tokens)
+            try:
+                # Whole, from here: the client's timeout is one for each read, and a trickle never passes it.
+                return await asyncio.wait_for(self._create(messages), self._timeout)
+            except (asyncio.TimeoutError, self._openai.APIConnectionError) as error:
+                reason = self._words(error)
+                wait = None
+            except self._openai.APIStatusError as error:
+                reason = self._words(error)
+                self._give_up(error, reason)
+                wait = _retry_after(error.response.headers)
+            if attempt >= self._max_retries:
+                raise NoAnswer(reason)
+            if wait is None:
+                wait = min(_FIRST_WAIT * 2**attempt, _LONGEST_WAIT) * random.uniform(0.5, 1)
+                await asyncio.sleep(wait)
+            elif wait > _LONGEST_ASKED:
+                raise RuntimeError(
+                    f"the judge's server asks to wait {wait:.0f} s: run it again then ({reason})"
+                )
+            else:
+                self._pace.pause(wait)
+            attempt += 1
+
+    async def _create(self, messages: list[dict[str, Any]]) -> Any:
+        try:
+            return await self._complete(messages=messages, **self._options)
+        except (json.JSONDecodeError, UnicodeDecodeError, self._openai.APIResponseValidationError):
+            return None
+
+    def _give_up(self, error: Any, reason: str) -> None:
+        """Raise if another attempt can't help."""
+        code = getattr(error, "code", None)
+        if error.status_code in (400, 413, 422):
+            raise Rejected(reason, filtered=code == "content_filter") from error
+        passes = error.status_code in (408, 409, 429) or error.status_code >= 500
+        if not passes or code == "insufficient_quota":
+            hint = {401: ": is OPENAI_API_KEY right?", 404: ": is the model's name right?"}
+            raise RuntimeError(
+                f"the judge's server refuses{hint.get(error.status_code, '')} ({reason})"
+            ) from error
+
+    def _words(self, error: Exception) -> str:
+        """What went wrong, for a user; some servers repeat the key."""
+        if isinstance(error, asyncio.TimeoutError | self._openai.APITimeoutError):
+            return f"no answer within {self._timeout:g} s"
+        return str(error).replace(self._key, "***")
+
+
+def _retry_after(headers: Any) -> float | None:
+    """Seconds that a server asks us to wait; None if it doesn't, or not in words that we know."""
+    try:
+        if "retry-after-ms" in headers:
+            seconds = float(headers["retry-after-ms"]) / 1000
+        elif headers.get("retry-after", "").strip().endswith("GMT"):
+            seconds = parsedate_to_datetime(headers["retry-after"]).timestamp() - time.time()
+        else:
+            seconds = float(headers["retry-after"])
+    except (KeyError, ValueError):
+        return None
+    return seconds if seconds > 0 else None
