@@ -22,7 +22,7 @@ ARROWS = {
     "hosts": {"hosts"},
     "sounds": {"encoders", "media"},
     "maps": {"captioning"},
-    "evaluation": {"_extras", "alignment", "commands", "encoders", "features", "projector"},
+    "evaluation": {"_extras", "alignment", "commands", "encoders", "features", "media", "projector"},
     "features": {"encoders", "media", "clips", "commands", "_extras"},
     "training": {"evaluation", "features", "encoders", "projector", "projector_files", "alignment"},
 }

@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from llava_soundclip.features.cluster import extract_features_on_ray
     from llava_soundclip.features.extract import Extraction, extract_features
     from llava_soundclip.features.sources import Clip, Columns, read_clips, read_dataset
     from llava_soundclip.features.store import FeatureFolder, FeatureHeader, FeatureWriter
@@ -19,6 +20,7 @@ _HOMES = {
     "FeatureWriter": "store",
     "VisionTower": "towers",
     "extract_features": "extract",
+    "extract_features_on_ray": "cluster",
     "read_clips": "sources",
     "read_dataset": "sources",
 }
@@ -32,6 +34,7 @@ __all__ = [
     "FeatureWriter",
     "VisionTower",
     "extract_features",
+    "extract_features_on_ray",
     "read_clips",
     "read_dataset",
 ]

@@ -1,5 +1,6 @@
 """The command `llava-soundclip features`. Imports what is heavy when it runs."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,6 +11,7 @@ from llava_soundclip.commands import ENCODER_OPTION_HELP, default_device, encode
 
 if TYPE_CHECKING:
     from llava_soundclip.features.sources import Clip, Columns
+    from llava_soundclip.features.store import StoredDType
 
 DEFAULT_TOWER = "openai/clip-vit-large-patch14-336"
 _DATASET = "dataset:"
@@ -38,6 +40,14 @@ def features(
     batch_size: Annotated[int, typer.Option(min=1, help="Clips at once.")] = 8,
     shard_size: Annotated[int, typer.Option(min=1, help="Clips of a file.")] = 1000,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...")] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help='Work on a Ray cluster: "auto" for the one that this machine is part of, HOST:PORT, or "local" to '
+            "start Ray here.",
+        ),
+    ] = None,
     ave2: Annotated[bool, typer.Option("--ave2", help="Tables have AVE-2's columns.")] = False,
     root: Annotated[Path | None, typer.Option(help="Where a table's relative paths begin.")] = None,
     path_column: Annotated[
@@ -55,6 +65,7 @@ def features(
     folder at the same time.
     """
     from llava_soundclip.encoders import load_encoder
+    from llava_soundclip.features.cluster import extract_features_on_ray
     from llava_soundclip.features.extract import extract_features
     from llava_soundclip.features.sources import AVE2, Columns, read_clips
     from llava_soundclip.features.towers import VisionTower
@@ -64,6 +75,10 @@ def features(
         options["checkpoint"] = checkpoint
     if dtype not in ("float16", "float32"):
         raise typer.BadParameter(f"--dtype is float16 or float32, not {dtype}")
+    if ray is not None and (workers is not None or device is not None):
+        raise typer.BadParameter(
+            "--workers and --device don't go with --ray: the cluster's CPUs and GPUs are used"
+        )
     given = {
         "path": path_column,
         "picture": picture_column,
@@ -75,7 +90,6 @@ def features(
     columns = replace(
         AVE2 if ave2 else Columns(), **{name: value for name, value in given.items() if value is not None}
     )
-    where = device or default_device()
     try:
         found = read_clips(
             [name for name in clips if not name.startswith(_DATASET)], columns=columns, root=root
@@ -83,20 +97,40 @@ def features(
         for name in clips:
             if name.startswith(_DATASET):
                 found += _read_dataset(name, columns, path_column, picture_column)
-        hearing = load_encoder(encoder, device=where, **options)
-        done = extract_features(
-            found,
-            hearing,
-            VisionTower.load(tower, device=where),
-            out,
-            frames=frames,
-            patches=patches,
-            dtype="float16" if dtype == "float16" else "float32",
-            shard_size=shard_size,
-            workers=workers,
-            batch_size=batch_size,
-            progress=True,
-        )
+        stored: StoredDType = "float16" if dtype == "float16" else "float32"
+        if ray is None:
+            where = device or default_device()
+            done = extract_features(
+                found,
+                load_encoder(encoder, device=where, **options),
+                VisionTower.load(tower, device=where),
+                out,
+                frames=frames,
+                patches=patches,
+                dtype=stored,
+                shard_size=shard_size,
+                workers=workers,
+                batch_size=batch_size,
+                progress=True,
+            )
+        else:
+            options = {
+                name: _whole(str(value)) if name == "checkpoint" else value for name, value in options.items()
+            }
+            seeing = _whole(tower)
+            done = extract_features_on_ray(
+                found,
+                lambda device: load_encoder(encoder, device=device, **options),
+                lambda device: VisionTower.load(seeing, device=device),
+                out,
+                address=ray,
+                frames=frames,
+                patches=patches,
+                dtype=stored,
+                shard_size=shard_size,
+                batch_size=batch_size,
+                progress=True,
+            )
     except (ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
         typer.echo(f"Error: {error}", err=True)
         raise typer.Exit(2) from error
@@ -123,3 +157,8 @@ def _read_dataset(name: str, columns: "Columns", sound: str | None, picture: str
     is_saved = (Path(path) / "dataset_info.json").exists()
     dataset = datasets.load_from_disk(path) if is_saved else datasets.load_dataset(path, split=split)
     return read_dataset(dataset, name=path, sound=sound or "audio", picture=picture, columns=columns)
+
+
+def _whole(name: str) -> str:
+    """A path that the nodes of a cluster find, too; other names as they are."""
+    return os.path.abspath(name) if os.path.exists(name) else name

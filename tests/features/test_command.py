@@ -1,6 +1,7 @@
 """The command `features`, from files to a folder."""
 
 import json
+import os
 import sys
 
 import pytest
@@ -9,7 +10,7 @@ import typer
 from typer.testing import CliRunner
 
 from llava_soundclip.encoders import load_encoder
-from llava_soundclip.features import FeatureFolder
+from llava_soundclip.features import Extraction, FeatureFolder, VisionTower, cluster
 from llava_soundclip.features.command import features
 from llava_soundclip.media import load_audio
 
@@ -101,3 +102,43 @@ def test_wrong_options_end_with_2(run, films, tmp_path, arguments, reason):
 def test_a_dataset_without_the_package(run, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     assert "datasets" in run("dataset:user/set", "--out", tmp_path / "f", ends=2)
+
+
+def test_without_ray(films, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    result = CliRunner().invoke(app, [str(films), "--out", str(tmp_path / "f"), "--ray", "auto"])
+    assert result.exit_code == 2 and "pip install 'llava-soundclip[ray]'" in result.output.replace("\n", " ")
+
+
+def test_what_does_not_go_with_ray(run, films, tmp_path):
+    assert "don't go with --ray" in run(films, "--out", tmp_path / "f", "--ray", "auto", ends=2)
+
+
+def test_what_ray_is_told(films, tower_folder, whisper_file, tmp_path, monkeypatch):
+    calls = []
+
+    def on_ray(clips, hearing, seeing, out, **options):
+        calls.append((len(clips), hearing("cpu"), seeing("cpu"), out, options))
+        return Extraction()
+
+    monkeypatch.setattr(cluster, "extract_features_on_ray", on_ray)
+    monkeypatch.chdir(tower_folder.parent)  # the nodes' processes have another working folder
+    arguments = ["--out", "f", "--tower", tower_folder.name, "--ray", "host:6379", "--frames", 2, "--patches"]
+    arguments += ["--encoder-option", "window=clip", "--checkpoint", os.path.relpath(whisper_file)]
+    places = []
+    monkeypatch.setattr(VisionTower, "load", lambda place, device: places.append((place, device)))
+    result = CliRunner().invoke(app, [str(argument) for argument in (films, *arguments)])
+    assert result.exit_code == 0, result.output
+    [(count, encoder, _, out, options)] = calls
+    assert places == [(str(tower_folder), "cpu")]
+    assert count == 11 and str(out) == "f"
+    assert dict(encoder.signature())["window"] == "clip" and encoder.name == "whisperclip"
+    assert options == {
+        "address": "host:6379",
+        "frames": 2,
+        "patches": True,
+        "dtype": "float16",
+        "shard_size": 1000,
+        "batch_size": 8,
+        "progress": True,
+    }

@@ -1,0 +1,440 @@
+"""Features on a Ray cluster: tasks decode, a pool of actors embeds, one process writes. With Ray Data.
+
+What is heavy is imported where it is used: the processes that decode import this module, and need no torch.
+"""
+
+import math
+import os
+import pickle
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from llava_soundclip._extras import require
+from llava_soundclip.features.decode import Decoded, Decoder
+from llava_soundclip.features.sources import Clip, DatasetCell, Media, TarMember
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from llava_soundclip.encoders import AudioEncoder
+    from llava_soundclip.features.extract import Extraction
+    from llava_soundclip.features.ledger import Ledger
+    from llava_soundclip.features.store import FeatureHeader, StoredDType
+    from llava_soundclip.features.towers import VisionTower
+
+_SORTED_AT_ONCE = 4  # batches whose clips are sorted by length, so that each batch holds clips of one
+_SORTED_BYTES = 2**28
+_MOST_CPUS = 8  # of an actor: more are worth more as another actor
+_TRIES = 2  # of work that processes die of, before its clips are tried one by one
+_CALLS = 100  # of a process that decodes, so that what FFmpeg may leak ends with it
+
+LoadEncoder: TypeAlias = "Callable[[str], AudioEncoder]"
+LoadTower: TypeAlias = "Callable[[str], VisionTower]"
+
+
+def extract_features_on_ray(
+    clips: Iterable[Clip],
+    load_encoder: LoadEncoder,
+    load_tower: LoadTower,
+    out: str | os.PathLike[str],
+    *,
+    address: str | None = None,
+    frames: int = 1,
+    patches: bool = False,
+    dtype: "StoredDType" = "float16",
+    shard_size: int = 1000,
+    batch_size: int = 8,
+    progress: bool = False,
+) -> "Extraction":
+    """Make the features of clips, as `extract_features` does, on all machines of a Ray cluster.
+
+    Each GPU of the cluster gets an actor with the encoder and the tower; without GPUs, actors take half of the CPUs.
+    The other CPUs decode. Only this process writes, so it alone needs the folder; the package, the clips' files and
+    the weights must be on every node, under the same names.
+
+    What a process or a node that dies had in hand is made again elsewhere. A clip that processes die of is a bad one.
+
+    Args:
+        clips: what to work on, with ids of their own. See `read_clips`.
+        load_encoder: loads the encoder onto a device, "cpu" or an accelerator's name. It is sent to the nodes.
+        load_tower: loads the tower onto a device, in the same way.
+        out: the features folder.
+        address: "auto" for the cluster that this machine is part of, "HOST:PORT" for the one with this head, "local"
+            for a Ray of its own on this machine. None for what this process has joined, else what `ray.init()` finds.
+        frames: frames of a clip, evenly spaced.
+        patches: whether to store the patch tokens, too.
+        dtype: of the stored numbers.
+        shard_size: clips of a shard: as many may be lost when this process is killed.
+        batch_size: clips that an encoder and a tower get at once.
+        progress: whether to show a progress bar.
+
+    Returns:
+        What was done, with the bad clips and their reasons. Its seconds are this process's for "wait" and "write", all
+        workers' in sum for "decode", "encoder" and "tower".
+
+    Raises:
+        ImportError: without Ray.
+        ConnectionError: if there is no such cluster.
+        ValueError: as `extract_features`.
+        RuntimeError: if the cluster is too small, or its actors don't start, also because a node has other weights
+            than another.
+    """
+    from llava_soundclip.commands import progress_bar
+    from llava_soundclip.features.extract import Extraction
+    from llava_soundclip.features.ledger import Ledger, check_ids
+    from llava_soundclip.features.store import FeatureWriter
+
+    clips = list(clips)
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be 1 or more, not {batch_size}")
+    check_ids(clips)
+    require("ray", extra="ray")
+    with ExitStack() as stack:
+        stack.enter_context(_joined(address))
+        pool = Pool.of(_nodes())
+        options = {"frames": frames, "patches": patches, "dtype": dtype}
+        header, decoder = _described(pool, load_encoder, load_tower, options)
+        writer = stack.enter_context(FeatureWriter(out, header, shard_size=shard_size))
+        bar = stack.enter_context(progress_bar(progress, unit="clips"))
+        task = bar.add_task("features", total=len(clips))
+        ledger = stack.enter_context(Ledger(clips, writer, Extraction(), lambda: bar.advance(task)))
+        run = _Run(ledger, decoder, _Embedding(load_encoder, load_tower, pool, header, batch_size))
+        try:
+            run.work_on(ledger.todo(wait=False))
+            if ledger.left():
+                bar.update(task, description="features (waiting for other processes)")
+                run.work_on(ledger.todo(wait=True))
+        except KeyboardInterrupt:
+            ledger.flush()
+            ledger.result.interrupted = True
+    return ledger.result
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The actors that embed. Wherever Ray puts them, a whole CPU is left: Ray Data waits for ever for the tasks before
+    a pool that holds all.
+
+    Attributes:
+        size: actors.
+        cpus: of each.
+        gpus: of each, 0 or 1.
+        left: whole CPUs for the tasks that decode.
+    """
+
+    size: int
+    cpus: float
+    gpus: int
+    left: int
+
+    @classmethod
+    def of(cls, nodes: Sequence[tuple[float, float]]) -> "Pool":
+        """The pool of a cluster.
+
+        Args:
+            nodes: CPUs and GPUs of each node.
+
+        Raises:
+            RuntimeError: if no CPU would be left.
+        """
+        with_gpus = [(cpus, int(gpus)) for cpus, gpus in nodes if cpus and gpus >= 1]
+        if with_gpus:
+            share = min(cpus / (2 * gpus) for cpus, gpus in with_gpus)
+            each = min(1.0, math.floor(100 * share) / 100)  # Ray rounds, perhaps up
+            left = sum(int(cpus - int(gpus) * each) for cpus, gpus in nodes)
+            pool = cls(sum(gpus for _, gpus in with_gpus), each, 1, left)
+        else:
+            counts = [int(cpus) for cpus, _ in nodes]
+            total = sum(counts)
+            threads = max(1, min(_MOST_CPUS, max(counts) // 2))
+            size = max(1, sum(count // (2 * threads) for count in counts))
+            pool = cls(size, threads, 0, total - size * threads)
+        if pool.left < 1:
+            found = ", ".join(f"{cpus:g}" for cpus, _ in nodes)
+            raise RuntimeError(
+                f"the cluster is too small: its nodes have {found} CPUs (`ray start --num-cpus` says how many), and "
+                "whole ones are needed for decoding beside those for the encoder and the tower: 2 in all, or more"
+            )
+        return pool
+
+    @property
+    def reserved(self) -> dict[str, float]:
+        """What Ray reserves for each actor."""
+        return {"num_cpus": self.cpus, "num_gpus": self.gpus}
+
+
+@dataclass(frozen=True)
+class _Embedding:
+    """What an actor is told. See `extract_features_on_ray`."""
+
+    load_encoder: LoadEncoder
+    load_tower: LoadTower
+    pool: Pool
+    header: "FeatureHeader"
+    batch_size: int
+
+
+class _Run:
+    """Sends clips through the cluster, and keeps the books."""
+
+    def __init__(self, ledger: "Ledger", decoder: Decoder, embedding: _Embedding) -> None:
+        self.ledger = ledger
+        self.decoder = decoder
+        self.embedding = embedding
+
+    def work_on(self, clips: Iterable[Clip]) -> None:
+        waiting = {clip.id: clip for clip in clips}
+        most = _SORTED_AT_ONCE * self.embedding.batch_size
+        together = max(1, min(most, len(waiting) // self.embedding.pool.left))
+        for group_size in sorted({together, 1}, reverse=True):
+            # What a group's processes died of time and again is found by trying its clips one by one.
+            for id, made in self._made(list(waiting.values()), group_size):
+                clip = waiting.pop(id, None)
+                if clip is None:  # a row that came twice
+                    continue
+                if isinstance(made, str):
+                    self.ledger.fail(clip, made)
+                else:
+                    self.ledger.add(clip, *made)
+        for clip in waiting.values():
+            self.ledger.fail(
+                clip, "the processes that worked on it died: it is damaged, or too large for the memory"
+            )
+        self.ledger.flush()
+
+    def _made(
+        self, clips: Sequence[Clip], group_size: int
+    ) -> "Iterator[tuple[str, tuple[Tensor, Tensor] | str]]":
+        """Each clip's id with its sound and tokens, or with the reason why it is bad, as they come; those that
+        processes die of don't come."""
+        import ray.data
+        import torch
+
+        from llava_soundclip.features.embed import clock
+
+        if not clips:
+            return
+        pool = self.embedding.pool
+        sent = _Sent()
+        groups = [clips[at : at + group_size] for at in range(0, len(clips), group_size)]
+        rows = [{"clips": pickle.dumps([sent(clip) for clip in group])} for group in groups]
+        dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
+        tries = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_Tries).remote()
+        dataset = dataset.flat_map(
+            _decode,
+            fn_args=[tries, self.decoder, [ray.put(dataset) for dataset in sent.datasets]],
+            num_cpus=1,
+            max_calls=_CALLS,  # also what keeps Ray Data from decoding in the actors, where both want one CPU
+        )
+        dataset = dataset.map(
+            _Embed,
+            fn_constructor_args=[tries, self.embedding],
+            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=pool.size, initial_size=pool.size),
+            **pool.reserved,
+        )
+        dataset.context.enable_progress_bars = False
+        seconds = self.ledger.result.seconds
+        with _errors_of_ray():
+            found = iter(dataset.iter_rows())
+            while True:
+                with clock(seconds, "wait"):
+                    row = next(found, None)
+                if row is None:
+                    return
+                made, spent = pickle.loads(row["made"])
+                for stage, value in spent.items():
+                    seconds[stage] += value
+                for id, result in made:
+                    if isinstance(result, str):
+                        yield id, result
+                    else:
+                        audio, tokens = map(torch.from_numpy, result)
+                        yield id, (audio, tokens)
+
+
+class _Sent:
+    """Makes clips fit for other machines: whole paths, and datasets by number, so that each is sent once.
+
+    Attributes:
+        datasets: of the clips so far.
+    """
+
+    def __init__(self) -> None:
+        self.datasets: list[Any] = []
+        self._numbers: dict[int, int] = {}
+
+    def __call__(self, clip: Clip) -> Clip:
+        picture = None if clip.picture is None else self._media(clip.picture)
+        return replace(clip, sound=self._media(clip.sound), picture=picture)
+
+    def _media(self, media: Media) -> Media:
+        if isinstance(media, str):
+            return os.path.abspath(media)
+        if isinstance(media, TarMember):
+            return replace(media, path=os.path.abspath(media.path))
+        if isinstance(media, DatasetCell):
+            if id(media.dataset) not in self._numbers:
+                self._numbers[id(media.dataset)] = len(self.datasets)
+                self.datasets.append(media.dataset)
+            return replace(media, dataset=self._numbers[id(media.dataset)])
+        return media
+
+
+def _received(media: Media, datasets: Sequence[Any]) -> Media:
+    return replace(media, dataset=datasets[media.dataset]) if isinstance(media, DatasetCell) else media
+
+
+class _Tries:
+    """Counts how often each piece of work was begun: Ray begins what a process died of anew, in the actors for ever."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+
+    def begin(self, work: str) -> int:
+        self._counts[work] += 1
+        return self._counts[work]
+
+
+def _given_up(tries: Any, work: str) -> bool:
+    """Begin a piece of work, or find that too many processes have died of it."""
+    import ray
+
+    return ray.get(tries.begin.remote(work)) > _TRIES
+
+
+def _decode(
+    row: dict[str, bytes], tries: Any, decoder: Decoder, references: Sequence[Any]
+) -> Iterator[dict[str, bytes]]:
+    """A group of clips, decoded; several where they are large."""
+    import ray
+
+    clips: list[Clip] = pickle.loads(row["clips"])
+    if _given_up(tries, f"decode {clips[0].id}"):
+        return
+    datasets = ray.get(list(references))
+    group: list[tuple[str, Decoded | str]] = []
+    room = _SORTED_BYTES
+    for clip in clips:
+        picture = None if clip.picture is None else _received(clip.picture, datasets)
+        found = decoder(replace(clip, sound=_received(clip.sound, datasets), picture=picture).fetched())
+        group.append((clip.id, found))
+        room -= found.nbytes if isinstance(found, Decoded) else 0
+        if room <= 0:
+            yield {"decoded": pickle.dumps(group)}
+            group, room = [], _SORTED_BYTES
+    if group:
+        yield {"decoded": pickle.dumps(group)}
+
+
+class _Embed:
+    """What an actor does."""
+
+    def __init__(self, tries: Any, embedding: _Embedding) -> None:
+        from llava_soundclip.features.embed import Embedder, header_of
+
+        header = embedding.header
+        encoder, tower = _loaded(embedding.load_encoder, embedding.load_tower, embedding.pool)
+        own = header_of(encoder, tower, frames=header.frames, patches=header.patches, dtype=header.dtype)
+        differences = header.differences(own)
+        if differences:
+            raise ValueError(f"nodes have other weights than others: {'; '.join(differences)}")
+        self.tries = tries
+        self.batch_size = embedding.batch_size
+        self.seconds: dict[str, float] = {}
+        self.embedder = Embedder(encoder, tower, header.patches, self.batch_size, self.seconds)
+
+    def __call__(self, row: dict[str, bytes]) -> dict[str, bytes]:
+        """The rows of a group of clips, as arrays."""
+        group: list[tuple[str, Decoded | str]] = pickle.loads(row["decoded"])
+        if _given_up(self.tries, f"embed {group[0][0]}"):
+            return {"made": pickle.dumps(([], {}))}
+        good = sorted(
+            ((id, found) for id, found in group if isinstance(found, Decoded)),
+            key=lambda item: item[1].waveform.shape[-1],
+        )
+        made: list[Any] = [(id, reason) for id, reason in group if isinstance(reason, str)]
+        self.seconds.clear()
+        self.seconds["decode"] = sum(found.seconds for _, found in good)
+        for at in range(0, len(good), self.batch_size):
+            batch = good[at : at + self.batch_size]
+            results = self.embedder([found for _, found in batch])
+            for (id, _), result in zip(batch, results, strict=True):
+                made.append((id, result if isinstance(result, str) else tuple(t.numpy() for t in result)))
+        return {"made": pickle.dumps((made, self.seconds))}
+
+
+def _described(
+    pool: Pool, load_encoder: LoadEncoder, load_tower: LoadTower, options: Mapping[str, Any]
+) -> "tuple[FeatureHeader, Decoder]":
+    """The header of the features, and what decodes for them: asked of the cluster, since only its nodes need the room
+    for an encoder and a tower."""
+    import ray
+
+    task = ray.remote(**pool.reserved)(_describe)
+    with _errors_of_ray():
+        return ray.get(task.remote(pool, load_encoder, load_tower, options))
+
+
+def _describe(
+    pool: Pool, load_encoder: LoadEncoder, load_tower: LoadTower, options: Mapping[str, Any]
+) -> "tuple[FeatureHeader, Decoder]":
+    from llava_soundclip.features.embed import header_of
+    from llava_soundclip.features.pictures import prepare_like
+
+    encoder, tower = _loaded(load_encoder, load_tower, pool)
+    rate = None if encoder.resamples else encoder.sampling_rate
+    return header_of(encoder, tower, **options), Decoder(
+        rate, options["frames"], prepare_like(tower.processor)
+    )
+
+
+def _loaded(
+    load_encoder: LoadEncoder, load_tower: LoadTower, pool: Pool
+) -> "tuple[AudioEncoder, VisionTower]":
+    """Both, in a process that Ray started for them."""
+    import torch
+
+    from llava_soundclip.commands import default_device
+
+    torch.set_num_threads(max(1, int(pool.cpus)))
+    device = default_device() if pool.gpus else "cpu"
+    return load_encoder(device), load_tower(device)
+
+
+def _nodes() -> list[tuple[float, float]]:
+    """CPUs and GPUs of the cluster's nodes."""
+    import ray
+
+    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return [(resources.get("CPU", 0), resources.get("GPU", 0)) for resources in alive]
+
+
+@contextmanager
+def _joined(address: str | None) -> Iterator[None]:
+    """Be part of a cluster; one that this process has joined before is left as it is."""
+    import ray
+
+    if address is None and ray.is_initialized():
+        yield
+        return
+    ray.init(address, log_to_driver=False)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def _errors_of_ray() -> Iterator[None]:
+    """Turn what Ray raises into the error that a worker raised, or else into a RuntimeError."""
+    from ray.exceptions import RayError, RayTaskError
+
+    try:
+        yield
+    except RayTaskError as error:
+        raise error.cause from error
+    except RayError as error:
+        raise RuntimeError(f"Ray: {error}") from error

@@ -1,0 +1,118 @@
+"""The books of a run: which clips are made, there, bad or under way, in step with the folder and other processes."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from llava_soundclip.features.claims import Claims
+from llava_soundclip.features.embed import clock
+from llava_soundclip.features.sources import Clip
+from llava_soundclip.features.store import FeatureWriter
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from llava_soundclip.features.extract import Extraction
+
+
+class Ledger:
+    """Hands clips out, and takes each one's row, or the reason why it has none. To be used as a context manager.
+
+    Args:
+        clips: with ids of their own. See `check_ids`.
+        writer: of the folder.
+        result: what is filled in.
+        advance: told after each clip.
+    """
+
+    def __init__(
+        self,
+        clips: Sequence[Clip],
+        writer: FeatureWriter,
+        result: "Extraction",
+        advance: Callable[[], None],
+    ) -> None:
+        self.writer = writer
+        self.result = result
+        self._advance = advance
+        self._claims = Claims(writer.path / "locks" / "claims", clips)
+        self._unsafe: list[str] = []  # ids that are in the writer, not yet on the disk
+
+    def __enter__(self) -> "Self":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._claims.close()
+
+    def left(self) -> bool:
+        """Whether other processes held clips back so far."""
+        return self._claims.left()
+
+    def todo(self, *, wait: bool) -> Iterator[Clip]:
+        """The clips that are to be made by this process, claimed as the iteration goes on.
+
+        Args:
+            wait: whether to wait for those that others hold, rather than leave them for a later call.
+        """
+        for clip, finished in self._claims.take(self._finished, wait=wait):
+            if finished:
+                self.result.there += 1
+                self._advance()
+            else:
+                yield clip
+
+    def add(self, clip: Clip, audio: Tensor, tokens: Tensor) -> None:
+        """Write a clip's row.
+
+        Args:
+            clip: one that was handed out, once.
+            audio: (d_a,) or (L, d_a).
+            tokens: (P+1, D), CLS first, or (1, D) in a folder without patches.
+        """
+        with clock(self.result.seconds, "write"):
+            try:
+                patches = tokens[1:] if self.writer.header.patches else None
+                times = {"start": clip.start, "end": clip.end}
+                wrote = self.writer.add(clip.id, clip.source, audio, tokens[0], patches, **times)
+            except ValueError as error:
+                self.fail(clip, str(error))
+                return
+        self.result.made += 1
+        self._unsafe.append(clip.id)
+        self._advance()
+        if wrote:
+            self._settle()
+
+    def fail(self, clip: Clip, reason: str) -> None:
+        """Note why a clip has no row."""
+        self.result.bad[clip.id] = reason.encode("utf-8", "backslashreplace").decode()
+        self._claims.settle([clip.id])
+        self._advance()
+
+    def flush(self) -> None:
+        """Bring the rows so far to the disk."""
+        with clock(self.result.seconds, "write"):
+            self.writer.flush()
+        self._settle()
+
+    def _finished(self) -> set[str]:
+        self.writer.refresh()
+        return self.writer.finished
+
+    def _settle(self) -> None:
+        """The rows so far are on the disk: others may have their groups."""
+        self._claims.settle(self._unsafe)
+        self._unsafe.clear()
+
+
+def check_ids(clips: Sequence[Clip]) -> None:
+    """See that each clip has an id of its own.
+
+    Raises:
+        ValueError: with the first one that two have.
+    """
+    twice = [id for id, count in Counter(clip.id for clip in clips).items() if count > 1]
+    if twice:
+        raise ValueError(f"two clips have the id {twice[0]!r}: each needs one of its own")
