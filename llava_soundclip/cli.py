@@ -63,6 +63,15 @@ def caption(
     frame: Annotated[str, typer.Option(help="Frame of a film: middle, first, or seconds.")] = "middle",
     batch_size: Annotated[int, typer.Option(min=1, help="Clips at once.")] = 8,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of a caption at most.")] = 128,
+    setting: Annotated[
+        str | None, typer.Option(help="What rows of --out call this run: one file may hold several.")
+    ] = None,
+    control: Annotated[
+        str | None,
+        typer.Option(
+            help="To compare with: another (the next clip's sound), noise or zero in the sound's place, random patches."
+        ),
+    ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, auto ...")] = None,
     dtype: Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")] = "auto",
 ) -> None:
@@ -83,10 +92,15 @@ def caption(
     given = {name: value for name, value in options.items() if value is not None}
     given |= encoder_options(encoder_option or ())
     try:
-        captions = None if out is None else CaptionFile(out)
+        captions = None if out is None else CaptionFile(out, setting)
     except (OSError, ValueError) as error:
         raise typer.BadParameter(f"--out: {error}") from error
+    if control not in (None, "another", "noise", "zero", "random"):
+        raise typer.BadParameter(f"--control is another, noise, zero or random, not {control}")
     found = find_clips(clips)
+    if control == "another" and len(found) < 2:
+        raise typer.BadParameter("--control another needs two clips or more")
+    heard = dict(zip(found, found[1:] + found[:1] if control == "another" else found, strict=True))
     todo = [clip for clip in found if captions is None or clip not in captions]
     if len(todo) < len(found):
         typer.echo(f"{len(found) - len(todo)} of {len(found)} clips are in {out} already", err=True)
@@ -105,11 +119,23 @@ def caption(
         "tokens": soundclip.tokens,
         "model": model,
     }
+    about |= {
+        name: value for name, value in (("setting", setting), ("control", control)) if value is not None
+    }
+    soundclip.control = None if control == "another" else control  # type: ignore[assignment]  # checked above
 
     def ask(batch: Sequence[str]) -> list[str]:
-        pictures = [seen if seen is not None and not _has_picture(clip) else None for clip in batch]
+        pictures: list[Any] = [
+            seen if seen is not None and not _has_picture(clip) else None for clip in batch
+        ]
+        if control == "another":  # with the clip's own picture
+            pictures = [clip if shown is None else shown for clip, shown in zip(batch, pictures, strict=True)]
         texts = soundclip.caption(
-            list(batch), prompt=prompt, picture=pictures, frame=when, max_new_tokens=max_new_tokens
+            [heard[clip] for clip in batch],
+            prompt=prompt,
+            picture=pictures,
+            frame=when,
+            max_new_tokens=max_new_tokens,
         )
         return list(texts)
 

@@ -67,31 +67,35 @@ def _work_on(
 
 
 class CaptionFile:
-    """A JSON Lines file of captions, one row a clip, added to batch by batch.
+    """A JSON Lines file of captions, one row a clip and setting, added to batch by batch.
 
     A run may end at any moment: of a row that was half written then, the half is taken away.
+
+    Args:
+        path: the file.
+        setting: what its rows call what this run does; rows of other settings are another's.
 
     Raises:
         ValueError: if a whole line is no row; such a file isn't touched.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, setting: str | None = None) -> None:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         content = path.read_bytes() if path.exists() else b""
         whole, newline, rest = content.rpartition(b"\n")
-        rows = [_clip_of(line) for line in whole.split(b"\n")] if newline else []
+        rows = [_row_of(line) for line in whole.split(b"\n")] if newline else []
         if None in rows:
             raise ValueError(f"line {rows.index(None) + 1} of {path} is no row of captions")
         if rest:
-            rows.append(_clip_of(rest))
+            rows.append(_row_of(rest))
             with open(path, "r+b") as file:
                 if rows[-1] is None:
                     file.truncate(len(content) - len(rest))
                 else:  # whole but for its end of line
                     file.seek(0, os.SEEK_END)
                     file.write(b"\n")
-        self._done = {os.path.abspath(clip) for clip in rows if clip is not None}
+        self._done = {os.path.abspath(row[0]) for row in rows if row is not None and row[1] == setting}
 
     def __contains__(self, clip: str) -> bool:
         return os.path.abspath(clip) in self._done
@@ -103,9 +107,10 @@ class CaptionFile:
             file.write(text)
 
 
-def _clip_of(line: bytes) -> str | None:
-    """The clip of a row, None if the line isn't a row."""
+def _row_of(line: bytes) -> tuple[str, str | None] | None:
+    """The clip and the setting of a row, None if the line isn't a row."""
     try:
-        return str(json.loads(line)["clip"])
-    except (ValueError, TypeError, KeyError):
+        row = json.loads(line)
+        return str(row["clip"]), row.get("setting")
+    except (ValueError, TypeError, KeyError, AttributeError):
         return None

@@ -15,9 +15,11 @@ from torch import Tensor, nn
 from llava_soundclip import captioning
 from llava_soundclip.alignment import build_alignment
 from llava_soundclip.captioning import FrameTime, Trace
+from llava_soundclip.controls import Control, RandomSubstituter, check_control, fill
 from llava_soundclip.encoders import AudioEncoder, load_encoder
 from llava_soundclip.hosts import find_host, inner_model
 from llava_soundclip.hosts.base import Hearing, Host, Undo
+from llava_soundclip.presets import PRESETS
 from llava_soundclip.sounds import as_waveforms
 from llava_soundclip.substitution import AudioTokenSubstituter, Norm, check_k
 
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from llava_soundclip.projector import Projector
 
 Tokens = Literal["zero", "drop"]
+
+_DEFAULTS = ("whisperclip", "raw", 150)  # of `patch`: encoder, alignment, k
 
 # Handle -> the sounds open in this context. At module level, as contextvars want it.
 _OPEN: ContextVar[Mapping["SoundCLIP", Hearing]] = ContextVar(
@@ -42,6 +46,7 @@ def patch(
     projector: "Projector | str | Path | None" = None,
     tokens: Tokens = "zero",
     norm: Norm = "keep",
+    preset: str | None = None,
     processor: Any = None,
     **encoder_options: Any,
 ) -> "SoundCLIP":
@@ -60,6 +65,8 @@ def patch(
         tokens: "zero" keeps zeros in the place of the other patches (the paper); "drop" takes them out of
             the prompt and the KV cache, so that the LLM reads k+1 tokens an image.
         norm: "keep" (the paper), or "match" to scale a sound to the norm of the CLS token it replaces.
+        preset: an application of the paper's (4.5), such as "dense_captioning": `presets.PRESETS` has the encoder,
+            the alignment and k that it recommends. Those three are then not given.
         processor: the model's processor; only `caption` and `trace` need it, and load it themselves from
             where the model came from if it isn't given.
         **encoder_options: for the encoder: `checkpoint=`, `fusion=`, `backend=`, `device=`, `dtype=` ...
@@ -72,6 +79,12 @@ def patch(
         ValueError: for an unknown value, or a projector that fits neither encoder nor tower.
     """
     host = find_host(model)
+    if preset is not None:
+        if preset not in PRESETS:
+            raise ValueError(f"preset must be one of {', '.join(map(repr, PRESETS))}, not {preset!r}")
+        if (encoder, alignment, k) != _DEFAULTS:
+            raise ValueError(f"preset={preset!r} says encoder, alignment and k: give either it or these")
+        encoder, alignment, k = PRESETS[preset].encoder, PRESETS[preset].alignment, PRESETS[preset].k
     check_k(k)
     if isinstance(encoder, AudioEncoder):
         if encoder_options:
@@ -117,7 +130,7 @@ def unpatch(model: nn.Module, *, missing_ok: bool = False) -> None:
 class SoundCLIP:
     """A LLaVA's hearing: what `patch` returns.
 
-    `k`, `alignment`, `norm` and `tokens` can be changed between calls.
+    `k`, `alignment`, `norm`, `tokens` and `control` can be changed between calls.
 
     Attributes:
         model: the patched model.
@@ -164,6 +177,7 @@ class SoundCLIP:
         self.alignment = alignment
         self.tokens = tokens
         self.norm = norm
+        self.control = None
 
     @property
     def k(self) -> int:
@@ -207,6 +221,16 @@ class SoundCLIP:
                 f"tokens must be one of {', '.join(map(repr, get_args(Tokens)))}, not {tokens!r}"
             )
         self._tokens = tokens
+
+    @property
+    def control(self) -> Control | None:
+        """What takes the place of the sound's own effect, to compare with: "noise" or "zero" in the CLS slot,
+        "random" patches, or None, the usual. See `llava_soundclip.controls`."""
+        return self._control
+
+    @control.setter
+    def control(self, control: Control | None) -> None:
+        self._control = check_control(control)
 
     @property
     def is_installed(self) -> bool:
@@ -355,8 +379,8 @@ class SoundCLIP:
 
     def edit(self, layers: Sequence[Tensor], hearing: Hearing) -> list[Tensor]:
         """Algorithm 1 on the tower's selected layers, each (n, N+1, D): chosen at the last of them."""
-        audio = self.align(hearing.embeddings)
-        substituter = AudioTokenSubstituter(self.k, norm=self.norm)
+        audio = fill(self.align(hearing.embeddings), self.control)
+        substituter = self._substituter()
         selection = substituter.select(layers[-1], audio)
         change = substituter.zero if self.tokens == "zero" else substituter.drop
         return [change(tokens, audio, selection) for tokens in layers]
@@ -375,8 +399,8 @@ class SoundCLIP:
             The layers edited, with zeros for the other patches, and (n, N) bool, patches that the language
             model reads: the candidates with tokens="zero", the chosen ones with "drop".
         """
-        audio = self.align(hearing.embeddings)
-        substituter = AudioTokenSubstituter(self.k, norm=self.norm)
+        audio = fill(self.align(hearing.embeddings), self.control)
+        substituter = self._substituter()
         candidates = candidates.to(layers[-1].device)
         selection = substituter.select(layers[-1], audio, candidates)
         is_read = candidates if self.tokens == "zero" else candidates & selection.mask
@@ -392,6 +416,10 @@ class SoundCLIP:
         if self.k > rows * columns:
             raise ValueError(f"k is {self.k}, but an image has only {rows * columns} patches")
         return 1 + (rows * columns if self.tokens == "zero" else self.k)
+
+    def _substituter(self) -> AudioTokenSubstituter:
+        kind = RandomSubstituter if self.control == "random" else AudioTokenSubstituter
+        return kind(self.k, norm=self.norm)
 
     def _install(self) -> None:
         try:

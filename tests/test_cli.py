@@ -252,6 +252,27 @@ def test_bad_clips_are_listed_at_the_end(folder, fake):
     ]
 
 
+def test_one_file_holds_several_settings(folder, fake):
+    for setting in ("raw", "projected", "raw"):
+        assert run("clips", "--out", "captions.jsonl", "--setting", setting).exit_code == 0
+    assert [row["setting"] for row in rows("captions.jsonl")] == ["raw"] * 3 + ["projected"] * 3
+    assert run("clips", "--out", "captions.jsonl").exit_code == 0  # one without a name is one more
+    assert len(rows("captions.jsonl")) == 9
+
+
+def test_controls(folder, fake):
+    assert run("clips", "--out", "captions.jsonl", "--control", "noise", "--batch-size", 8).exit_code == 0
+    assert fake.control == "noise" and rows("captions.jsonl")[0]["control"] == "noise"
+    assert run("clips", "--control", "another", "--batch-size", 2).exit_code == 0
+    assert fake.control is None
+    own = ["clips/a.MOV", "clips/b.mp4", "clips/deep/er/c.wav"]
+    assert [call["source"] for call in fake.calls[1:]] == [[own[1], own[2]], [own[0]]]
+    assert [call["picture"] for call in fake.calls[1:]] == [own[:2], own[2:]]
+    for arguments in (["clips", "--control", "silence"], ["clips/b.mp4", "--control", "another"]):
+        refused = run(*arguments)
+        assert refused.exit_code == 2 and "another" in refused.stderr
+
+
 def test_a_second_run_does_what_is_missing(folder, fake):
     (folder / "clips" / "bad.mp4").touch()
     assert run("clips", "--out", "captions.jsonl").exit_code == 1

@@ -1,0 +1,71 @@
+"""What a figure with a sound is to be compared with: slots that tell nothing of the clip, and patches kept by chance.
+
+The paper has none of them. Without them a good caption may come from the picture alone, with the sound a token that
+the language model ignores.
+"""
+
+import zlib
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from llava_soundclip.substitution import AudioTokenSubstituter, Selection
+
+Control = Literal["noise", "zero", "random"]
+
+
+def check_control(control: object) -> Control | None:
+    """Return `control` if it is one, or None.
+
+    Raises:
+        ValueError: for something else.
+    """
+    if control is not None and control not in get_args(Control):
+        raise ValueError(
+            f"control must be one of {', '.join(map(repr, get_args(Control)))} or None, not {control!r}"
+        )
+    return control  # type: ignore[return-value]
+
+
+def fill(f_a: Tensor, control: Control | None) -> Tensor:
+    """What takes the CLS slot instead of sounds.
+
+    Args:
+        f_a: (B, D) sounds in the tower's space.
+        control: "noise", a random direction with the sound's own norm, the same one each time for the same sound;
+            "zero", a zero vector; "random" and None leave the sound.
+
+    Returns:
+        (B, D) in the dtype of `f_a`.
+    """
+    if control == "zero":
+        return torch.zeros_like(f_a)
+    if control != "noise":
+        return f_a
+    directions = [torch.randn(f_a.shape[1], generator=_generator(row)) for row in f_a]
+    noise = F.normalize(torch.stack(directions), dim=1)
+    return (noise.to(f_a.device) * f_a.float().norm(dim=1, keepdim=True)).to(f_a.dtype)
+
+
+class RandomSubstituter(AudioTokenSubstituter):
+    """Keeps k patches drawn at random, the same ones each time for the same sound: every figure about k wants it
+    beside it, since random patches are often as good (UniPruneBench). The similarities stay those of the sound."""
+
+    def select(self, tokens: Tensor, audio: Tensor, candidates: Tensor | None = None) -> Selection:
+        selection = super().select(tokens, audio, candidates)
+        patches = selection.similarity.shape[1]
+        drawn = torch.stack([torch.rand(patches, generator=_generator(row)) for row in audio])
+        drawn = drawn.to(selection.similarity.device)
+        if candidates is not None:
+            drawn = drawn.masked_fill(~candidates, -torch.inf)
+        order = drawn.sort(dim=1, descending=True, stable=True).indices
+        return Selection(selection.similarity, order[:, : self.k].sort(dim=1).values)
+
+
+def _generator(row: Tensor) -> torch.Generator:
+    """A generator that a sound alone decides; rounded, since its numbers differ a little from batch to batch."""
+    numbers = row.detach().float().cpu()
+    rounded = (numbers / numbers.abs().amax().clamp_min(1e-12) * 100).round().to(torch.int8)
+    return torch.Generator().manual_seed(zlib.crc32(rounded.numpy().tobytes()))

@@ -1,0 +1,22 @@
+"""Caption quality as the paper's Tables 12 and 13 have it: BLEU, ROUGE-1/2/L, BERTScore and CLIPScore.
+
+captions = read_captions("captions.jsonl")
+references = read_references("refs.jsonl")
+scores = score(captions, references, bertscore=BERTScore("all-MiniLM-L6-v2/"))
+print(scores.figure("BLEU", "raw"), scores.difference("BLEU", "raw", "projected"))
+"""
+
+from llava_soundclip.evaluation.captions.files import Caption, read_captions, read_references
+from llava_soundclip.evaluation.captions.models import BERTScore, CLIPScore
+from llava_soundclip.evaluation.captions.scores import METRICS, CaptionScores, score
+
+__all__ = [
+    "METRICS",
+    "BERTScore",
+    "CLIPScore",
+    "Caption",
+    "CaptionScores",
+    "read_captions",
+    "read_references",
+    "score",
+]

@@ -1,0 +1,153 @@
+"""Captions and references in JSON Lines."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+ONLY_SETTING = "captions"  # of a file that names none
+
+
+@dataclass(frozen=True)
+class Caption:
+    """What was said of a clip in one setting.
+
+    Attributes:
+        id: of the clip, the same in every setting and in the references.
+        text: the caption; may be empty, which is scored as such.
+        setting: such as "raw".
+        image: path of the clip's picture or film, for CLIPScore.
+    """
+
+    id: str
+    text: str
+    setting: str = ONLY_SETTING
+    image: Path | None = None
+
+
+def read_captions(file: str | PathLike[str]) -> list[Caption]:
+    """Read captions, one a row.
+
+    Rows are {"id": ..., "caption": ..., "setting": ..., "image": ...}, the last two if there are any. What
+    `llava-soundclip caption --out` writes is read as it is: "clip" is the id, and where it was given no setting its
+    options make one, such as "clap-raw-150tk" or "clap-raw-150tk-drop-noise". Other fields are left alone.
+
+    Args:
+        file: JSON Lines. Relative paths of pictures begin where it is.
+
+    Raises:
+        ValueError: if rows aren't such, name a clip twice in one setting, or some have a setting and some
+            none; all of them are named.
+        OSError: if it can't be read.
+    """
+    captions: list[Caption] = []
+    faults: list[str] = []
+    first_seen: dict[tuple[str, str], int] = {}
+    unnamed: list[int] = []
+    for line, row in _rows(file, faults):
+        clip, text = _clip_of(row), row.get("caption")
+        if clip is None:
+            faults.append(f'line {line} has no "id"')
+        elif not isinstance(text, str):
+            faults.append(f'line {line} has no "caption"')
+        else:
+            setting = _setting_of(row)
+            if setting is None:
+                unnamed.append(line)
+            caption = Caption(clip, text, setting or ONLY_SETTING, _picture_of(row, Path(file).parent))
+            before = first_seen.setdefault((caption.setting, caption.id), line)
+            if before != line:
+                faults.append(
+                    f"line {line} captions {clip!r} in {caption.setting!r} again, after line {before}"
+                )
+            captions.append(caption)
+    if 0 < len(unnamed) < len(captions):
+        faults += [f'line {line} has no "setting", other lines have one' for line in unnamed]
+    if not captions and not faults:
+        faults.append("it is empty")
+    _raise_for(file, faults)
+    return captions
+
+
+def read_references(file: str | PathLike[str]) -> dict[str, list[str]]:
+    """Read what people wrote of the clips.
+
+    Rows are {"id": ..., "references": [...]}, or "reference" or "caption" with one. A clip may have several
+    rows, as in AudioCaps' tables; all of their references count.
+
+    Args:
+        file: JSON Lines.
+
+    Returns:
+        References by clip, each clip with one at least.
+
+    Raises:
+        ValueError: if rows aren't such, or have an empty reference; all of them are named.
+        OSError: if it can't be read.
+    """
+    references: dict[str, list[str]] = {}
+    faults: list[str] = []
+    for line, row in _rows(file, faults):
+        clip = _clip_of(row)
+        given = next((row[name] for name in ("references", "reference", "caption") if name in row), None)
+        texts = [given] if isinstance(given, str) else given
+        if clip is None:
+            faults.append(f'line {line} has no "id"')
+        elif not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
+            faults.append(f'line {line} has no "references", a list of texts')
+        elif not all(text.strip() for text in texts):
+            faults.append(f"line {line} has an empty reference")
+        else:
+            references.setdefault(clip, []).extend(texts)
+    if not references and not faults:
+        faults.append("it is empty")
+    _raise_for(file, faults)
+    return references
+
+
+def listed(things: list[str], limit: int = 10) -> str:
+    """The first of many things, and how many more there are."""
+    more = f" and {len(things) - limit} more" if len(things) > limit else ""
+    return "; ".join(things[:limit]) + more
+
+
+def _rows(file: str | PathLike[str], faults: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Lines with their number, from 1 on; those that are no JSON objects go to the faults."""
+    with open(file, encoding="utf-8-sig") as lines:
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                try:
+                    row = json.loads(line)
+                except ValueError:
+                    row = None
+                if isinstance(row, dict):
+                    yield number, row
+                else:
+                    faults.append(f"line {number} is no JSON object")
+
+
+def _clip_of(row: dict[str, Any]) -> str | None:
+    """Numbers and texts name clips; 7 and "7" are one."""
+    clip = row.get("id", row.get("clip"))
+    return str(clip) if isinstance(clip, str | int) and not isinstance(clip, bool) and clip != "" else None
+
+
+def _setting_of(row: dict[str, Any]) -> str | None:
+    if row.get("setting") not in (None, ""):
+        return str(row["setting"])
+    if {"encoder", "alignment", "k"} <= row.keys():
+        others = ("drop" if row.get("tokens") == "drop" else None, row.get("control"))
+        parts = (row["encoder"], row["alignment"], f"{row['k']}tk", *others)
+        return "-".join(str(part) for part in parts if part is not None)
+    return None
+
+
+def _picture_of(row: dict[str, Any], folder: Path) -> Path | None:
+    return folder / row["image"] if isinstance(row.get("image"), str) and row["image"] else None
+
+
+def _raise_for(file: str | PathLike[str], faults: list[str]) -> None:
+    if faults:
+        raise ValueError(f"{file}: {listed(faults)}")

@@ -1,0 +1,266 @@
+"""BERTScore and CLIPScore: what models make of captions, references and pictures."""
+
+import csv
+from collections import defaultdict
+from collections.abc import Sequence
+from importlib.metadata import version
+from os import PathLike, fspath
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from llava_soundclip import __version__
+from llava_soundclip._extras import require
+
+_CLIPS_AT_ONCE = 1000  # whose tokens are held in memory
+_NO_LIMIT = 10**6  # tokenizers that know no longest text name a number above
+
+
+class BERTScore:
+    """BERTScore's F1 by the bert-score package, without idf weights; of several references the best.
+
+    The paper's figures, about 0.2, are rescaled: roberta-large, bert-score's choice for English, gives 0.83 to
+    captions that have nothing to do with the reference, and rescaling makes that 0. The package has these
+    baselines for some models; figures of others, such as MiniLM, stay cosines.
+
+    Args:
+        model: Hub id or folder of a text encoder.
+        known_as: the Hub id of which `model` is a copy: it decides layer and baseline. `model` by default.
+        layer: whose output is compared, 0 for the embeddings; bert-score's choice by default, or the last for
+            models that it doesn't know.
+        rescale: by the package's English baseline of the model and layer, where it has one.
+        batch_size: texts at once.
+        device: where it runs; the CPU by default.
+
+    Attributes:
+        layer: see above.
+        baseline: what becomes 0, or None without rescaling.
+
+    Raises:
+        ImportError: if bert-score isn't installed.
+        OSError: if the model can't be found or reached.
+        ValueError: if it has no such layer.
+    """
+
+    def __init__(
+        self,
+        model: str | PathLike[str] = "roberta-large",
+        *,
+        known_as: str | None = None,
+        layer: int | None = None,
+        rescale: bool = True,
+        batch_size: int = 64,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        utils = require("bert_score.utils", extra="evaluation")
+        import transformers
+
+        self._name = fspath(model)
+        self._batch_size, self._device = batch_size, device
+        self._tokenizer = transformers.AutoTokenizer.from_pretrained(model)
+        encoder = transformers.AutoModel.from_pretrained(model, dtype=torch.float32)
+        if encoder.config.is_encoder_decoder:
+            encoder = encoder.get_encoder()
+        depth = encoder.config.num_hidden_layers
+        self.layer = utils.model2layers.get(known_as or self._name, depth) if layer is None else layer
+        if not 0 <= self.layer <= depth:
+            raise ValueError(f"{self._name} has layers 0 to {depth}, not {self.layer}")
+        self.baseline = _baseline(utils, known_as or self._name, self.layer) if rescale else None
+        if self._tokenizer.model_max_length > _NO_LIMIT:
+            # RoBERTa's first two positions are none of a text's.
+            self._tokenizer.model_max_length = encoder.config.max_position_embeddings - 2
+        self._weights = _fingerprint(encoder)
+        self._model = _Layer(encoder, self.layer).eval().requires_grad_(False).to(device)
+
+    def score(self, texts: Sequence[str], references: Sequence[Sequence[str]]) -> np.ndarray:
+        """The F1 of each caption.
+
+        Args:
+            texts: n captions; an empty one's cosines are 0, as in the package.
+            references: of each caption, one at least.
+
+        Returns:
+            (n,) scores; 1 is best.
+        """
+        utils = require("bert_score.utils", extra="evaluation")
+        weights: dict[int, float] = defaultdict(lambda: 1.0)
+        weights[self._tokenizer.cls_token_id] = weights[self._tokenizer.sep_token_id] = 0
+        values = np.zeros(len(texts))
+        # Transformers 5 stops the package at empty texts.
+        filled = [row for row, text in enumerate(texts) if text.strip()]
+        for start in range(0, len(filled), _CLIPS_AT_ONCE):
+            rows = filled[start : start + _CLIPS_AT_ONCE]
+            found = utils.bert_cos_score_idf(
+                self._model,
+                [reference for row in rows for reference in references[row]],
+                [texts[row] for row in rows for _ in references[row]],
+                self._tokenizer,
+                weights,
+                batch_size=self._batch_size,
+                device=self._device,
+            )
+            each = found[:, 2].split([len(references[row]) for row in rows])
+            values[rows] = [float(scores.max()) for scores in each]
+        return values if self.baseline is None else (values - self.baseline) / (1 - self.baseline)
+
+    def about(self, texts: Sequence[str]) -> dict[str, Any]:
+        """How the figures of these captions were made."""
+        return {
+            "implementation": f"bert-score {version('bert-score')}, transformers {version('transformers')}",
+            "figure": "F1, best of the references, no idf",
+            "model": self._name,
+            "weights": self._weights,
+            "layer": self.layer,
+            "rescaled_from": self.baseline,
+            "captions_cut": _too_long(texts, self._tokenizer, self._tokenizer.model_max_length),
+        }
+
+
+class CLIPScore:
+    """CLIPScore by its definition (Hessel et al. 2021): w * max(cos(picture, caption), 0).
+
+    w is 2.5, which the paper's figures, about 0.7, are of: cosines of CLIP are near 0.3. torchmetrics' CLIPScore
+    is that of weight=100 and prompt="".
+
+    Args:
+        model: Hub id or folder of a CLIP with both towers.
+        weight: w.
+        prompt: put before each caption, as the original does.
+        batch_size: texts or pictures at once.
+        device: where it runs; the CPU by default.
+
+    Raises:
+        OSError: if the model can't be found or reached.
+        ValueError: if it is no CLIP with both towers.
+    """
+
+    def __init__(
+        self,
+        model: str | PathLike[str] = "openai/clip-vit-base-patch32",
+        *,
+        weight: float = 2.5,
+        prompt: str = "A photo depicts ",
+        batch_size: int = 64,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        import transformers
+
+        config = transformers.AutoConfig.from_pretrained(model)
+        if config.model_type != "clip":
+            raise ValueError(
+                f"{fspath(model)} is a {config.model_type}: a CLIP of text and pictures is wanted, "
+                "such as openai/clip-vit-base-patch32"
+            )
+        self._name = fspath(model)
+        self._weight, self._prompt = weight, prompt
+        self._batch_size, self._device = batch_size, device
+        self._words = config.text_config.max_position_embeddings
+        self._tokenizer = transformers.AutoTokenizer.from_pretrained(model)
+        self._processor = transformers.AutoImageProcessor.from_pretrained(model)
+        clip = transformers.CLIPModel.from_pretrained(model, dtype=torch.float32)
+        self._weights = _fingerprint(clip)
+        self._model = clip.eval().requires_grad_(False).to(device)
+
+    def score(self, texts: Sequence[str], images: Sequence[str | PathLike[str]]) -> np.ndarray:
+        """The score of each caption.
+
+        Args:
+            texts: n captions. Those longer than CLIP reads, 77 tokens, are cut.
+            images: of each, a picture, or a film whose middle is taken.
+
+        Returns:
+            (n,) scores, 0 to w.
+
+        Raises:
+            MediaError: if a picture can't be read.
+        """
+        different = list(dict.fromkeys(texts))
+        pictures = list(dict.fromkeys(Path(image) for image in images))
+        of_texts = torch.cat([self._embed_texts(part) for part in self._batches(different)])
+        of_pictures = torch.cat([self._embed_pictures(part) for part in self._batches(pictures)])
+        text_rows = {text: row for row, text in enumerate(different)}
+        picture_rows = {picture: row for row, picture in enumerate(pictures)}
+        cosine = functional.cosine_similarity(
+            of_texts[[text_rows[text] for text in texts]],
+            of_pictures[[picture_rows[Path(image)] for image in images]],
+        )
+        return (self._weight * cosine.clamp(0, 1)).double().numpy()
+
+    def about(self, texts: Sequence[str]) -> dict[str, Any]:
+        """How the figures of these captions were made."""
+        return {
+            "implementation": f"llava-soundclip {__version__}, transformers {version('transformers')}",
+            "figure": f"{self._weight:g} * max(cos, 0)",
+            "model": self._name,
+            "weights": self._weights,
+            "prompt": self._prompt,
+            "captions_cut": _too_long([self._prompt + text for text in texts], self._tokenizer, self._words),
+        }
+
+    def _batches(self, things: list[Any]) -> list[list[Any]]:
+        return [things[start : start + self._batch_size] for start in range(0, len(things), self._batch_size)]
+
+    @torch.no_grad()
+    def _embed_texts(self, texts: list[str]) -> Tensor:
+        tokens = self._tokenizer(
+            [self._prompt + text for text in texts],
+            padding=True,
+            truncation=True,  # keeps the end token, which CLIP reads the text from
+            max_length=self._words,
+            return_tensors="pt",
+        ).to(self._device)
+        # By its parts: `get_text_features` gives other things in transformers 4 than in 5.
+        output = self._model.text_model(tokens["input_ids"], attention_mask=tokens["attention_mask"])
+        return self._model.text_projection(output.pooler_output).cpu()
+
+    @torch.no_grad()
+    def _embed_pictures(self, files: list[Path]) -> Tensor:
+        from llava_soundclip.media import load_frame
+
+        pictures = [load_frame(file) for file in files]
+        pixels = self._processor(images=pictures, return_tensors="pt")["pixel_values"].to(self._device)
+        return self._model.visual_projection(self._model.vision_model(pixels).pooler_output).cpu()
+
+
+class _Layer(nn.Module):
+    """An encoder up to a layer, with the output that bert-score reads."""
+
+    def __init__(self, encoder: nn.Module, layer: int) -> None:
+        super().__init__()
+        self.encoder, self.layer = encoder, layer
+        layers = getattr(getattr(encoder, "encoder", None), "layer", None)
+        if isinstance(layers, nn.ModuleList):
+            del layers[max(layer, 1) :]  # what lies above isn't read
+
+    def forward(self, tokens: Tensor, attention_mask: Tensor, output_hidden_states: bool) -> tuple[Tensor]:
+        output = self.encoder(tokens, attention_mask=attention_mask, output_hidden_states=True)
+        return (output.hidden_states[self.layer],)
+
+
+def _baseline(utils: Any, name: str, layer: int) -> float | None:
+    """F1 of texts that have nothing to do with each other, from the package's tables."""
+    table = Path(utils.__file__).parent / "rescale_baseline" / "en" / f"{name}.tsv"
+    if not table.is_file():
+        return None
+    with open(table) as lines:
+        return next((float(row["F"]) for row in csv.DictReader(lines) if int(row["LAYER"]) == layer), None)
+
+
+def _fingerprint(model: nn.Module) -> str:
+    from llava_soundclip.encoders.checkpoint_files import fingerprint
+
+    return fingerprint({name: weight.cpu() for name, weight in model.state_dict().items()})
+
+
+def _too_long(texts: Sequence[str], tokenizer: Any, limit: int) -> int:
+    """How many texts have more tokens than a model reads."""
+    # A token has a byte at least, so that only long texts need be looked at; two are begin and end.
+    return sum(
+        len(tokenizer.tokenize(text)) + 2 > limit
+        for text in texts
+        if len(text.encode(errors="replace")) + 2 > limit
+    )

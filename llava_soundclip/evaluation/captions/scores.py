@@ -1,0 +1,247 @@
+"""Captions in one setting or several, scored clip by clip, with intervals."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llava_soundclip.evaluation.captions import overlap
+from llava_soundclip.evaluation.captions.files import Caption, listed
+from llava_soundclip.evaluation.captions.models import BERTScore, CLIPScore
+from llava_soundclip.evaluation.intervals import Interval, bootstrap, difference
+
+METRICS = ("bleu", "rouge", "bertscore", "clipscore")
+
+
+@dataclass(frozen=True)
+class CaptionScores:
+    """Every metric of every clip, in every setting.
+
+    Attributes:
+        clips: ids of the clips that were captioned, by setting.
+        per_clip: (n,) scores in the order of `clips`, by metric and setting. Metrics have the paper's names:
+            BLEU, ROUGE-1, ROUGE-2, ROUGE-L, BERTScore, CLIPScore. A clip's BLEU is sentence BLEU.
+        made_by: implementation, version, model and settings, by metric.
+        empty: ids of the clips whose caption is empty, by setting; they are scored all the same.
+        missing: ids of the clips with references, but no caption, by setting.
+        bleu_counts: (n, 10) what BLEU is computed from, by setting; none without BLEU.
+    """
+
+    clips: dict[str, list[str]]
+    per_clip: dict[str, dict[str, np.ndarray]]
+    made_by: dict[str, dict[str, Any]]
+    empty: dict[str, list[str]]
+    missing: dict[str, list[str]]
+    bleu_counts: dict[str, np.ndarray]
+
+    @cached_property
+    def figures(self) -> dict[str, dict[str, Interval]]:
+        """By metric and setting: the mean over clips, but of BLEU that of all captions together (corpus BLEU)."""
+        return {
+            metric: {
+                setting: bootstrap(scores)
+                if metric != "BLEU"
+                else _of_drawn_clips(overlap.corpus_bleu, self.bleu_counts[setting])
+                for setting, scores in by_setting.items()
+            }
+            for metric, by_setting in self.per_clip.items()
+        }
+
+    def difference(self, metric: str, first: str, second: str) -> Interval:
+        """How much higher a metric is in one setting than in another, on the clips captioned in both.
+
+        Args:
+            metric: such as "BLEU".
+            first: a setting, such as "raw".
+            second: another.
+
+        Raises:
+            ValueError: if there is no such metric or setting, or no clip has both.
+        """
+        for kind, name, known in (
+            ("metric", metric, self.per_clip),
+            ("setting", first, self.clips),
+            ("setting", second, self.clips),
+        ):
+            if name not in known:
+                raise ValueError(f"there is no {kind} {name!r}; there are {', '.join(known)}")
+        places = {clip: row for row, clip in enumerate(self.clips[second])}
+        pairs = [(row, places[clip]) for row, clip in enumerate(self.clips[first]) if clip in places]
+        if not pairs:
+            raise ValueError(f"no clip is captioned in both {first!r} and {second!r}")
+        ours, theirs = np.array(pairs).T
+        if metric != "BLEU":
+            scores = self.per_clip[metric]
+            return difference(scores[first][ours], scores[second][theirs])
+        counts = np.stack([self.bleu_counts[first][ours], self.bleu_counts[second][theirs]], axis=1)
+        return _of_drawn_clips(_bleu_difference, counts)
+
+    def as_dict(self, pairs: Iterable[tuple[str, str]] | None = None) -> dict[str, Any]:
+        """For JSON.
+
+        Args:
+            pairs: settings whose differences are wanted; every two that share clips by default.
+        """
+        if pairs is None:
+            pairs = [
+                (first, second)
+                for first, second in combinations(self.clips, 2)
+                if not set(self.clips[first]).isdisjoint(self.clips[second])
+            ]
+        pairs = list(pairs)
+        return {
+            "settings": {
+                setting: {"clips": len(ids), "empty": self.empty[setting], "missing": self.missing[setting]}
+                for setting, ids in self.clips.items()
+            },
+            "metrics": {
+                metric: {
+                    "made_by": self.made_by[metric],
+                    "figures": {setting: figure.as_dict() for setting, figure in figures.items()},
+                    "differences": [
+                        {"first": first, "second": second, **self.difference(metric, first, second).as_dict()}
+                        for first, second in pairs
+                    ],
+                }
+                for metric, figures in self.figures.items()
+            },
+        }
+
+
+def score(
+    captions: Sequence[Caption],
+    references: Mapping[str, Sequence[str]],
+    metrics: Sequence[str] = METRICS,
+    *,
+    bertscore: BERTScore | None = None,
+    clipscore: CLIPScore | None = None,
+) -> CaptionScores:
+    """Score captions.
+
+    Args:
+        captions: of one setting or several; no clip twice in one.
+        references: by clip; clips without a caption are listed as missing. CLIPScore alone needs none.
+        metrics: some of `METRICS`; "rouge" is all three.
+        bertscore: the model for it; roberta-large by default.
+        clipscore: the model for it; CLIP ViT-B/32 by default.
+
+    Raises:
+        ValueError: if there is no caption or no such metric, a clip is twice in a setting, or one lacks a
+            reference or, for CLIPScore, a picture; they are named.
+        MediaError: if a picture can't be read.
+        ImportError: if a metric's package isn't installed.
+    """
+    # A clip's picture may be named in one setting only.
+    pictures = {caption.id: caption.image for caption in captions if caption.image is not None}
+    _check(captions, references, pictures, metrics)
+    # Clip by clip, so that what several settings share is computed once.
+    first_seen = {caption.id: row for row, caption in reversed(list(enumerate(captions)))}
+    captions = sorted(captions, key=lambda caption: first_seen[caption.id])
+    texts = [caption.text for caption in captions]
+    wanted = [references.get(caption.id, ()) for caption in captions]
+    values: dict[str, np.ndarray] = {}
+    made_by: dict[str, dict[str, Any]] = {}
+    counts = np.zeros((len(captions), 0))
+    if "bleu" in metrics:
+        values["BLEU"], counts, made_by["BLEU"] = overlap.bleu(texts, wanted)
+    if "rouge" in metrics:
+        found, about = overlap.rouge(texts, wanted)
+        values |= found
+        made_by |= dict.fromkeys(found, about)
+    if "bertscore" in metrics:
+        bertscore = bertscore or BERTScore()
+        values["BERTScore"] = bertscore.score(texts, wanted)
+        made_by["BERTScore"] = bertscore.about(texts)
+    if "clipscore" in metrics:
+        clipscore = clipscore or CLIPScore()
+        values["CLIPScore"] = clipscore.score(
+            texts, [caption.image or pictures[caption.id] for caption in captions]
+        )
+        made_by["CLIPScore"] = clipscore.about(texts)
+
+    rows: dict[str, list[int]] = {}
+    for row, caption in enumerate(captions):
+        rows.setdefault(caption.setting, []).append(row)
+    clips = {setting: [captions[row].id for row in own] for setting, own in rows.items()}
+    return CaptionScores(
+        clips=clips,
+        per_clip={
+            metric: {setting: column[own] for setting, own in rows.items()}
+            for metric, column in values.items()
+        },
+        made_by=made_by,
+        empty={
+            setting: [captions[row].id for row in own if not captions[row].text.strip()]
+            for setting, own in rows.items()
+        },
+        missing={setting: _others(references, ids) for setting, ids in clips.items()},
+        bleu_counts={setting: counts[own] for setting, own in rows.items()} if "bleu" in metrics else {},
+    )
+
+
+def _check(
+    captions: Sequence[Caption],
+    references: Mapping[str, Sequence[str]],
+    pictures: Mapping[str, Path],
+    metrics: Sequence[str],
+) -> None:
+    unknown = [metrics] if isinstance(metrics, str) else [name for name in metrics if name not in METRICS]
+    if unknown or not metrics:
+        raise ValueError(f"metrics are a list of {', '.join(METRICS)}, not {listed([*map(repr, unknown)])}")
+    if not captions:
+        raise ValueError("there are no captions")
+    times = Counter((caption.setting, caption.id) for caption in captions)
+    twice = [f"{clip} in {setting}" for (setting, clip), found in times.items() if found > 1]
+    if twice:
+        raise ValueError(f"clips are captioned twice in a setting: {listed(twice)}")
+    clips = list(dict.fromkeys(caption.id for caption in captions))
+    if set(metrics) - {"clipscore"}:
+        bare = [clip for clip in clips if not all(text.strip() for text in references.get(clip) or [""])]
+        if bare:
+            raise ValueError(
+                f"{len(bare)} of {len(clips)} clips have no reference, or an empty one: {listed(bare)}"
+            )
+    if "clipscore" in metrics:
+        unseen = [clip for clip in clips if clip not in pictures]
+        if unseen:
+            raise ValueError(
+                f'clipscore needs an "image" of each clip, but {len(unseen)} of {len(clips)} have none: '
+                f"{listed(unseen)}. Name them, or ask for {', '.join(METRICS[:-1])} only."
+            )
+        files = dict.fromkeys(str(file) for file in pictures.values() if not file.is_file())
+        if files:
+            raise ValueError(f"{len(files)} pictures are no files: {listed(list(files))}")
+
+
+def _others(references: Iterable[str], captioned: Iterable[str]) -> list[str]:
+    known = set(captioned)
+    return [clip for clip in references if clip not in known]
+
+
+def _bleu_difference(counts: np.ndarray) -> np.ndarray:
+    bleu = overlap.corpus_bleu(counts)
+    return bleu[..., 0] - bleu[..., 1]
+
+
+def _of_drawn_clips(figure: Callable[[np.ndarray], np.ndarray], counts: np.ndarray) -> Interval:
+    """The bootstrap of a figure of sums over clips: clips are drawn, their counts added, nothing is read again.
+
+    Args:
+        figure: (..., *shape) sums to (...) figures.
+        counts: (n, *shape) of each clip.
+    """
+    n, *shape = counts.shape
+
+    def statistic(drawn: np.ndarray, axis: int) -> np.ndarray:
+        clips = drawn.reshape(-1, n).astype(np.int64)
+        draws = np.arange(len(clips))[:, None] * n
+        times = np.bincount((clips + draws).ravel(), minlength=clips.size).reshape(-1, n)
+        sums = times.astype(np.float64) @ counts.reshape(n, -1)
+        return figure(sums.reshape(*drawn.shape[:-1], *shape))
+
+    return bootstrap(np.arange(n), statistic=statistic)
