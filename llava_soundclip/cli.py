@@ -17,6 +17,7 @@ from llava_soundclip.commands import (
     failures_text,
     progress_bar,
 )
+from llava_soundclip.evaluation import command as evaluation
 from llava_soundclip.features.command import features
 from llava_soundclip.training.command import train
 
@@ -31,6 +32,7 @@ DEMO = "demo"  # the model that is meant when none is named: the miniature
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False)
 app.command()(features)
 app.command()(train)
+app.add_typer(evaluation.app, name="eval")
 
 
 def main() -> None:

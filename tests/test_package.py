@@ -24,7 +24,10 @@ ARROWS = {
     "maps": {"captioning"},
     "evaluation": {"_extras", "alignment", "commands", "encoders", "features", "media", "projector"},
     "features": {"encoders", "media", "clips", "commands", "_extras"},
-    "training": {"evaluation", "features", "encoders", "projector", "projector_files", "alignment"},
+    "training": {
+        *("_extras", "alignment", "commands", "encoders", "evaluation", "features"),
+        *("projector", "projector_files"),
+    },
 }
 HEAVY = ["torch", "transformers", "numpy", "av", "PIL", "huggingface_hub", "typer"]
 

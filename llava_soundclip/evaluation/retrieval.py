@@ -25,10 +25,12 @@ class Retrieval:
     Attributes:
         rows: (repeats, items) which clips were drawn.
         ranks: (repeats, items) float32, the place of each one's right answer among them, 1 is best.
+        right: (repeats, items) how many answers are right.
     """
 
     rows: Tensor
     ranks: Tensor
+    right: Tensor
 
     @property
     def items(self) -> int:
@@ -37,7 +39,7 @@ class Retrieval:
 
     @property
     def mean_rank(self) -> float:
-        """The mean over all repeats. Chance is (items + 1) / 2, where one answer is right."""
+        """The mean over all repeats."""
         return self.ranks.mean().item()
 
     @property
@@ -49,6 +51,17 @@ class Retrieval:
         """The figures under the names that logs use: mean_rank, R@1, R@3, R@10, items."""
         shares = {f"R@{top}": share for top, share in self.recall.items()}
         return {"mean_rank": self.mean_rank, **shares, "items": self.items}
+
+    def chance(self) -> dict[str, float]:
+        """The figures of answers in random order; where one is right, a mean rank of (items + 1) / 2."""
+        right = self.right.double()
+        wrong = self.items - right
+        figures = {"mean_rank": (1 + wrong / (right + 1)).mean().item()}
+        for top in TOPS:
+            places = torch.arange(min(top, self.items))
+            missed = (wrong[..., None] - places).clamp(min=0) / (self.items - places)
+            figures[f"R@{top}"] = (1 - missed.prod(-1)).mean().item()
+        return figures
 
     def figures(self, *, seed: int = 0) -> dict[str, dict[str, Any]]:
         """The same figures, each with its interval over clips and its spread over repeats.
@@ -62,11 +75,25 @@ class Retrieval:
         Raises:
             ImportError: if scipy isn't installed.
         """
-        values = {"mean_rank": self.ranks, **{f"R@{top}": (self.ranks <= top).float() for top in TOPS}}
         return {
             name: self._interval(value, seed).as_dict() | {"repeats": value.mean(1).tolist()}
-            for name, value in values.items()
+            for name, value in self._values().items()
         }
+
+    def minus(self, other: "Retrieval", *, seed: int = 0) -> dict[str, "Interval"]:
+        """How far the figures are above those of other vectors of the same clips, clip by clip.
+
+        Raises:
+            ValueError: if the two weren't measured with the same draws.
+            ImportError: if scipy isn't installed.
+        """
+        if not torch.equal(self.rows, other.rows):
+            raise ValueError("the two weren't measured with the same draws: give both the same seed")
+        theirs = other._values()
+        return {name: self._interval(value - theirs[name], seed) for name, value in self._values().items()}
+
+    def _values(self) -> dict[str, Tensor]:
+        return {"mean_rank": self.ranks, **{f"R@{top}": (self.ranks <= top).float() for top in TOPS}}
 
     def _interval(self, value: Tensor, seed: int) -> "Interval":
         """The mean of (repeats, items), with clips resampled: one that was drawn more than once counts as one."""
@@ -116,15 +143,22 @@ def retrieval(
         size = min(ITEMS, len(pool))
         repeats = REPEATS if len(pool) > size else 1
         draws = [pool[torch.randperm(len(pool), generator=generator)[:size]] for _ in range(repeats)]
-    found = [
-        ranks(f_a, c, groups) if full else ranks(f_a[rows], c[rows], None if groups is None else groups[rows])
-        for rows in draws
-    ]
+    found, right = [], []
+    for drawn in draws:
+        own = None if groups is None else groups[drawn]
+        found.append(ranks(f_a, c, own) if full else ranks(f_a[drawn], c[drawn], own))
+        right.append(torch.ones(len(drawn), dtype=torch.long) if own is None else _sizes(own))
     rows = torch.stack(draws)
     return {
-        side: Retrieval(rows, torch.stack(each))
+        side: Retrieval(rows, torch.stack(each), torch.stack(right))
         for side, each in zip(("A2V", "V2A"), zip(*found, strict=True), strict=True)
     }
+
+
+def _sizes(groups: Tensor) -> Tensor:
+    """How many rows each row's group has."""
+    _, which, counts = groups.unique(return_inverse=True, return_counts=True)
+    return counts[which]
 
 
 def group_rows(names: Sequence[str]) -> Tensor:

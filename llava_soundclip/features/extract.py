@@ -146,17 +146,19 @@ class _Run:
     def work_on(self, pool: DecodingPool, *, wait: bool) -> None:
         decoded = self._timed(pool.decode(self._todo(wait)))
         good = self._good(decoded)
-        while group := self._group(good):
+        batches = 1  # few at first, so that there is something to embed as soon as may be
+        while group := self._group(good, batches * self.batch_size):
             group.sort(key=lambda item: item[1].waveform.shape[-1])
             for at in range(0, len(group), self.batch_size):
                 self._embed(group[at : at + self.batch_size])
+            batches = min(2 * batches, _SORTED_AT_ONCE)
         self.flush()
 
-    def _group(self, good: Iterator[tuple[Clip, Decoded]]) -> list[tuple[Clip, Decoded]]:
+    def _group(self, good: Iterator[tuple[Clip, Decoded]], clips: int) -> list[tuple[Clip, Decoded]]:
         """The next clips that are sorted together; fewer where they are large."""
         group: list[tuple[Clip, Decoded]] = []
         room = _SORTED_BYTES
-        for clip, found in islice(good, _SORTED_AT_ONCE * self.batch_size):
+        for clip, found in islice(good, clips):
             group.append((clip, found))
             room -= found.nbytes
             if room <= 0:

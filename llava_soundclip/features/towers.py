@@ -35,6 +35,7 @@ class VisionTower(nn.Module):
         self.model = model
         self.processor = processor
         self.layer = layer
+        self._read = layer % (depth + 1)  # layers below what is read
         self.name = clip_fingerprint(config)
         # transformers 4 has one more level of names than 5.
         names = {name.removeprefix("vision_model."): weight for name, weight in model.state_dict().items()}
@@ -73,7 +74,10 @@ class VisionTower(nn.Module):
             )
         model = transformers.CLIPVisionModel.from_pretrained(checkpoint, dtype=dtype)
         processor = transformers.AutoImageProcessor.from_pretrained(checkpoint)
-        return cls(model.eval().requires_grad_(False), processor, layer=layer).to(device)
+        tower = cls(model.eval().requires_grad_(False), processor, layer=layer)
+        encoder = getattr(model, "vision_model", model).encoder  # transformers 4 has one more level than 5
+        encoder.layers = encoder.layers[: max(1, tower._read)]  # the others would be computed for nothing
+        return tower.to(device)
 
     @property
     def device(self) -> torch.device:
@@ -91,7 +95,7 @@ class VisionTower(nn.Module):
         """
         dtype = next(self.model.parameters()).dtype
         output = self.model(pixels.to(self.device, dtype), output_hidden_states=True)
-        return output.hidden_states[self.layer].float()
+        return output.hidden_states[self._read].float()
 
 
 def clip_fingerprint(config: Any) -> str:

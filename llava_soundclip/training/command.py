@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from llava_soundclip.commands import progress_bar
+
 
 def train(
     features: Annotated[Path, typer.Argument(help="Folder made by `llava-soundclip features`.")],
@@ -43,15 +45,10 @@ def train(
 
     In several processes: accelerate launch -m llava_soundclip train ...
     """
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
     from llava_soundclip.training.fit import Recipe
     from llava_soundclip.training.fit import train as run
 
-    console = Console(stderr=True)
-    columns = (TextColumn("steps"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    bar = Progress(*columns, console=console, disable=not console.is_terminal)
+    bar = progress_bar(shown=True, unit="steps")
     task = bar.add_task("steps", total=None)
 
     def tell(row: Mapping[str, Any]) -> None:
@@ -91,7 +88,7 @@ def train(
             )
         if push:
             typer.echo(f"pushed to {_push(out, push, private)}", err=True)
-    except (FileNotFoundError, OSError, ValueError) as error:
+    except (ImportError, OSError, ValueError) as error:
         typer.echo(f"Error: {error}", err=True)
         raise typer.Exit(2) from error
     typer.echo(f"the projector is in {out}", err=True)
@@ -102,9 +99,9 @@ def _push(folder: Path, repo_id: str, private: bool) -> str:
     from huggingface_hub import HfApi
 
     from llava_soundclip.projector_files import CONFIG, WEIGHTS
-    from llava_soundclip.training.fit import METRICS
+    from llava_soundclip.training.fit import METRICS, RECIPE
 
     api = HfApi()
     api.create_repo(repo_id, private=private, exist_ok=True)
-    files = [WEIGHTS, CONFIG, "README.md", METRICS]
+    files = [WEIGHTS, CONFIG, "README.md", METRICS, RECIPE]
     return api.upload_folder(repo_id=repo_id, folder_path=folder, allow_patterns=files).commit_url

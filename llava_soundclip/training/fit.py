@@ -4,7 +4,6 @@ A run is fixed by its recipe, its features and the number of its processes: stop
 ends as if it had never been stopped, bit for bit on a CPU.
 """
 
-import hashlib
 import io
 import json
 import math
@@ -19,21 +18,22 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from llava_soundclip._extras import require
 from llava_soundclip.encoders.base import check_choice
 from llava_soundclip.encoders.whisper import Fusion, check_fusion, fuse_layers
-from llava_soundclip.evaluation.retrieval import ITEMS, TOPS, retrieval
+from llava_soundclip.evaluation.retrieval import ITEMS, POOL, TOPS, retrieval
+from llava_soundclip.features.splits import split_by_source
 from llava_soundclip.features.store import FeatureFolder, FeatureHeader
 from llava_soundclip.projector import Projector
 from llava_soundclip.projector_files import write
 from llava_soundclip.training.losses import LOSSES, make_loss
-from llava_soundclip.training.splits import split_by_source
 
 Precision = Literal["no", "fp16", "bf16"]
 
 METRICS = "metrics.jsonl"
+RECIPE = "recipe.json"
 STATE = "training_state.pt"
 LAST = "last"
-_VALIDATED_AT_ONCE = 4096  # rows
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,8 @@ def train(
     Args:
         features: a folder made by `llava-soundclip features`.
         out: the projector's folder: the best weights by validation loss; `last/`, those of the last epoch;
-            `metrics.jsonl`; while it isn't done, what is needed to go on. A run that was stopped goes on.
+            `metrics.jsonl`; `recipe.json`, from which an evaluation learns what wasn't trained on; while it isn't
+            done, what is needed to go on. A run that was stopped goes on.
         recipe: how; the paper's by default.
         save_every: seconds between two saved states.
         tensorboard: log to `runs/` beside the weights, too (needs the package).
@@ -133,9 +134,12 @@ def train(
     Raises:
         FileNotFoundError, ValueError: for features that aren't there or are broken, a recipe that doesn't fit
             them, or a folder with a run of another recipe in it.
+        ImportError: for `tensorboard` without the package.
     """
     from accelerate import Accelerator
 
+    if tensorboard:
+        require("tensorboard", extra="tensorboard")
     recipe = recipe or Recipe()
     data = FeatureFolder(features)
     fusion = _fusion(recipe, data.header)
@@ -162,7 +166,7 @@ def train(
         layers=data.header.layers if fusion == "weighted_sum" else None,
         **Projector.labels(_signature(data.header, fusion, recipe.n)),
     )
-    optimiser = torch.optim.Adam(projector.parameters(), lr=recipe.learning_rate)
+    optimiser = torch.optim.Adam(projector.parameters(), lr=recipe.learning_rate, fused=True)
     schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(
         optimiser, factor=recipe.factor, patience=recipe.patience
     )
@@ -217,22 +221,24 @@ def validate(
     """Loss and retrieval (Appendix E) on rows that aren't trained on; every process computes the same."""
     model = Model(projector, fusion, recipe.n).eval()
     loss_of = make_loss(recipe.loss, gather=False)
-    pairs, losses, counts = [], [], []
-    for part in rows.split(_VALIDATED_AT_ONCE):
-        audio, cls = (tensor.to(device) for tensor in data.rows(part))
-        f_a = model(audio)
-        pairs.append((f_a.cpu(), cls.cpu()))
-        for batch in _batches(torch.arange(len(part), device=device), recipe.batch_size):
-            # As many negatives as in training.
-            losses.append(loss_of(f_a[batch].float(), cls[batch])["loss"].item())
-            counts.append(len(batch))
-    model.train()
-    f_a, c = (torch.cat(column) for column in zip(*pairs, strict=True))
+
+    def pairs(batch: Tensor) -> tuple[Tensor, Tensor]:
+        audio, cls = (tensor.to(device) for tensor in data.rows(batch))
+        return model(audio).float(), cls
+
+    losses, norms, counts = [], [], []
+    for batch in _batches(rows, recipe.batch_size):  # as many negatives as in training
+        f_a, c = pairs(batch)
+        losses.append(loss_of(f_a, c)["loss"].item())
+        norms.append([f_a.norm(dim=1).sum().item(), c.norm(dim=1).sum().item()])
+        counts.append(len(batch))
+    pool = torch.randperm(len(rows), generator=_generator(recipe.seed, 0))[:POOL]
+    found = retrieval(*(tensor.cpu() for tensor in pairs(rows[pool.sort().values])), seed=recipe.seed)
     figures = {"validation_loss": sum(map(math.prod, zip(losses, counts, strict=True))) / sum(counts)}
-    for side, found in retrieval(f_a, c, seed=recipe.seed).items():
-        figures |= {f"{side}_{name}": value for name, value in found.as_dict().items() if name != "items"}
-    norms = f_a.norm(dim=1).mean() / c.norm(dim=1).mean()
-    return figures | {"norm": norms.item()}
+    for side, each in found.items():
+        figures |= {f"{side}_{name}": value for name, value in each.as_dict().items() if name != "items"}
+    heard, seen = map(sum, zip(*norms, strict=True))
+    return figures | {"norm": heard / seen}
 
 
 class _Run:
@@ -262,7 +268,7 @@ class _Run:
         self._saved = time.monotonic()
         self._identity = {
             **{key: str(value) for key, value in asdict(recipe).items()},
-            "features": _digest(data),
+            "features": data.digest(),
             "processes": str(accelerator.num_processes),
         }
 
@@ -362,6 +368,8 @@ class _Run:
         if self.accelerator.is_main_process:
             lines = "".join(json.dumps(row) + "\n" for row in self.rows)
             write(self.folder / METRICS, lines.encode())
+            made = {"recipe": asdict(self.recipe), "features": data.digest()}  # so that the split is known
+            write(self.folder / RECIPE, (json.dumps(made, indent=2) + "\n").encode())
             best = self.rows[self.best["epoch"]]
             card = Projector.from_pretrained(self.folder).generate_model_card()
             text = f"{card}\n{training_card(self.recipe, data, trained, validated, best, command)}"
@@ -419,14 +427,6 @@ def _signature(header: FeatureHeader, fusion: Fusion | None, n: int | None) -> d
     if fusion is None:
         return dict(header.encoder)
     return {**header.encoder, "fusion": fusion if n is None else f"{fusion}:{n}"}
-
-
-def _digest(data: FeatureFolder) -> str:
-    """Tells one set of rows from another."""
-    digest = hashlib.sha256(json.dumps(asdict(data.header), sort_keys=True).encode())
-    for name in data.ids:
-        digest.update(name.encode() + b"\0")
-    return digest.hexdigest()[:16]
 
 
 def _batches(rows: Tensor, size: int) -> list[Tensor]:

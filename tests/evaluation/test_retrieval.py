@@ -136,6 +136,20 @@ def test_films_are_groups():
     assert found["V2A"].mean_rank == 1 < retrieval(f_a, c, full=True)["V2A"].mean_rank
 
 
+@pytest.mark.parametrize("films", [None, 3])
+def test_chance_is_what_random_vectors_have(films):
+    torch.manual_seed(0)
+    groups = None if films is None else torch.arange(60) // films
+    found = [
+        retrieval(torch.randn(60, 4), torch.randn(60, 4), groups, seed=seed)["A2V"] for seed in range(60)
+    ]
+    chance = found[0].chance()
+    assert films or chance["mean_rank"] == 30.5 and chance["R@10"] == pytest.approx(10 / 60)
+    for name, value in chance.items():
+        draws = [result.as_dict()[name] for result in found]
+        assert np.mean(draws) == pytest.approx(value, abs=4 * np.std(draws) / 60**0.5)
+
+
 def test_figures_have_intervals_over_clips_and_their_repeats():
     torch.manual_seed(0)
     f_a = torch.randn(700, 16)
@@ -147,7 +161,7 @@ def test_figures_have_intervals_over_clips_and_their_repeats():
     assert figures["mean_rank"]["repeats"] == pytest.approx(result.ranks.mean(1).tolist())
     # Of repeats without a clip in common it is the plain bootstrap of the mean.
     rank = result.ranks.flatten()
-    apart = Retrieval(torch.arange(500).view(5, 100), result.ranks).figures(seed=1)["mean_rank"]
+    apart = Retrieval(torch.arange(500).view(5, 100), result.ranks, result.right).figures(seed=1)["mean_rank"]
     plain = bootstrap(rank.numpy(), seed=1)
     assert (apart["low"], apart["high"]) == pytest.approx((plain.low, plain.high), rel=1e-6)
 

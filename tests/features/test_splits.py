@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llava_soundclip.training.splits import split_by_source
+from llava_soundclip.features.splits import split_by_source
 
 SOURCES = st.lists(st.integers(0, 9).map(str), min_size=2, max_size=60).filter(lambda s: len(set(s)) > 1)
 

@@ -1,6 +1,7 @@
 """`llava-soundclip train`, to a folder and to a hub."""
 
 import json
+import sys
 
 import pytest
 from huggingface_hub import constants
@@ -43,6 +44,24 @@ def test_the_defaults_are_the_recipes(features, tmp_path, monkeypatch):
     assert given == [Recipe()]
 
 
+def test_tensorboard_shows_the_metrics(features, tmp_path):
+    accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    assert run(features, "--out", tmp_path / "a", *QUICK, "--tensorboard").exit_code == 0
+    events = accumulators.EventAccumulator(str(tmp_path / "a" / "runs"))
+    events.Reload()
+    rows = [json.loads(line) for line in (tmp_path / "a" / METRICS).read_text().splitlines()]
+    for name in rows[0].keys() - {"epoch"}:
+        logged = [(event.step, event.value) for event in events.Scalars(name)]
+        assert logged == [(row["epoch"], pytest.approx(row[name], rel=1e-5)) for row in rows]
+
+
+def test_without_tensorboard_the_line_that_brings_it(features, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    result = run(features, "--out", tmp_path / "a", *QUICK, "--tensorboard")
+    assert result.exit_code == 2 and "llava-soundclip[tensorboard]" in result.stderr
+    assert not (tmp_path / "a").exists()
+
+
 @pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # huggingface_hub 2.4's own upload
 def test_it_is_pushed_with_its_figures(features, tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
@@ -52,7 +71,7 @@ def test_it_is_pushed_with_its_figures(features, tmp_path, monkeypatch):
         result = run(features, "--out", tmp_path / "a", *QUICK, "--push", "somebody/projector")
         assert result.exit_code == 0, result.stderr
         files = hub.files("somebody/projector")
-        assert {"model.safetensors", "config.json", "README.md", METRICS} <= files.keys()
+        assert {"model.safetensors", "config.json", "README.md", METRICS, "recipe.json"} <= files.keys()
         assert not any("last" in name or "state" in name for name in files)
         assert b"mean rank" in files["README.md"]
         assert json.loads(files[METRICS].splitlines()[1])["epoch"] == 2

@@ -12,10 +12,11 @@ import pytest
 import torch
 
 from llava_soundclip import Projector
+from llava_soundclip.evaluation.retrieval import POOL
+from llava_soundclip.features.splits import split_by_source
 from llava_soundclip.features.store import FeatureFolder
 from llava_soundclip.training.fit import METRICS, STATE, Recipe, train
 from llava_soundclip.training.losses import make_loss
-from llava_soundclip.training.splits import split_by_source
 from tests.training.making import AUDIO, LAYERS, WIDTH, write_features
 
 SMALL = Recipe(hidden=24, batch_size=32, epochs=3, learning_rate=3e-3)
@@ -45,7 +46,7 @@ def plain_loop(folder: Path, recipe: Recipe) -> list[Projector]:
     torch.manual_seed(recipe.seed)
     projector = Projector(AUDIO, WIDTH, recipe.hidden, dropout=recipe.dropout)
     optimiser, loss_of = (
-        torch.optim.Adam(projector.parameters(), lr=recipe.learning_rate),
+        torch.optim.Adam(projector.parameters(), lr=recipe.learning_rate, fused=True),
         make_loss(recipe.loss),
     )
     kept = []
@@ -128,11 +129,22 @@ def test_no_source_is_trained_and_validated_on(features, tmp_path, monkeypatch):
     train(features, tmp_path, replace(SMALL, epochs=1))
     data = FeatureFolder(features)
     _, validation = split_by_source(data.sources, 0.1, 0)
-    *steps, last = asked
-    assert torch.equal(last, validation)
+    *steps, last, pool = asked
+    assert torch.equal(last, validation) and torch.equal(pool, validation)
     trained = {data.sources[row] for rows in steps for row in rows.tolist()}
     assert not trained & {data.sources[row] for row in validation.tolist()}
     assert sum(map(len, steps)) == len(data) - len(validation)
+
+
+def test_validation_holds_no_more_rows_than_retrieval_does(features, tmp_path, monkeypatch):
+    many = write_features(tmp_path / "many", clips=900)
+    asked = []
+    original = FeatureFolder.rows
+    monkeypatch.setattr(
+        FeatureFolder, "rows", lambda self, rows: (asked.append(len(rows)), original(self, rows))[1]
+    )
+    train(many, tmp_path / "out", replace(SMALL, epochs=1, validation=0.7))
+    assert sum(asked) == 900 + POOL and sorted(asked)[-2:] == [SMALL.batch_size, POOL]
 
 
 def test_a_weighted_sum_finds_the_block_that_tells(blocks, tmp_path):

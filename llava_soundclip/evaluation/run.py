@@ -1,0 +1,220 @@
+"""One call for each of the paper's evaluations: from files to figures that can be written as JSON."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llava_soundclip import __version__
+from llava_soundclip.evaluation.captions import (
+    METRICS,
+    BERTScore,
+    CLIPScore,
+    read_captions,
+    read_references,
+    score,
+)
+from llava_soundclip.evaluation.judge import Caption as JudgedCaption
+from llava_soundclip.evaluation.judge import Judge, Usage
+from llava_soundclip.evaluation.retrieval import group_rows, retrieval
+from llava_soundclip.evaluation.vectors import aligned, seen
+from llava_soundclip.features.splits import split_by_source
+from llava_soundclip.features.store import FeatureFolder
+from llava_soundclip.projector import Projector
+
+RECIPE = "recipe.json"  # beside a trained projector: what its training kept aside
+
+
+def evaluate_retrieval(
+    features: str | os.PathLike[str],
+    projector: Projector | None = None,
+    *,
+    trained_in: str | os.PathLike[str] | None = None,
+    rows: str | None = None,
+    full: bool = False,
+    right: str = "pair",
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Retrieval of a features folder's clips (Appendix E), raw and projected, with intervals over clips.
+
+    Args:
+        features: a folder made by `llava-soundclip features`.
+        projector: None for raw alone.
+        trained_in: the projector's folder, which says what its training kept aside; None or a Hub id: unknown.
+        rows: "validation", the clips that the projector's training kept aside, or "all"; by default "validation" if
+            the projector was trained on this folder, else "all".
+        full: among all clips at once instead of Appendix E's draws.
+        right: "pair", a clip's own picture is right, or "source", any of its film's.
+        seed: of the draws and the intervals.
+
+    Returns:
+        "figures" by alignment, side ("A2V", "V2A") and name, each an `Interval`'s fields with "repeats"; "gain", what
+        projecting changes, paired by clip; "chance"; and what was measured on what.
+
+    Raises:
+        FileNotFoundError: if there is no such folder.
+        ValueError: for a projector that doesn't fit, `rows="validation"` of a folder that it wasn't trained on, or an
+            unknown choice.
+        ImportError: if scipy isn't installed.
+    """
+    if right not in ("pair", "source"):
+        raise ValueError(f"right is pair or source, not {right!r}")
+    folder = FeatureFolder(features)
+    rows, chosen = _choose(folder, trained_in, rows)
+    c = seen(folder, chosen)
+    groups = group_rows([folder.sources[row] for row in chosen.tolist()]) if right == "source" else None
+    found = {"raw": retrieval(aligned(folder, chosen), c, groups, seed=seed, full=full)}
+    if projector is not None:
+        found["projected"] = retrieval(aligned(folder, chosen, projector), c, groups, seed=seed, full=full)
+    drawn = found["raw"]["A2V"]
+    return {
+        "what": "retrieval",
+        "protocol": f"{drawn.items} at a time, drawn {len(drawn.rows)} times" if not full else "all at once",
+        "clips": len(chosen),
+        "rows": rows,
+        "right": right,
+        "figures": {
+            name: {side: each.figures(seed=seed) for side, each in sides.items()}
+            for name, sides in found.items()
+        },
+        "gain": {
+            side: {
+                name: interval.as_dict()
+                for name, interval in each.minus(found["raw"][side], seed=seed).items()
+            }
+            for side, each in found.get("projected", {}).items()
+        },
+        "chance": drawn.chance(),
+        "provenance": {
+            "library": __version__,
+            "torch": torch.__version__,
+            "seed": seed,
+            "features": folder.digest(),
+            "encoder": dict(folder.header.encoder),
+            "tower": folder.header.tower,
+            "projector": None if projector is None else projector.config,
+        },
+    }
+
+
+def evaluate_captions(
+    captions: str | os.PathLike[str],
+    references: str | os.PathLike[str] | None = None,
+    metrics: Sequence[str] = METRICS,
+    *,
+    bertscore: BERTScore | None = None,
+    clipscore: CLIPScore | None = None,
+    judge: Judge | None = None,
+    judged: str | os.PathLike[str] | None = None,
+    before_judging: Callable[[Usage], None] | None = None,
+) -> dict[str, Any]:
+    """Scores of captions in all their settings, with intervals over clips and paired differences of settings.
+
+    Args:
+        captions: JSON Lines; see `captions.read_captions`.
+        references: JSON Lines; see `captions.read_references`.
+        metrics: some of `captions.METRICS`; none if only a judge is asked.
+        bertscore: the model for it.
+        clipscore: the model for it.
+        judge: who scores the captions, too.
+        judged: the judge's file of answers, made or continued.
+        before_judging: told about how much is left to ask.
+
+    Returns:
+        "metrics" and "judge", by name the "figures" of each setting and the "differences" of every two; "settings",
+        what they lack; "clips", every clip with its captions and scores.
+
+    Raises:
+        OSError, ValueError, RuntimeError, ImportError: as `captions.score` and `Judge.run` do.
+    """
+    said = read_captions(captions)
+    known = {} if references is None else read_references(references)
+    found: dict[str, Any] = {"metrics": {}, "settings": {}}
+    per_clip: dict[str, dict[str, dict[str, float]]] = {}
+    if metrics:
+        scores = score(said, known, metrics, bertscore=bertscore, clipscore=clipscore)
+        found = scores.as_dict()
+        for metric, by_setting in scores.per_clip.items():
+            for setting, values in by_setting.items():
+                for clip, value in zip(scores.clips[setting], values.tolist(), strict=True):
+                    per_clip.setdefault(clip, {}).setdefault(metric, {})[setting] = value
+    elif judge is None:
+        raise ValueError("there is nothing to do: name metrics, or a judge")
+    opinion: dict[str, Any] = {}
+    if judge is not None:
+        shown = [
+            JudgedCaption(
+                caption.id,
+                caption.text,
+                caption.setting,
+                tuple(known.get(caption.id, ())),
+                picture=caption.image,
+            )
+            for caption in said
+        ]
+        if before_judging is not None:
+            before_judging(judge.estimate(shown, judged or "judged.jsonl"))
+        opinion = judge.run(shown, judged or "judged.jsonl", progress=True).as_dict()
+        opinion["dimensions"] = _by_dimension(opinion)
+    folder = Path(captions).parent
+    clips: dict[str, dict[str, Any]] = {}
+    for caption in said:
+        row = clips.setdefault(
+            caption.id,
+            {"references": known.get(caption.id, []), "captions": {}, "scores": per_clip.get(caption.id, {})},
+        )
+        row["captions"][caption.setting] = caption.text
+        if caption.image is not None:
+            row["image"] = os.path.relpath(caption.image, folder)
+    settings = {caption.setting: {"clips": 0} for caption in said} | found["settings"]
+    return {
+        "what": "captions",
+        "settings": settings,
+        "metrics": found["metrics"],
+        "judge": opinion,
+        "clips": clips,
+        "provenance": {"library": __version__, "captions": _sha256(captions)},
+    }
+
+
+def _by_dimension(opinion: dict[str, Any]) -> dict[str, Any]:
+    """A judge's figures in the form that metrics have."""
+    dimensions: dict[str, Any] = {}
+    for setting, scores in opinion["scores"].items():
+        for name, figure in scores.items():
+            part = dimensions.setdefault(name, {"figures": {}, "differences": []})
+            part["figures"][setting] = figure
+    for pair, scores in opinion["differences"].items():
+        first, _, second = pair.partition(" - ")
+        for name, figure in scores.items():
+            dimensions[name]["differences"].append({"first": first, "second": second, **figure})
+    return dimensions
+
+
+def _sha256(path: str | os.PathLike[str]) -> str:
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
+
+
+def _choose(
+    folder: FeatureFolder, projector: str | os.PathLike[str] | None, rows: str | None
+) -> tuple[str, Tensor]:
+    """Which rows are measured, by name and number."""
+    if rows not in ("validation", "all", None):
+        raise ValueError(f"rows are validation or all, not {rows!r}")
+    path = None if projector is None else Path(projector) / RECIPE
+    trained = json.loads(path.read_text(encoding="utf-8")) if path is not None and path.is_file() else None
+    is_its_own = trained is not None and trained["features"] == folder.digest()
+    if rows == "all" or (rows is None and not is_its_own):
+        return "all", torch.arange(len(folder))
+    if not is_its_own or trained is None:
+        raise ValueError(
+            f"what was kept aside is only known of the folder that the projector was trained on: "
+            f"{'there is no ' + RECIPE + ' with it' if trained is None else 'that is another one'}"
+        )
+    recipe = trained["recipe"]
+    return "validation", split_by_source(folder.sources, recipe["validation"], recipe["seed"])[1]

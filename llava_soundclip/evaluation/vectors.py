@@ -1,0 +1,72 @@
+"""The vectors of a features folder as they would stand in the CLS slot, raw or projected."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llava_soundclip.alignment import RawPad
+from llava_soundclip.encoders.whisper import fuse_layers
+from llava_soundclip.features.store import FeatureFolder
+from llava_soundclip.projector import Projector
+
+_AT_ONCE = 4096  # rows
+
+
+@torch.no_grad()
+def aligned(folder: FeatureFolder, rows: Tensor, projector: Projector | None = None) -> Tensor:
+    """f_a of rows: padded or cut to the tower's width, or projected.
+
+    Args:
+        folder: of features; where it holds Whisper's blocks they are fused as the projector has it, else averaged.
+        rows: (n,) integers.
+        projector: None for raw.
+
+    Returns:
+        (n, D) float32.
+
+    Raises:
+        ValueError: if the projector was trained on another encoder or tower; what differs is named.
+    """
+    if projector is not None:
+        check_projector(folder, projector)
+    align = RawPad(folder.header.width) if projector is None else projector.eval()
+    f_a = torch.empty(len(rows), folder.header.width)
+    for at in range(0, len(rows), _AT_ONCE):
+        z_a = fused(folder.rows(rows[at : at + _AT_ONCE])[0], projector)
+        f_a[at : at + _AT_ONCE] = align(z_a)
+    return f_a
+
+
+def seen(folder: FeatureFolder, rows: Tensor) -> Tensor:
+    """CLS tokens of rows, (n, D) in the dtype that they are stored in."""
+    c = torch.empty(len(rows), folder.header.width, dtype=folder.header.torch_dtype)
+    for at in range(0, len(rows), _AT_ONCE):
+        c[at : at + _AT_ONCE] = folder.rows(rows[at : at + _AT_ONCE])[1]
+    return c
+
+
+def fused(audio: Tensor, projector: Projector | None = None) -> Tensor:
+    """One vector a sound, (n, d_a), of (n, d_a) or Whisper's blocks (n, L, d_a)."""
+    if audio.ndim == 2:
+        return audio
+    fusion, _, n = ((projector and projector.fusion) or "average_all").partition(":")
+    weights = getattr(projector, "layer_weights", None)
+    name: Any = fusion
+    return fuse_layers(audio, name, int(n) if n else None, weights)
+
+
+def check_projector(folder: FeatureFolder, projector: Projector) -> None:
+    """Refuse features of another encoder or tower than the projector's.
+
+    Raises:
+        ValueError: that names every field that differs.
+    """
+    header = folder.header
+    projector.check(
+        header.encoder,
+        audio_dim=header.audio_dim,
+        width=header.width,
+        tower=header.tower,
+        tower_layer=header.tower_layer,
+    )

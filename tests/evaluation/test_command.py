@@ -1,0 +1,121 @@
+"""`llava-soundclip eval retrieval`: what is measured on what, and that the figures are those of a slow way."""
+
+import json
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from llava_soundclip import Projector, cli
+from llava_soundclip.evaluation.retrieval import retrieval
+from llava_soundclip.features import FeatureFolder
+from llava_soundclip.features.splits import split_by_source
+from llava_soundclip.training.fit import Recipe, train
+from tests.training.making import LAYERS, WIDTH, write_features
+
+runner = CliRunner()
+RECIPE = Recipe(hidden=24, batch_size=32, epochs=4, learning_rate=3e-3, validation=0.3, seed=5)
+
+
+@pytest.fixture(scope="module")
+def features(tmp_path_factory):
+    return write_features(tmp_path_factory.mktemp("features"))
+
+
+@pytest.fixture(scope="module")
+def projector(features, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("projector")
+    train(features, folder, RECIPE)
+    return folder
+
+
+def run(*arguments):
+    return runner.invoke(cli.app, ["eval", "retrieval", *map(str, arguments)])
+
+
+def figures(path):
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def test_what_was_kept_aside_is_measured(features, projector, tmp_path):
+    result = run(features, "--projector", projector, "--json", tmp_path / "out.json", "--seed", 3)
+    assert result.exit_code == 0, result.stderr
+    found = figures(tmp_path / "out.json")
+    folder = FeatureFolder(features)
+    rows = split_by_source(folder.sources, 0.3, 5)[1]
+    assert found["rows"] == "validation" and found["clips"] == len(rows) < len(folder) / 2
+    audio, cls = folder.rows(rows)
+    raw = torch.nn.functional.pad(audio, (0, WIDTH - audio.shape[1]))
+    with torch.no_grad():
+        projected = Projector.from_pretrained(projector)(audio)
+    for name, f_a in (("raw", raw), ("projected", projected)):
+        for side, expected in retrieval(f_a, cls, seed=3).items():
+            for figure in ("mean_rank", "R@1", "R@3", "R@10"):
+                value = found["figures"][name][side][figure]
+                assert value["value"] == pytest.approx(expected.as_dict()[figure], rel=1e-5)
+                assert value["low"] <= value["value"] <= value["high"]
+    gain = found["gain"]["A2V"]["mean_rank"]
+    assert gain["high"] < 0  # it learnt something
+    assert gain["value"] == pytest.approx(
+        found["figures"]["projected"]["A2V"]["mean_rank"]["value"]
+        - found["figures"]["raw"]["A2V"]["mean_rank"]["value"],
+        rel=1e-5,
+    )
+    assert found["chance"]["mean_rank"] == (min(len(rows), 100) + 1) / 2
+    assert "llava-soundclip" in found["command"] and found["provenance"]["projector"]["audio_dim"] == 12
+    assert "projected A2V" in result.stdout and "chance" in result.stdout
+
+
+def test_all_clips_where_it_is_asked_for_or_it_was_trained_elsewhere(features, projector, tmp_path):
+    assert (
+        run(features, "--projector", projector, "--rows", "all", "--full", "--json", tmp_path / "a").exit_code
+        == 0
+    )
+    assert (figures(tmp_path / "a")["rows"], figures(tmp_path / "a")["clips"]) == ("all", 240)
+    assert figures(tmp_path / "a")["chance"]["mean_rank"] == 120.5
+    other = write_features(tmp_path / "other", clips=30)
+    assert run(other, "--projector", projector, "--json", tmp_path / "b").exit_code == 0
+    assert (figures(tmp_path / "b")["rows"], figures(tmp_path / "b")["clips"]) == ("all", 30)
+    refused = run(other, "--projector", projector, "--rows", "validation")
+    assert refused.exit_code == 2 and "that is another one" in refused.stderr
+
+
+def test_raw_alone_and_any_clip_of_the_film(features, tmp_path):
+    assert run(features, "--json", tmp_path / "pair").exit_code == 0
+    assert run(features, "--right", "source", "--json", tmp_path / "source").exit_code == 0
+    pair, source = figures(tmp_path / "pair"), figures(tmp_path / "source")
+    assert list(pair["figures"]) == ["raw"] and pair["gain"] == {}
+    assert source["right"] == "source"
+    assert source["chance"]["mean_rank"] < pair["chance"]["mean_rank"]
+
+
+def test_blocks_are_fused_as_the_projector_has_it(tmp_path):
+    blocks = write_features(tmp_path / "blocks", layers=LAYERS)
+    train(blocks, tmp_path / "projector", Recipe(hidden=24, epochs=1, fusion="last_n", n=2))
+    assert (
+        run(
+            blocks, "--projector", tmp_path / "projector", "--rows", "all", "--json", tmp_path / "a"
+        ).exit_code
+        == 0
+    )
+    audio, cls = FeatureFolder(blocks).rows(torch.arange(240))
+    with torch.no_grad():
+        f_a = Projector.from_pretrained(tmp_path / "projector")(audio[:, -2:].mean(1))
+    found = figures(tmp_path / "a")["figures"]["projected"]["V2A"]["mean_rank"]["value"]
+    assert found == pytest.approx(retrieval(f_a, cls)["V2A"].mean_rank)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere"], "is no features folder"),
+        (["{features}", "--projector", "{other}"], "audio_dim is 5 in the projector and 12 here"),
+        (["{features}", "--right", "label"], "right is pair or source, not 'label'"),
+        (["{features}", "--rows", "some"], "rows are validation or all, not 'some'"),
+        (["{features}", "--rows", "validation"], "there is no recipe.json with it"),
+    ],
+)
+def test_what_is_refused(features, tmp_path, arguments, message):
+    Projector(5, WIDTH, 8).save_pretrained(tmp_path / "other")
+    result = run(*(text.format(features=features, other=tmp_path / "other") for text in arguments))
+    assert result.exit_code == 2 and message in result.stderr
