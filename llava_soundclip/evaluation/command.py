@@ -36,6 +36,10 @@ def retrieval(
     right: Annotated[
         str, typer.Option(help="pair: a clip's own picture is right; source: any of its film's.")
     ] = "pair",
+    alphas: Annotated[
+        str | None,
+        typer.Option(help="Mixes of raw (1) and projected (0) to measure, too, such as 0.25,0.5,0.75."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the draws and the intervals.")] = 0,
     out: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file, too.")] = None,
 ) -> None:
@@ -51,6 +55,7 @@ def retrieval(
             trained_in=projector,
             full=full,
             right=right,
+            alphas=[float(alpha) for alpha in alphas.split(",")] if alphas else [],
             seed=seed,
         )
     except (ImportError, OSError, ValueError) as error:

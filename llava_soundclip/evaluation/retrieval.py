@@ -52,6 +52,10 @@ class Retrieval:
         shares = {f"R@{top}": share for top, share in self.recall.items()}
         return {"mean_rank": self.mean_rank, **shares, "items": self.items}
 
+    def histogram(self) -> list[int]:
+        """How many queries had their right answer first, second, ...; of places in halves the better one."""
+        return self.ranks.floor().long().flatten().bincount(minlength=self.items + 1)[1:].tolist()
+
     def chance(self) -> dict[str, float]:
         """The figures of answers in random order; where one is right, a mean rank of (items + 1) / 2."""
         right = self.right.double()

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,8 +18,10 @@ from llava_soundclip.evaluation.captions import (
     CLIPScore,
     read_captions,
     read_references,
+    read_things,
     score,
 )
+from llava_soundclip.evaluation.captions.files import read_rows
 from llava_soundclip.evaluation.judge import Caption as JudgedCaption
 from llava_soundclip.evaluation.judge import Judge, Usage
 from llava_soundclip.evaluation.retrieval import group_rows, retrieval
@@ -27,6 +30,7 @@ from llava_soundclip.features.splits import split_by_source
 from llava_soundclip.features.store import FeatureFolder
 from llava_soundclip.projector import Projector
 
+OPTIONS = ("encoder", "alignment", "k", "tokens", "control", "model")  # of a row of captions
 RECIPE = "recipe.json"  # beside a trained projector: what its training kept aside
 
 
@@ -38,6 +42,7 @@ def evaluate_retrieval(
     rows: str | None = None,
     full: bool = False,
     right: str = "pair",
+    alphas: Sequence[float] = (),
     seed: int = 0,
 ) -> dict[str, Any]:
     """Retrieval of a features folder's clips (Appendix E), raw and projected, with intervals over clips.
@@ -50,6 +55,7 @@ def evaluate_retrieval(
             the projector was trained on this folder, else "all".
         full: among all clips at once instead of Appendix E's draws.
         right: "pair", a clip's own picture is right, or "source", any of its film's.
+        alphas: mixes of raw (1) and projected (0) that are measured, too (B.1).
         seed: of the draws and the intervals.
 
     Returns:
@@ -68,9 +74,15 @@ def evaluate_retrieval(
     rows, chosen = _choose(folder, trained_in, rows)
     c = seen(folder, chosen)
     groups = group_rows([folder.sources[row] for row in chosen.tolist()]) if right == "source" else None
-    found = {"raw": retrieval(aligned(folder, chosen), c, groups, seed=seed, full=full)}
+    mixes: dict[str, float] = {"raw": 1.0}
     if projector is not None:
-        found["projected"] = retrieval(aligned(folder, chosen, projector), c, groups, seed=seed, full=full)
+        mixes |= {"projected": 0.0, **{f"alpha {alpha:g}": alpha for alpha in alphas}}
+    elif alphas:
+        raise ValueError("alphas mix raw and projected: give a projector")
+    found = {
+        name: retrieval(aligned(folder, chosen, projector, alpha), c, groups, seed=seed, full=full)
+        for name, alpha in mixes.items()
+    }
     drawn = found["raw"]["A2V"]
     return {
         "what": "retrieval",
@@ -81,6 +93,9 @@ def evaluate_retrieval(
         "figures": {
             name: {side: each.figures(seed=seed) for side, each in sides.items()}
             for name, sides in found.items()
+        },
+        "histogram": {
+            name: {side: each.histogram() for side, each in sides.items()} for name, sides in found.items()
         },
         "gain": {
             side: {
@@ -117,7 +132,8 @@ def evaluate_captions(
 
     Args:
         captions: JSON Lines; see `captions.read_captions`.
-        references: JSON Lines; see `captions.read_references`.
+        references: JSON Lines; see `captions.read_references`. Where they say what sounds and what is silent
+            (`captions.read_things`), it is counted whether captions name it.
         metrics: some of `captions.METRICS`; none if only a judge is asked.
         bertscore: the model for it.
         clipscore: the model for it.
@@ -134,14 +150,19 @@ def evaluate_captions(
     """
     said = read_captions(captions)
     known = {} if references is None else read_references(references)
+    things = {} if references is None else read_things(references)
+    if things and metrics:
+        metrics = (*metrics, "naming")
     found: dict[str, Any] = {"metrics": {}, "settings": {}}
     per_clip: dict[str, dict[str, dict[str, float]]] = {}
     if metrics:
-        scores = score(said, known, metrics, bertscore=bertscore, clipscore=clipscore)
+        scores = score(said, known, metrics, bertscore=bertscore, clipscore=clipscore, things=things)
         found = scores.as_dict()
         for metric, by_setting in scores.per_clip.items():
             for setting, values in by_setting.items():
                 for clip, value in zip(scores.clips[setting], values.tolist(), strict=True):
+                    if math.isnan(value):
+                        continue
                     per_clip.setdefault(clip, {}).setdefault(metric, {})[setting] = value
     elif judge is None:
         raise ValueError("there is nothing to do: name metrics, or a judge")
@@ -171,15 +192,34 @@ def evaluate_captions(
         row["captions"][caption.setting] = caption.text
         if caption.image is not None:
             row["image"] = os.path.relpath(caption.image, folder)
+    options, maps = _told(captions)
+    for clip, path in maps.items():
+        clips[clip]["map"] = path
     settings = {caption.setting: {"clips": 0} for caption in said} | found["settings"]
     return {
         "what": "captions",
         "settings": settings,
+        "options": options,
         "metrics": found["metrics"],
         "judge": opinion,
         "clips": clips,
-        "provenance": {"library": __version__, "captions": _sha256(captions)},
+        "provenance": {
+            "library": __version__,
+            "captions": _sha256(captions),
+            "references": None if references is None else _sha256(references),
+        },
     }
+
+
+def _told(captions: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, str]]:
+    """What the rows of `llava-soundclip caption` tell besides: each setting's options, and each clip's map."""
+    options: dict[str, Any] = {}
+    maps: dict[str, str] = {}
+    for row, caption in zip(read_rows(captions), read_captions(captions), strict=True):
+        options.setdefault(caption.setting, {name: row[name] for name in OPTIONS if name in row})
+        if isinstance(row.get("map"), str):
+            maps.setdefault(caption.id, row["map"])
+    return options, maps
 
 
 def _by_dimension(opinion: dict[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llava_soundclip.alignment import RawPad
+from llava_soundclip.alignment import build_alignment
 from llava_soundclip.encoders.whisper import fuse_layers
 from llava_soundclip.features.store import FeatureFolder
 from llava_soundclip.projector import Projector
@@ -14,13 +14,16 @@ _AT_ONCE = 4096  # rows
 
 
 @torch.no_grad()
-def aligned(folder: FeatureFolder, rows: Tensor, projector: Projector | None = None) -> Tensor:
-    """f_a of rows: padded or cut to the tower's width, or projected.
+def aligned(
+    folder: FeatureFolder, rows: Tensor, projector: Projector | None = None, alpha: float = 0.0
+) -> Tensor:
+    """f_a of rows: padded or cut to the tower's width, projected, or mixed.
 
     Args:
         folder: of features; where it holds Whisper's blocks they are fused as the projector has it, else averaged.
         rows: (n,) integers.
         projector: None for raw.
+        alpha: with a projector, the share of raw in the mix (B.1).
 
     Returns:
         (n, D) float32.
@@ -30,7 +33,13 @@ def aligned(folder: FeatureFolder, rows: Tensor, projector: Projector | None = N
     """
     if projector is not None:
         check_projector(folder, projector)
-    align = RawPad(folder.header.width) if projector is None else projector.eval()
+        projector.eval()
+    align = build_alignment(
+        1.0 if projector is None else alpha,
+        audio_dim=folder.header.audio_dim,
+        width=folder.header.width,
+        projector=projector,
+    )
     f_a = torch.empty(len(rows), folder.header.width)
     for at in range(0, len(rows), _AT_ONCE):
         z_a = fused(folder.rows(rows[at : at + _AT_ONCE])[0], projector)

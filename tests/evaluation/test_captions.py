@@ -322,7 +322,7 @@ def test_the_dictionary_is_json_with_what_made_each_figure():
     [
         (
             {"metrics": ["bleu", "meteor"]},
-            "metrics are a list of bleu, rouge, bertscore, clipscore, not 'meteor'",
+            "metrics are a list of bleu, rouge, bertscore, clipscore, naming, not 'meteor'",
         ),
         ({"metrics": "bleu"}, "metrics are a list"),
         ({"metrics": []}, "metrics are a list"),
@@ -335,7 +335,7 @@ def test_the_dictionary_is_json_with_what_made_each_figure():
         ({"references": {"1": ["a", " "]}}, "or an empty one: 1"),
         (
             {"metrics": ["clipscore"]},
-            '"image" of each clip, but 1 of 1 have none: 1. Name them, or ask for bleu',
+            '"image" of each clip, but 1 of 1 have none: 1. Name them, or leave',
         ),
         (
             {"metrics": ["clipscore"], "captions": [Caption("1", "a", image=Path("no/such.png"))]},

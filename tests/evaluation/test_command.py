@@ -89,6 +89,25 @@ def test_raw_alone_and_any_clip_of_the_film(features, tmp_path):
     assert source["chance"]["mean_rank"] < pair["chance"]["mean_rank"]
 
 
+def test_mixes_and_histograms(features, projector, tmp_path):
+    assert (
+        run(features, "--projector", projector, "--alphas", "0.5,1,0", "--json", tmp_path / "a").exit_code
+        == 0
+    )
+    found = figures(tmp_path / "a")
+    for name, same in (("alpha 1", "raw"), ("alpha 0", "projected")):
+        assert found["figures"][name] == found["figures"][same]
+    ranks = [
+        found["figures"][name]["A2V"]["mean_rank"]["value"] for name in ("projected", "alpha 0.5", "raw")
+    ]
+    assert ranks[0] < ranks[1] < ranks[2]
+    for name, sides in found["histogram"].items():
+        for side, counts in sides.items():
+            assert sum(counts) == len(counts) * len(found["figures"][name][side]["mean_rank"]["repeats"])
+            share = sum(counts[:3]) / sum(counts)
+            assert share == pytest.approx(found["figures"][name][side]["R@3"]["value"])
+
+
 def test_blocks_are_fused_as_the_projector_has_it(tmp_path):
     blocks = write_features(tmp_path / "blocks", layers=LAYERS)
     train(blocks, tmp_path / "projector", Recipe(hidden=24, epochs=1, fusion="last_n", n=2))
@@ -110,6 +129,7 @@ def test_blocks_are_fused_as_the_projector_has_it(tmp_path):
     [
         (["nowhere"], "is no features folder"),
         (["{features}", "--projector", "{other}"], "audio_dim is 5 in the projector and 12 here"),
+        (["{features}", "--alphas", "0.5"], "give a projector"),
         (["{features}", "--right", "label"], "right is pair or source, not 'label'"),
         (["{features}", "--rows", "some"], "rows are validation or all, not 'some'"),
         (["{features}", "--rows", "validation"], "there is no recipe.json with it"),
@@ -118,4 +138,76 @@ def test_blocks_are_fused_as_the_projector_has_it(tmp_path):
 def test_what_is_refused(features, tmp_path, arguments, message):
     Projector(5, WIDTH, 8).save_pretrained(tmp_path / "other")
     result = run(*(text.format(features=features, other=tmp_path / "other") for text in arguments))
+    assert result.exit_code == 2 and message in result.stderr
+
+
+@pytest.fixture
+def told(tmp_path):
+    """Captions of four clips in two settings, and what they hold."""
+    rows = [
+        {"clip": f"{clip}.mp4", "caption": text, "setting": setting, "alignment": setting, "k": 9}
+        for clip in "abcd"
+        for setting, text in (("raw", "a dog barks very loudly"), ("projected", f"a cat {clip} meows"))
+    ]
+    (tmp_path / "captions.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    refs = [
+        {"id": f"{clip}.mp4", "references": ["a dog barks very loudly"], "sounding": ["dog"], "silent": ["mug"]}
+        for clip in "abcd"
+    ]
+    (tmp_path / "refs.jsonl").write_text("\n".join(map(json.dumps, refs)))
+    return tmp_path
+
+
+def evaluate(folder, *arguments):
+    known = [
+        "captions",
+        folder / "captions.jsonl",
+        "--references",
+        folder / "refs.jsonl",
+        "--json",
+        folder / "out.json",
+    ]
+    result = runner.invoke(cli.app, ["eval", *map(str, [*known, *arguments])])
+    return result, figures(folder / "out.json") if result.exit_code == 0 else None
+
+
+def test_captions_are_scored(told):
+    result, found = evaluate(told, "--metrics", "bleu,rouge", "--against", "raw")
+    assert result.exit_code == 0, result.stderr
+    assert found["metrics"]["BLEU"]["figures"]["raw"]["value"] == pytest.approx(1)
+    assert found["metrics"]["sounding named"]["figures"]["raw"]["value"] == 1
+    assert found["metrics"]["sounding named"]["figures"]["projected"]["value"] == 0
+    assert found["options"]["projected"] == {"alignment": "projected", "k": 9}
+    clip = found["clips"]["b.mp4"]
+    assert clip["captions"] == {"raw": "a dog barks very loudly", "projected": "a cat b meows"}
+    assert clip["scores"]["ROUGE-1"]["raw"] == pytest.approx(1)
+    assert "-1 (-1 to -1) above raw" in result.stdout
+
+
+def test_a_judge_is_asked_and_told_of(told, monkeypatch):
+    from tests.evaluation.judge_server import JudgeServer
+
+    with JudgeServer() as server:
+        monkeypatch.setenv("OPENAI_API_KEY", "test")
+        result, found = evaluate(
+            told, "--metrics", "none", "--judge", "openai:any", "--judge-url", server.url
+        )
+    assert result.exit_code == 0, result.stderr
+    assert set(found["judge"]["dimensions"]) >= {"fluency", "usefulness"}
+    assert found["judge"]["dimensions"]["fluency"]["figures"].keys() == {"raw", "projected"}
+    assert "the judge: about" in result.stderr and "usefulness" in result.stdout
+    assert (told / "captions.judged.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--metrics", "meteor"], "metrics are a list of bleu"),
+        (["--metrics", "none"], "nothing to do"),
+        (["--metrics", "bleu", "--against", "stock"], "there is no setting 'stock'"),
+        (["--metrics", "none", "--judge", "claude"], "openai:MODEL"),
+    ],
+)
+def test_what_captions_refuse(told, arguments, message):
+    result, _ = evaluate(told, *arguments)
     assert result.exit_code == 2 and message in result.stderr

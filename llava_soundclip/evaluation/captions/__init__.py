@@ -6,7 +6,13 @@ scores = score(captions, references, bertscore=BERTScore("all-MiniLM-L6-v2/"))
 print(scores.figure("BLEU", "raw"), scores.difference("BLEU", "raw", "projected"))
 """
 
-from llava_soundclip.evaluation.captions.files import Caption, read_captions, read_references
+from llava_soundclip.evaluation.captions.files import (
+    Caption,
+    Things,
+    read_captions,
+    read_references,
+    read_things,
+)
 from llava_soundclip.evaluation.captions.models import BERTScore, CLIPScore
 from llava_soundclip.evaluation.captions.scores import METRICS, CaptionScores, score
 
@@ -16,7 +22,9 @@ __all__ = [
     "CLIPScore",
     "Caption",
     "CaptionScores",
+    "Things",
     "read_captions",
     "read_references",
+    "read_things",
     "score",
 ]

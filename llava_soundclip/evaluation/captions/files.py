@@ -27,6 +27,19 @@ class Caption:
     image: Path | None = None
 
 
+@dataclass(frozen=True)
+class Things:
+    """What a clip holds.
+
+    Attributes:
+        sounding: names of what is heard.
+        silent: names of what is only seen.
+    """
+
+    sounding: tuple[str, ...] = ()
+    silent: tuple[str, ...] = ()
+
+
 def read_captions(file: str | PathLike[str]) -> list[Caption]:
     """Read captions, one a row.
 
@@ -107,10 +120,46 @@ def read_references(file: str | PathLike[str]) -> dict[str, list[str]]:
     return references
 
 
+def read_things(file: str | PathLike[str]) -> dict[str, Things]:
+    """Read what clips hold, from rows {"id": ..., "sounding": [...], "silent": [...]}, such as references are.
+
+    Returns:
+        By clip; empty if no row has such fields.
+
+    Raises:
+        ValueError: if some rows have neither field, or something else than texts in them; all of them are named.
+        OSError: if it can't be read.
+    """
+    things: dict[str, Things] = {}
+    faults: list[str] = []
+    bare: list[int] = []
+    for line, row in _rows(file, faults):
+        clip = _clip_of(row)
+        if clip is None:
+            continue  # `read_references` says so
+        if not {"sounding", "silent"} & row.keys():
+            bare.append(line)
+            continue
+        names = [row.get("sounding") or [], row.get("silent") or []]
+        if all(isinstance(part, list) and all(isinstance(name, str) for name in part) for part in names):
+            things[clip] = Things(tuple(names[0]), tuple(names[1]))
+        else:
+            faults.append(f'line {line} has no lists of texts in "sounding" and "silent"')
+    if things:
+        faults += [f'line {line} has neither "sounding" nor "silent", other lines have' for line in bare]
+    _raise_for(file, faults)
+    return things
+
+
 def listed(things: list[str], limit: int = 10) -> str:
     """The first of many things, and how many more there are."""
     more = f" and {len(things) - limit} more" if len(things) > limit else ""
     return "; ".join(things[:limit]) + more
+
+
+def read_rows(file: str | PathLike[str]) -> list[dict[str, Any]]:
+    """The rows of a file that `read_captions` takes, with all their fields."""
+    return [row for _, row in _rows(file, [])]
 
 
 def _rows(file: str | PathLike[str], faults: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:

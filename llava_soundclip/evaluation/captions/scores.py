@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 
 from llava_soundclip.evaluation.captions import overlap
-from llava_soundclip.evaluation.captions.files import Caption, listed
+from llava_soundclip.evaluation.captions.files import Caption, Things, listed
 from llava_soundclip.evaluation.captions.models import BERTScore, CLIPScore
+from llava_soundclip.evaluation.captions.naming import naming
 from llava_soundclip.evaluation.intervals import Interval, bootstrap, difference
 
 METRICS = ("bleu", "rouge", "bertscore", "clipscore")
+KNOWN = (*METRICS, "naming")  # which needs to be told what the clips hold
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,8 @@ class CaptionScores:
     Attributes:
         clips: ids of the clips that were captioned, by setting.
         per_clip: (n,) scores in the order of `clips`, by metric and setting. Metrics have the paper's names:
-            BLEU, ROUGE-1, ROUGE-2, ROUGE-L, BERTScore, CLIPScore. A clip's BLEU is sentence BLEU.
+            BLEU, ROUGE-1, ROUGE-2, ROUGE-L, BERTScore, CLIPScore; and those of `naming.NAMING`, NaN where a clip
+            has nothing to name. A clip's BLEU is sentence BLEU.
         made_by: implementation, version, model and settings, by metric.
         empty: ids of the clips whose caption is empty, by setting; they are scored all the same.
         missing: ids of the clips with references, but no caption, by setting.
@@ -44,10 +47,11 @@ class CaptionScores:
         """By metric and setting: the mean over clips, but of BLEU that of all captions together (corpus BLEU)."""
         return {
             metric: {
-                setting: bootstrap(scores)
+                setting: bootstrap(scores[np.isfinite(scores)])
                 if metric != "BLEU"
                 else _of_drawn_clips(overlap.corpus_bleu, self.bleu_counts[setting])
                 for setting, scores in by_setting.items()
+                if np.isfinite(scores).any()
             }
             for metric, by_setting in self.per_clip.items()
         }
@@ -77,7 +81,11 @@ class CaptionScores:
         ours, theirs = np.array(pairs).T
         if metric != "BLEU":
             scores = self.per_clip[metric]
-            return difference(scores[first][ours], scores[second][theirs])
+            both = np.stack([scores[first][ours], scores[second][theirs]])
+            both = both[:, np.isfinite(both).all(0)]
+            if not both.size:
+                raise ValueError(f"no clip has {metric} in both {first!r} and {second!r}")
+            return difference(*both)
         counts = np.stack([self.bleu_counts[first][ours], self.bleu_counts[second][theirs]], axis=1)
         return _of_drawn_clips(_bleu_difference, counts)
 
@@ -106,6 +114,7 @@ class CaptionScores:
                     "differences": [
                         {"first": first, "second": second, **self.difference(metric, first, second).as_dict()}
                         for first, second in pairs
+                        if {first, second} <= figures.keys()
                     ],
                 }
                 for metric, figures in self.figures.items()
@@ -120,25 +129,27 @@ def score(
     *,
     bertscore: BERTScore | None = None,
     clipscore: CLIPScore | None = None,
+    things: Mapping[str, Things] | None = None,
 ) -> CaptionScores:
     """Score captions.
 
     Args:
         captions: of one setting or several; no clip twice in one.
         references: by clip; clips without a caption are listed as missing. CLIPScore alone needs none.
-        metrics: some of `METRICS`; "rouge" is all three.
+        metrics: some of `METRICS`, and "naming"; "rouge" is all three.
         bertscore: the model for it; roberta-large by default.
         clipscore: the model for it; CLIP ViT-B/32 by default.
+        things: what the clips hold, for "naming".
 
     Raises:
         ValueError: if there is no caption or no such metric, a clip is twice in a setting, or one lacks a
-            reference or, for CLIPScore, a picture; they are named.
+            reference or, for CLIPScore, a picture, or, for naming, its things; they are named.
         MediaError: if a picture can't be read.
         ImportError: if a metric's package isn't installed.
     """
     # A clip's picture may be named in one setting only.
     pictures = {caption.id: caption.image for caption in captions if caption.image is not None}
-    _check(captions, references, pictures, metrics)
+    _check(captions, references, pictures, things or {}, metrics)
     # Clip by clip, so that what several settings share is computed once.
     first_seen = {caption.id: row for row, caption in reversed(list(enumerate(captions)))}
     captions = sorted(captions, key=lambda caption: first_seen[caption.id])
@@ -164,6 +175,11 @@ def score(
         )
         made_by["CLIPScore"] = clipscore.about(texts)
 
+    if "naming" in metrics:
+        found, about = naming(texts, [caption.id for caption in captions], things or {})
+        values |= found
+        made_by |= dict.fromkeys(found, about)
+
     rows: dict[str, list[int]] = {}
     for row, caption in enumerate(captions):
         rows.setdefault(caption.setting, []).append(row)
@@ -188,11 +204,12 @@ def _check(
     captions: Sequence[Caption],
     references: Mapping[str, Sequence[str]],
     pictures: Mapping[str, Path],
+    things: Mapping[str, Things],
     metrics: Sequence[str],
 ) -> None:
-    unknown = [metrics] if isinstance(metrics, str) else [name for name in metrics if name not in METRICS]
+    unknown = [metrics] if isinstance(metrics, str) else [name for name in metrics if name not in KNOWN]
     if unknown or not metrics:
-        raise ValueError(f"metrics are a list of {', '.join(METRICS)}, not {listed([*map(repr, unknown)])}")
+        raise ValueError(f"metrics are a list of {', '.join(KNOWN)}, not {listed([*map(repr, unknown)])}")
     if not captions:
         raise ValueError("there are no captions")
     times = Counter((caption.setting, caption.id) for caption in captions)
@@ -200,7 +217,7 @@ def _check(
     if twice:
         raise ValueError(f"clips are captioned twice in a setting: {listed(twice)}")
     clips = list(dict.fromkeys(caption.id for caption in captions))
-    if set(metrics) - {"clipscore"}:
+    if set(metrics) - {"clipscore", "naming"}:
         bare = [clip for clip in clips if not all(text.strip() for text in references.get(clip) or [""])]
         if bare:
             raise ValueError(
@@ -211,11 +228,18 @@ def _check(
         if unseen:
             raise ValueError(
                 f'clipscore needs an "image" of each clip, but {len(unseen)} of {len(clips)} have none: '
-                f"{listed(unseen)}. Name them, or ask for {', '.join(METRICS[:-1])} only."
+                f"{listed(unseen)}. Name them, or leave clipscore out."
             )
         files = dict.fromkeys(str(file) for file in pictures.values() if not file.is_file())
         if files:
             raise ValueError(f"{len(files)} pictures are no files: {listed(list(files))}")
+    if "naming" in metrics:
+        unknown = [clip for clip in clips if clip not in things]
+        if unknown:
+            raise ValueError(
+                f'naming needs "sounding" and "silent" of each clip, but {len(unknown)} of {len(clips)} have neither: '
+                f"{listed(unknown)}"
+            )
 
 
 def _others(references: Iterable[str], captioned: Iterable[str]) -> list[str]:

@@ -1,0 +1,250 @@
+"""How fast a projector is trained, against the loop that a researcher writes, and what grows with the features.
+
+    python benchmarks/training.py                       # about ten minutes on two cores
+    python benchmarks/training.py --layers 6            # Whisper base's blocks instead of one vector a clip
+    python benchmarks/training.py --hidden 32           # next to no arithmetic: what is left is the loading
+    OMP_NUM_THREADS=1 python benchmarks/training.py     # on a machine that others use, too
+
+The features are synthetic, written by `FeatureWriter`: float16, sounds 512 wide, CLS tokens 1024 wide, films of ten
+clips. The same MLP, loss and batches of 256 are trained on them by
+
+- ours: `train`, the paper's recipe; the time of its steps, without validation and files, which have a column;
+- plain: a `Dataset` that reads one row of the safetensors files after the other (`safe_open` once a file, then
+  `get_slice`), a `DataLoader` with shuffling, `torch.optim.Adam`; with 0 and with 2 workers, the better one counts;
+- in memory: the same loop on two float32 tensors that hold everything, which is as fast as loading can be.
+
+They take turns, an epoch each after one to warm up; ratios are the medians of the rounds'. "loading" reads the same
+batches and does nothing with them. Growth is measured in a process for each size: seconds for a row, and the highest
+RssAnon above what it was before, and in all (Linux): memory without the files' mapped pages, which the system takes
+back when it needs them. So is the memory of InfoNCE in chunks, forwards and backwards.
+"""
+
+import argparse
+import multiprocessing
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import torch
+from safetensors import safe_open
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from llava_soundclip.features.splits import split_by_source
+from llava_soundclip.features.store import FeatureFolder, FeatureHeader, FeatureWriter
+from llava_soundclip.projector import Projector
+from llava_soundclip.training.fit import Recipe, train
+from llava_soundclip.training.losses import InfoNCE, make_loss
+
+AUDIO, WIDTH, BATCH, FILM = 512, 1024, 256, 10
+GOAL = 5.0
+
+
+def write_features(folder: Path, rows: int, layers: int | None) -> Path:
+    signature = {"encoder": "whisperclip", "checkpoint": "random", "pooling": "valid", "window": "clip"}
+    header = FeatureHeader(
+        encoder=signature if layers else {**signature, "fusion": "average_all"},
+        audio_dim=AUDIO,
+        layers=layers,
+        tower="random",
+        tower_weights="random",
+        tower_layer=-2,
+        width=WIDTH,
+    )
+    torch.manual_seed(0)
+    with FeatureWriter(folder, header) as writer:
+        for row in range(rows):
+            writer.add(f"{row:07}", f"film{row // FILM}", torch.randn(header.audio_shape), torch.randn(WIDTH))
+    return folder
+
+
+class Rows(Dataset):
+    """What a researcher writes: a row at a time, with every file opened once."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder / "shards"
+        table = pq.read_table(folder / "index")
+        self.shards, self.rows = (table.column(name).to_pylist() for name in ("shard", "row"))
+        self.files: dict[str, Any] = {}
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, item: int) -> tuple[Tensor, Tensor]:
+        shard, row = self.shards[item], self.rows[item]
+        if shard not in self.files:
+            self.files[shard] = safe_open(self.folder / shard, "pt")
+        file = self.files[shard]
+        return file.get_slice("audio")[row].float(), file.get_slice("cls")[row].float()
+
+
+def loader(folder: Path, workers: int) -> DataLoader:
+    return DataLoader(
+        Rows(folder), batch_size=BATCH, shuffle=True, num_workers=workers, persistent_workers=workers > 0
+    )
+
+
+def shuffled(tensors: tuple[Tensor, Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+    for rows in torch.randperm(len(tensors[0])).split(BATCH):
+        yield tensors[0][rows], tensors[1][rows]
+
+
+class PlainLoop:
+    """The recipe without this library's loop: an epoch for each call."""
+
+    def __init__(self, hidden: int) -> None:
+        self.projector = Projector(AUDIO, WIDTH, hidden)
+        self.optimiser = torch.optim.Adam(self.projector.parameters(), lr=Recipe.learning_rate)
+        self.loss_of = make_loss(Recipe.loss)
+
+    def __call__(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
+        for audio, cls in batches:
+            sounds = audio if audio.ndim == 2 else audio.mean(1)
+            loss = self.loss_of(self.projector(sounds), cls)["loss"]
+            self.optimiser.zero_grad()
+            loss.backward()
+            self.optimiser.step()
+
+
+def spent(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def train_ours(folder: Path, hidden: int) -> tuple[float, float]:
+    """Seconds of the steps of an epoch that comes after another one, and of what follows them in it."""
+    steps: list[float] = []
+    epochs: list[float] = []
+    with tempfile.TemporaryDirectory() as out:
+        train(
+            folder,
+            out,
+            Recipe(hidden=hidden, epochs=2),
+            on_step=lambda done, total: steps.append(time.perf_counter()),
+            on_epoch=lambda row: epochs.append(time.perf_counter()),
+        )
+    return steps[-1] - epochs[0], epochs[1] - steps[-1]
+
+
+def compare(folder: Path, layers: int | None, options: argparse.Namespace) -> None:
+    data = FeatureFolder(folder)
+    rows, trained = len(data), len(split_by_source(data.sources, Recipe.validation)[0])
+    tensors = data.rows(torch.arange(rows))
+    loop = PlainLoop(options.hidden)
+    loaders = [loader(folder, workers) for workers in (0, 2)]
+    ways: dict[str, Callable[[], Iterable[object]]] = {
+        "plain, 0 workers": lambda: loaders[0],
+        "plain, 2 workers": lambda: loaders[1],
+        "in memory": lambda: shuffled(tensors),
+        "ours": lambda: map(data.rows, torch.randperm(rows).split(BATCH)),
+    }
+    loading: dict[str, list[float]] = {name: [] for name in ways}
+    training: dict[str, list[float]] = {name: [] for name in ways}
+    after = []
+    for _ in range(options.rounds + 1):
+        for name, batches in ways.items():
+            loading[name].append(rows / spent(lambda batches=batches: list(map(id, batches()))))
+            if name == "ours":
+                seconds, validation = train_ours(folder, options.hidden)
+                training[name].append(trained / seconds)
+                after.append(validation)
+            else:
+                training[name].append(rows / spent(lambda batches=batches: loop(batches())))
+    kind = "one vector" if layers is None else f"{layers} blocks"
+    print(f"\n{rows:,} rows, {kind} a clip, hidden {options.hidden}, {torch.get_num_threads()} threads")
+    print(f"{'':18}{'loading rows/s':>16}{'training samples/s':>20}{'ours/this':>11}")
+    for name in ways:
+        ratio = statistics.median(
+            ours / this for ours, this in zip(training["ours"][1:], training[name][1:], strict=True)
+        )
+        print(
+            f"{name:18}{statistics.median(loading[name][1:]):16,.0f}"
+            f"{statistics.median(training[name][1:]):20,.0f}{ratio:10.2f}x"
+        )
+    print(
+        f"goal: {GOAL:g}x the better plain way. Validation and files: {statistics.median(after):.2f} s an epoch"
+    )
+
+
+def growing(rows: int, hidden: int) -> tuple[float, int, int]:
+    """Seconds of an epoch with its validation, and the bytes of `highest`; in a process of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        features = write_features(Path(folder), rows, None)
+        with highest() as taken:
+            seconds = sum(train_ours(features, hidden))
+    return seconds, *taken
+
+
+def infonce(pairs: int, chunk: int | None) -> tuple[float, int, int]:
+    """Seconds of the loss and its gradient, and the bytes of `highest`; in a process of its own."""
+    loss_of = InfoNCE(chunk=chunk)
+    with highest() as taken:
+        f_a, c = torch.randn(pairs, WIDTH, requires_grad=True), torch.randn(pairs, WIDTH)
+        seconds = spent(lambda: loss_of(f_a, c)["loss"].backward())
+    return seconds, *taken
+
+
+@contextmanager
+def highest() -> Iterator[list[int]]:
+    """The highest RssAnon in the block, bytes: above that before it, and in all. Known once the block has ended."""
+    before, taken, is_over = anonymous(), [0, 0], threading.Event()
+
+    def watch() -> None:
+        while not is_over.wait(0.002):
+            taken[1] = max(taken[1], anonymous())
+            taken[0] = taken[1] - before
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield taken
+    finally:
+        is_over.set()
+        watcher.join()
+
+
+def anonymous() -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
+
+
+def alone(call: Callable[..., tuple[float, int, int]], *arguments: object) -> tuple[float, int, int]:
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(call, arguments)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rows", type=int, default=10_000, help="of the comparison")
+    parser.add_argument("--layers", type=int, help="blocks of each sound; by default one vector")
+    parser.add_argument("--hidden", type=int, default=Recipe.hidden)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--growth", nargs="*", type=int, default=[1_000, 10_000, 100_000], help="rows")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        compare(write_features(Path(folder), options.rows, options.layers), options.layers, options)
+    print(f"\n{'growth: rows':18}{'s an epoch':>12}{'us a row':>10}{'MiB':>7}{'in all':>8}")
+    for rows in options.growth:
+        seconds, *taken = alone(growing, rows, options.hidden)
+        print(f"{rows:<18,}{seconds:12.2f}{seconds / rows * 1e6:10.0f}{megabytes(taken)}", flush=True)
+    print(f"\n{'InfoNCE: pairs':18}{'chunk':>12}{'s':>10}{'MiB':>7}{'in all':>8}")
+    for pairs, chunk in ((1024, 1024), (8192, 1024), (8192, None)):
+        seconds, *taken = alone(infonce, pairs, chunk)
+        print(f"{pairs:<18,}{chunk or 'none':>12}{seconds:10.2f}{megabytes(taken)}", flush=True)
+
+
+def megabytes(taken: Sequence[int]) -> str:
+    return f"{taken[0] / 2**20:7.0f}{taken[1] / 2**20:8.0f}"
+
+
+if __name__ == "__main__":
+    main()
