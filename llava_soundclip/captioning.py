@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 import torch
 
+from llava_soundclip.controls import fill
 from llava_soundclip.media import MediaError, load_frame, probe
 from llava_soundclip.sounds import as_list, is_array
-from llava_soundclip.substitution import AudioTokenSubstituter
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -74,8 +74,8 @@ def trace(
     pixel_values = pixel_values.flatten(0, -4)[:1]  # of tiles the first, which shows all of the picture
     host = soundclip._host
     with torch.no_grad():
-        audio = soundclip.align(soundclip.embed(source, sampling_rate=sampling_rate))
-        selection = AudioTokenSubstituter(soundclip.k).select(host.tower_tokens(pixel_values), audio)
+        audio = fill(soundclip.align(soundclip.embed(source, sampling_rate=sampling_rate)), soundclip.control)
+        selection = soundclip.substituter().select(host.tower_tokens(pixel_values), audio)
     return Trace(
         frame=_as_picture(pixel_values[0], processor.image_processor),
         similarity=selection.similarity[0].reshape(host.grid).cpu().numpy(),

@@ -1,6 +1,9 @@
 """The command line: `llava-soundclip caption`, `embed`, `features`, `train` ... Imports what is heavy inside commands."""
 
+import os
 import platform
+import re
+import zlib
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -74,6 +77,10 @@ def caption(
             help="To compare with: another (the next clip's sound), noise or zero in the sound's place, random patches."
         ),
     ] = None,
+    maps: Annotated[
+        Path | None,
+        typer.Option(help="Folder for a picture of each clip's kept patches; rows of --out name it."),
+    ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, auto ...")] = None,
     dtype: Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")] = "auto",
 ) -> None:
@@ -126,7 +133,7 @@ def caption(
     }
     soundclip.control = None if control == "another" else control  # type: ignore[assignment]  # checked above
 
-    def ask(batch: Sequence[str]) -> list[str]:
+    def ask(batch: Sequence[str]) -> list[dict[str, str]]:
         pictures: list[Any] = [
             seen if seen is not None and not _has_picture(clip) else None for clip in batch
         ]
@@ -139,7 +146,18 @@ def caption(
             frame=when,
             max_new_tokens=max_new_tokens,
         )
-        return list(texts)
+        rows = []
+        for clip, shown, text in zip(batch, pictures, texts, strict=True):
+            row = {"caption": text}
+            if out is not None:  # paths as they are seen from there
+                row["image"] = os.path.relpath(
+                    picture if picture is not None and shown is seen else clip, out.parent
+                )
+            if maps is not None:
+                path = _save_map(soundclip, heard[clip], shown, when, maps / f"{_file_name(clip)}.png", text)
+                row["map"] = os.path.relpath(path, maps.parent if out is None else out.parent)
+            rows.append(row)
+        return rows
 
     bad: dict[str, str] = {}
     with progress_bar(shown=out is not None) as progress:
@@ -147,10 +165,10 @@ def caption(
         for rows, failed in work_through(todo, ask, batch_size):
             bad |= failed
             if captions is None:
-                for clip, text in rows.items():
-                    typer.echo(f"{clip}\t{' '.join(text.split())}")
+                for clip, row in rows.items():
+                    typer.echo(f"{clip}\t{' '.join(row['caption'].split())}")
             else:
-                captions.add({"clip": clip, "caption": text, **about} for clip, text in rows.items())
+                captions.add({"clip": clip, **row, **about} for clip, row in rows.items())
             progress.advance(task, len(rows) + len(failed))
     _tell_failed(bad, len(todo), "captioned")
 
@@ -330,6 +348,26 @@ def _has_picture(clip: str) -> bool:
     from llava_soundclip.media import probe
 
     return probe(clip).has_video
+
+
+def _save_map(
+    soundclip: "SoundCLIP",
+    sound: str,
+    picture: Any,
+    when: float | Literal["first", "middle"],
+    path: Path,
+    text: str,
+) -> Path:
+    from llava_soundclip.maps import save_map
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return save_map(soundclip.trace(sound, picture, when), path, text)
+
+
+def _file_name(clip: str) -> str:
+    """A clip's path as the name of one file, with a few digits that tell "a/b" from "a_b"."""
+    readable = re.sub(r"[^\w.-]+", "_", os.path.basename(clip))[-80:]
+    return f"{readable}-{zlib.crc32(os.path.abspath(clip).encode('utf-8', 'surrogatepass')):08x}"
 
 
 def _tell_failed(bad: Mapping[str, str], total: int, done: str) -> None:

@@ -380,7 +380,7 @@ class SoundCLIP:
     def edit(self, layers: Sequence[Tensor], hearing: Hearing) -> list[Tensor]:
         """Algorithm 1 on the tower's selected layers, each (n, N+1, D): chosen at the last of them."""
         audio = fill(self.align(hearing.embeddings), self.control)
-        substituter = self._substituter()
+        substituter = self.substituter()
         selection = substituter.select(layers[-1], audio)
         change = substituter.zero if self.tokens == "zero" else substituter.drop
         return [change(tokens, audio, selection) for tokens in layers]
@@ -400,7 +400,7 @@ class SoundCLIP:
             model reads: the candidates with tokens="zero", the chosen ones with "drop".
         """
         audio = fill(self.align(hearing.embeddings), self.control)
-        substituter = self._substituter()
+        substituter = self.substituter()
         candidates = candidates.to(layers[-1].device)
         selection = substituter.select(layers[-1], audio, candidates)
         is_read = candidates if self.tokens == "zero" else candidates & selection.mask
@@ -417,7 +417,8 @@ class SoundCLIP:
             raise ValueError(f"k is {self.k}, but an image has only {rows * columns} patches")
         return 1 + (rows * columns if self.tokens == "zero" else self.k)
 
-    def _substituter(self) -> AudioTokenSubstituter:
+    def substituter(self) -> AudioTokenSubstituter:
+        """What chooses the patches and edits the tokens, as `k`, `norm` and `control` say."""
         kind = RandomSubstituter if self.control == "random" else AudioTokenSubstituter
         return kind(self.k, norm=self.norm)
 

@@ -174,6 +174,7 @@ def test_rows_say_how_they_came_about(folder, fake):
         {
             "clip": clip,
             "caption": f"I hear {name}.",
+            "image": clip,
             "encoder": "whisperclip",
             "alignment": "projected",
             "k": 18,
@@ -250,6 +251,30 @@ def test_bad_clips_are_listed_at_the_end(folder, fake):
         "  gone bad.mp4: it has no sound",
         "",
     ]
+
+
+def test_maps_are_named_in_the_rows(folder, fake, monkeypatch):
+    from llava_soundclip import maps
+
+    drawn = []
+
+    def save_map(trace, path, caption):
+        drawn.append((trace, caption))
+        path.write_bytes(b"png")
+        return path
+
+    monkeypatch.setattr(maps, "save_map", save_map)
+    fake.trace = lambda sound, picture, when: (sound, picture, when)
+    (folder / "runs").mkdir()
+    assert (
+        run("clips", "--out", "runs/captions.jsonl", "--maps", "runs/maps", "--frame", "first").exit_code == 0
+    )
+    found = rows("runs/captions.jsonl")
+    assert drawn[0] == (("clips/a.MOV", None, "first"), "I hear a.")
+    assert [row["image"] for row in found] == ["../clips/a.MOV", "../clips/b.mp4", "../clips/deep/er/c.wav"]
+    assert len({row["map"] for row in found}) == 3
+    for row in found:
+        assert row["map"].startswith("maps/") and (folder / "runs" / row["map"]).read_bytes() == b"png"
 
 
 def test_one_file_holds_several_settings(folder, fake):
