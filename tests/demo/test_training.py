@@ -4,6 +4,7 @@ import importlib
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import torch
 from torch import nn
 
 WEIGHTS = Path(__file__).resolve().parents[2] / "weights" / "demo"
-MODULES = ("all", "card", "common", "measure", "voices", "world")
+MODULES = ("ablations", "all", "card", "common", "measure", "sound_projector", "voices", "world")
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +49,58 @@ def test_the_page_on_tokens_shows_what_was_measured(scripts, tmp_path):
     figures["stock: scenes"]["drop, 9, random, projected, visible"]["same kinds as zero"]["share"] = 0.123
     scripts["card"].write_tokens(page, figures)
     assert "0.12 (" in page.read_text()
+
+
+def test_the_page_on_ablations_shows_what_was_measured(scripts, tmp_path):
+    page = tmp_path / "ablations.md"
+    text = (WEIGHTS.parents[1] / "docs" / "ablations.md").read_text()
+    page.write_text(text)
+    results = json.loads((WEIGHTS / "ablations.json").read_text())
+    ablations = scripts["ablations"]
+    keys = {row.key for rows in ablations.TABLES.values() for row in rows} | set(ablations.CONTROLS)
+    assert keys == results.keys() and all(len(seeds) == ablations.SEEDS for seeds in results.values())
+    scripts["card"].write_between_marks(page, ablations.render(results))
+    assert page.read_text() == text
+    results["cosine, average_all"]["0"]["A2V mean_rank"] += 50
+    scripts["card"].write_between_marks(page, ablations.render(results))
+    assert page.read_text() != text
+
+
+def test_a_seed_leaves_one_recording_of_each_kind_out_that_has_several(scripts):
+    ablations = scripts["ablations"]
+    kinds = {"dog": ["recording 0", "recording 1", "held out 0"], "cat": ["recording 0", "recording 1"]}
+    sources = [f"{kind}, {name}" for kind, names in kinds.items() for name in names * 3]
+    sources += ["rain, recording 0", "dog, imitation 1", "cat, imitation 2", "bell, imitation 3"]
+    chosen = [ablations.left_out(sources, seed) for seed in range(6)]
+    for each in chosen:
+        assert sorted(source.split(",")[0] for source in each) == ["cat", "dog"]
+    assert len(set().union(*chosen)) == 5 and not any(
+        "imitation" in source for source in set().union(*chosen)
+    )
+    rows = ablations.Rows(torch.arange(4.0)[:, None], torch.arange(4.0)[:, None], list("abab"), list("wxyz"))
+    tested, kept = rows.split({"x", "z"})
+    assert (tested.sources, kept.sources) == (["x", "z"], ["w", "y"])
+    assert tested.audio.flatten().tolist() == [1, 3] and kept.kinds == ["a", "a"]
+
+
+def test_the_clips_are_a_table_that_features_reads(scripts, tmp_path):
+    from llava_soundclip.features import read_clips
+
+    sound_projector, world = scripts["sound_projector"], scripts["world"]
+
+    small = SimpleNamespace(
+        recordings={kind: [np.sin(np.arange(8000) / 9)] * 2 for kind in world.SOUNDING},
+        held_out={kind: [np.sin(np.arange(8000) / 5)] * (kind == "dog") for kind in world.SOUNDING},
+        scene=lambda kinds, rng: (rng.integers(0, 255, (96, 96, 3), dtype=np.uint8), None),
+    )
+    tables = sound_projector.write_clips(small, tmp_path, clips=3, held_out=2)
+    known, unseen = (read_clips([str(table)]) for table in tables)
+    assert len(known) == 3 * len(world.SOUNDING) and len(unseen) == 2
+    assert {clip.source for clip in unseen} == {"dog, held out 0"}
+    assert all(Path(clip.sound).is_file() and Path(clip.picture).is_file() for clip in known + unseen)
+    before = tables[0].read_bytes()
+    assert sound_projector.write_clips(small, tmp_path, clips=9) == tables  # they are there
+    assert tables[0].read_bytes() == before
 
 
 def test_captions_are_compared_by_what_they_name(scripts):

@@ -141,41 +141,25 @@ def unseen(figures: dict[str, Any]) -> str:
 
 
 def retrieval(figures: dict[str, Any]) -> str:
-    """Table of retrieval, and of what was left out in turn."""
-    text = ""
-    if part := figures.get("retrieval"):
-        rows = []
-        for key, figure in part.items():
-            tops = [cell(figure[name]) for name in ("Top-1", "Top-3", "Top-10", "same kind")]
-            rows.append([*key.split(", "), f"{figure['mean rank']:.1f}", *tops])
-        n = next(iter(part.values()))["n"]
-        head = (
-            "alignment",
-            "direction",
-            "mean rank",
-            "Top-1",
-            "Top-3",
-            "Top-10",
-            "a pair of the same kind first",
-        )
-        text += f"### Retrieval (Appendix E), {n} pairs\n\n" + table(head, rows)
-    if part := figures.get("cross-validation"):
-        rows = []
-        for fusion, figure in part.items():
-            rows.append(
-                [
-                    fusion,
-                    cell(figure["recordings"]),
-                    str(figure["recordings"]["n"]),
-                    cell(figure["variations"]),
-                    str(figure["variations"]["n"]),
-                ]
-            )
-        head = ("Whisper's blocks", "the recording itself", "n", "its variations", "n")
-        text += "\nEvery recording left out in turn, its kind's CLS nearest among all kinds':\n\n" + table(
-            head, rows
-        )
-    return text
+    """Table of retrieval."""
+    part = figures.get("retrieval")
+    if not part:
+        return ""
+    rows = []
+    for key, figure in part.items():
+        tops = [cell(figure[name]) for name in ("Top-1", "Top-3", "Top-10", "same kind")]
+        rows.append([*key.split(", "), f"{figure['mean rank']:.1f}", *tops])
+    n = next(iter(part.values()))["n"]
+    head = (
+        "alignment",
+        "direction",
+        "mean rank",
+        "Top-1",
+        "Top-3",
+        "Top-10",
+        "a pair of the same kind first",
+    )
+    return f"### Retrieval (Appendix E), {n} pairs\n\n" + table(head, rows)
 
 
 def others(figures: dict[str, Any]) -> str:

@@ -32,7 +32,8 @@ from llava_soundclip.projector import Projector
 CLIPS = 240  # of each kind
 HELD_OUT = 40  # of each held-out recording
 IMITATED = 0.35  # of the clips of a kind that has recordings
-RECIPE = {"learning-rate": 5e-4, "epochs": 40, "validation": 0.02}  # the rest is the paper's
+# The rest is the paper's. There are few recordings, so the seed is one that keeps only imitations aside to validate on.
+RECIPE = {"learning-rate": 5e-4, "validation": 0.02, "seed": 2}
 
 
 def write_wave(path: Path, sound: np.ndarray) -> None:
@@ -136,9 +137,8 @@ def main() -> None:
     work: Path = arguments.work
     known, unseen = make_features(start(arguments), arguments)
     trained = work / "projector-float32"
-    recipe = RECIPE | ({"epochs": 1} if arguments.steps else {})
     if not (trained / "metrics.jsonl").exists():
-        options = [text for name, value in recipe.items() for text in (f"--{name}", str(value))]
+        options = [text for name, value in RECIPE.items() for text in (f"--{name}", str(value))]
         command("train", str(work / "features"), "--out", str(trained), *options)
     projector = Projector.from_pretrained(trained)
     with torch.no_grad():
