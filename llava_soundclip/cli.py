@@ -21,6 +21,7 @@ from llava_soundclip.commands import (
     progress_bar,
 )
 from llava_soundclip.evaluation import command as evaluation
+from llava_soundclip.evaluation.report.command import report
 from llava_soundclip.features.command import features
 from llava_soundclip.training.command import train
 
@@ -36,6 +37,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 app.command()(features)
 app.command()(train)
 app.add_typer(evaluation.app, name="eval")
+app.command()(report)
 
 
 def main() -> None:

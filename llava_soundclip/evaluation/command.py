@@ -1,6 +1,7 @@
 """The commands `llava-soundclip eval retrieval` and `eval captions`. Import what is heavy when they run."""
 
 import json
+import os
 import shlex
 import sys
 from collections.abc import Mapping
@@ -146,6 +147,8 @@ def captions(
         typer.echo(f"Error: {error}", err=True)
         raise typer.Exit(2) from error
     typer.echo(text)
+    if out is not None:  # so that pictures are found from there
+        found["folder"] = os.path.relpath(captions.parent, out.parent)
     _write(out, found)
 
 

@@ -1,23 +1,22 @@
 """Clips to features: decoded in worker processes, embedded in full batches, written shard by shard."""
 
 import os
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 
 import torch
-from torch import Tensor
 
 from llava_soundclip.commands import progress_bar
 from llava_soundclip.encoders import AudioEncoder
-from llava_soundclip.features.claims import Claims
 from llava_soundclip.features.decode import Decoded, Decoder, DecodingPool
 from llava_soundclip.features.embed import Embedder, clock, header_of
+from llava_soundclip.features.ledger import Ledger, check_ids
 from llava_soundclip.features.pictures import prepare_like
 from llava_soundclip.features.sources import Clip
-from llava_soundclip.features.store import FeatureHeader, FeatureWriter, StoredDType
+from llava_soundclip.features.store import FeatureWriter, StoredDType
 from llava_soundclip.features.towers import VisionTower
 
 _SORTED_AT_ONCE = 4  # batches whose clips are sorted by length, so that each batch holds clips of one
@@ -94,57 +93,48 @@ def extract_features(
     ):
         if value < least:
             raise ValueError(f"{name} must be {least} or more, not {value}")
-    twice = [id for id, count in Counter(clip.id for clip in clips).items() if count > 1]
-    if twice:
-        raise ValueError(f"two clips have the id {twice[0]!r}: each needs one of its own")
+    check_ids(clips)
     header = header_of(encoder, tower, frames=frames, patches=patches, dtype=dtype)
-    run = _Run(encoder, tower, header, batch_size)
+    result = Extraction()
+    embedder = Embedder(encoder, tower, patches, batch_size, result.seconds)
     decoder = Decoder(
         None if encoder.resamples else encoder.sampling_rate, frames, prepare_like(tower.processor)
     )
     if workers is None:
         workers = max(1, _cores() // 2) if tower.device.type == "cpu" else _cores()
     with ExitStack() as stack:
-        run.writer = stack.enter_context(FeatureWriter(out, header, shard_size=shard_size))
-        run.claims = Claims(run.writer.path / "locks" / "claims", clips)
-        stack.callback(run.claims.close)
+        writer = stack.enter_context(FeatureWriter(out, header, shard_size=shard_size))
         bar = stack.enter_context(progress_bar(progress, unit="clips"))
+        task = bar.add_task("features", total=len(clips))
+        ledger = stack.enter_context(Ledger(clips, writer, result, lambda: bar.advance(task)))
         if workers:
             stack.enter_context(_torch_threads(_cores() - workers))
-        task = bar.add_task("features", total=len(clips))
-        run.advance = lambda count: bar.advance(task, count)
+        run = _Run(ledger, embedder, batch_size)
         try:
             pool = stack.enter_context(
                 DecodingPool(decoder, workers, ahead=_SORTED_AT_ONCE * batch_size + workers)
             )
             run.work_on(pool, wait=False)
-            if run.claims.left():
+            if ledger.left():
                 bar.update(task, description="features (waiting for other processes)")
                 run.work_on(pool, wait=True)
         except KeyboardInterrupt:
-            run.flush()
-            run.result.interrupted = True
-    return run.result
+            ledger.flush()
+            result.interrupted = True
+    return result
 
 
 class _Run:
     """One call of `extract_features`."""
 
-    writer: FeatureWriter
-    claims: Claims
-    advance: Callable[[int], None]
-
-    def __init__(
-        self, encoder: AudioEncoder, tower: VisionTower, header: FeatureHeader, batch_size: int
-    ) -> None:
-        self.header = header
+    def __init__(self, ledger: Ledger, embedder: Embedder, batch_size: int) -> None:
+        self.ledger = ledger
+        self.embedder = embedder
         self.batch_size = batch_size
-        self.result = Extraction()
-        self.embedder = Embedder(encoder, tower, header.patches, batch_size, self.result.seconds)
-        self._unsafe: list[str] = []  # ids that are in the writer, not yet on the disk
+        self.seconds = ledger.result.seconds
 
     def work_on(self, pool: DecodingPool, *, wait: bool) -> None:
-        decoded = self._timed(pool.decode(self._todo(wait)))
+        decoded = self._timed(pool.decode(self.ledger.todo(wait=wait)))
         good = self._good(decoded)
         batches = 1  # few at first, so that there is something to embed as soon as may be
         while group := self._group(good, batches * self.batch_size):
@@ -152,7 +142,7 @@ class _Run:
             for at in range(0, len(group), self.batch_size):
                 self._embed(group[at : at + self.batch_size])
             batches = min(2 * batches, _SORTED_AT_ONCE)
-        self.flush()
+        self.ledger.flush()
 
     def _group(self, good: Iterator[tuple[Clip, Decoded]], clips: int) -> list[tuple[Clip, Decoded]]:
         """The next clips that are sorted together; fewer where they are large."""
@@ -165,34 +155,17 @@ class _Run:
                 break
         return group
 
-    def flush(self) -> None:
-        with clock(self.result.seconds, "write"):
-            self.writer.flush()
-        self._settle()
-
-    def _todo(self, wait: bool) -> Iterator[Clip]:
-        for clip, finished in self.claims.take(self._finished, wait=wait):
-            if finished:
-                self.result.there += 1
-                self.advance(1)
-            else:
-                yield clip
-
-    def _finished(self) -> set[str]:
-        self.writer.refresh()
-        return self.writer.finished
-
     def _good(self, decoded: Iterable[tuple[Clip, Decoded | str]]) -> Iterator[tuple[Clip, Decoded]]:
         for clip, found in decoded:
             if isinstance(found, str):
-                self._fail(clip, found)
+                self.ledger.fail(clip, found)
             else:
-                self.result.seconds["decode"] += found.seconds
+                self.seconds["decode"] += found.seconds
                 yield clip, found
 
     def _timed(self, decoded: Iterator[tuple[Clip, Decoded | str]]) -> Iterator[tuple[Clip, Decoded | str]]:
         while True:
-            with clock(self.result.seconds, "wait"):
+            with clock(self.seconds, "wait"):
                 item = next(decoded, None)
             if item is None:
                 return
@@ -202,34 +175,9 @@ class _Run:
         made = self.embedder([found for _, found in batch])
         for (clip, _), row in zip(batch, made, strict=True):
             if isinstance(row, str):
-                self._fail(clip, row)
+                self.ledger.fail(clip, row)
             else:
-                self._write(clip, *row)
-
-    def _write(self, clip: Clip, audio: Tensor, tokens: Tensor) -> None:
-        with clock(self.result.seconds, "write"):
-            try:
-                patches = tokens[1:] if self.header.patches else None
-                times = {"start": clip.start, "end": clip.end}
-                wrote = self.writer.add(clip.id, clip.source, audio, tokens[0], patches, **times)
-            except ValueError as error:
-                self._fail(clip, str(error))
-                return
-        self.result.made += 1
-        self._unsafe.append(clip.id)
-        self.advance(1)
-        if wrote:
-            self._settle()
-
-    def _settle(self) -> None:
-        """The rows so far are on the disk: others may have their groups."""
-        self.claims.settle(self._unsafe)
-        self._unsafe.clear()
-
-    def _fail(self, clip: Clip, reason: str) -> None:
-        self.result.bad[clip.id] = reason.encode("utf-8", "backslashreplace").decode()
-        self.claims.settle([clip.id])
-        self.advance(1)
+                self.ledger.add(clip, *row)
 
 
 def _cores() -> int:

@@ -1,0 +1,110 @@
+"""Settings of captions: what each was made with, and which differ in one thing only."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+OPTIONS = ("encoder", "alignment", "k", "tokens", "control", "model")
+LOWER_IS_BETTER = ("mean_rank", "absent named")
+NEITHER_IS_BETTER = ("silent named",)  # naming what is seen and doesn't sound is no fault of a caption
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting.
+
+    Attributes:
+        name: such as "whisperclip-raw-150tk".
+        alpha: of its alignment: 1 raw, 0 projected, between them a mix; None where it isn't known.
+        k: patches that stay; None where it isn't known.
+        control: "another", "noise", "zero" or "random", or None for the clip's own sound.
+        others: encoder, tokens and model.
+    """
+
+    name: str
+    alpha: float | None
+    k: float | None
+    control: str | None
+    others: tuple[str, ...]
+
+    @property
+    def encoder(self) -> str:
+        """Its name; empty where it isn't known."""
+        return self.others[0]
+
+
+def read_settings(data: Mapping[str, Any]) -> list[Setting]:
+    """The settings of captions, each followed by its controls.
+
+    Without options, settings called "raw" and "projected" are taken for that; of others nothing is known.
+    """
+    named = {name: {"alignment": name} for name in ("raw", "projected")}
+    given = data.get("options") or {}
+    settings = []
+    for name in data["settings"]:
+        options = given.get(name) or named.get(name, {})
+        k, control = options.get("k"), options.get("control")
+        others = tuple(
+            str(options[key]) if options.get(key) is not None else ""
+            for key in ("encoder", "tokens", "model")
+        )
+        settings.append(
+            Setting(
+                name,
+                _alpha(options.get("alignment")),
+                _number(k),
+                None if control is None else str(control),
+                others,
+            )
+        )
+    partners = controls(settings)
+    ordered: list[Setting] = []
+    for setting in settings:
+        if setting.control is None:
+            ordered += [setting, *(control for own, control in partners if own == setting)]
+    return ordered + [setting for setting in settings if setting not in ordered]
+
+
+def _alpha(alignment: Any) -> float | None:
+    if alignment in ("raw", "projected"):
+        return 1.0 if alignment == "raw" else 0.0
+    return _number(alignment)
+
+
+def _number(value: Any) -> float | None:
+    """Also of a text, as options from a command line are."""
+    try:
+        found = float(value)
+    except (TypeError, ValueError):
+        return None
+    return found if math.isfinite(found) else None
+
+
+def alignment_name(alpha: float) -> str:
+    """What retrieval calls an alpha."""
+    return {1.0: "raw", 0.0: "projected"}.get(alpha, f"alpha {alpha:g}")
+
+
+def raw_and_projected(settings: Sequence[Setting]) -> list[tuple[Setting, Setting]]:
+    """Pairs of settings that differ in the alignment alone, without controls."""
+    return [
+        (raw, projected)
+        for raw in settings
+        for projected in settings
+        if raw.control is projected.control is None
+        and (raw.alpha, projected.alpha) == (1, 0)
+        and (raw.k, raw.others) == (projected.k, projected.others)
+    ]
+
+
+def controls(settings: Sequence[Setting]) -> list[tuple[Setting, Setting]]:
+    """Each setting with the ones that differ from it in being a control alone."""
+    return [
+        (own, control)
+        for own in settings
+        for control in settings
+        if own.control is None
+        and control.control is not None
+        and (own.alpha, own.k, own.others) == (control.alpha, control.k, control.others)
+    ]

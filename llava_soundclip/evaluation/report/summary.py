@@ -1,0 +1,132 @@
+"""The figures in words: above or below only where an interval says so."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from llava_soundclip.evaluation.report.figures import better, quality
+from llava_soundclip.evaluation.report.settings import Setting, controls, raw_and_projected
+
+UNTOLD = "can't be told"
+
+
+def number(value: Any) -> str:
+    """A figure as the page prints it: three digits that count, whole numbers in full."""
+    if value is None or isinstance(value, bool):
+        return {None: "–", True: "yes", False: "no"}[value]
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:,.0f}" if 1000 <= abs(value) < 1e15 else f"{value:.3g}"
+    return str(value)
+
+
+def interval(figure: Mapping[str, Any]) -> str:
+    """Such as "0.12 (0.1 to 0.14)"."""
+    return f"{number(figure['value'])} ({number(figure['low'])} to {number(figure['high'])})"
+
+
+def verdict(difference: Mapping[str, Any]) -> str:
+    """ "above" or "below" where the whole interval is, else "can't be told". One clip alone tells nothing."""
+    if difference.get("n", 2) >= 2:
+        if difference["low"] > 0:
+            return "above"
+        if difference["high"] < 0:
+            return "below"
+    return UNTOLD
+
+
+def retrieval_summary(shown: Mapping[str, Any]) -> dict[str, Any]:
+    """Does projecting gain retrieval, and is either better than chance?"""
+    answers = []
+    for side in next(iter(shown["figures"].values()), {}):
+        finds = {"A2V": "Sounds find pictures", "V2A": "Pictures find sounds"}.get(side, side)
+        for name in ("R@1", "mean_rank"):
+            chance = shown["chance"][name]
+            gain = shown["gain"].get(side, {}).get(name)
+            against_chance = ", ".join(
+                f"{alignment} {interval(sides[side][name])} {_against_chance(sides[side][name], chance)}"
+                for alignment, sides in shown["figures"].items()
+                if alignment in ("raw", "projected") and side in sides
+            )
+            answers.append(
+                f"{finds}, {_labelled(name)}: {'' if gain is None else _projected(gain)}{against_chance}, which "
+                f"is {number(chance)}."
+            )
+    return {
+        "file": shown["file"],
+        "question": "Does projecting gain retrieval?"
+        if shown["gain"]
+        else "Is retrieval better than chance?",
+        "measured": f"{number(shown['clips'])} clips ({shown['rows']}), {shown['protocol']}",
+        "answers": answers,
+    }
+
+
+def _projected(gain: Mapping[str, Any]) -> str:
+    told = verdict(gain)
+    if told == UNTOLD:
+        return f"whether projected is above or below raw can't be told, {interval(gain)}; "
+    return f"projected is {told} raw by {_apart(gain)}; "
+
+
+def _against_chance(figure: Mapping[str, Any], chance: float) -> str:
+    apart = {**figure, "low": figure["low"] - chance, "high": figure["high"] - chance}
+    told = verdict(apart)
+    return "can't be told from chance" if told == UNTOLD else f"is {told} chance"
+
+
+def _labelled(name: str) -> str:
+    shown = name.replace("_", " ")
+    return shown if better(name) == "higher" else f"{shown} ({better(name) or 'neither'} is better)"
+
+
+def captions_summary(shown: Mapping[str, Any], settings: Sequence[Setting]) -> list[dict[str, Any]]:
+    """Does projecting cost quality, and how far are raw and projected from noise in the sound's place?"""
+    asked = [
+        ("Does projecting cost quality?", "Raw", "projected", raw, projected)
+        for raw, projected in raw_and_projected(settings)
+    ] + [
+        ("Does the sound help?", "Raw" if own.alpha else "Projected", "its noise control", own, control)
+        for own, control in controls(settings)
+        if control.control == "noise" and own.alpha in (0, 1)
+    ]
+    answered = []
+    for question, one, other, first, second in asked:
+        differences = _differences(shown, first.name, second.name)
+        if not differences:
+            continue
+        told: dict[str, list[str]] = {"above": [], "below": [], UNTOLD: []}
+        for name, difference in differences:
+            answer = verdict(difference)
+            told[answer].append(_labelled(name) + ("" if answer == UNTOLD else f" by {_apart(difference)}"))
+        answered.append(
+            {
+                "file": shown["file"],
+                "question": question,
+                "measured": f"{first.name} against {second.name}, "
+                f"{number(max(row.get('n', 0) for _, row in differences))} clips",
+                "answers": [
+                    f"{one} can't be told from {other} in {'; '.join(names)}."
+                    if answer == UNTOLD
+                    else f"{one} is {answer} {other} in {'; '.join(names)}."
+                    for answer, names in told.items()
+                    if names
+                ],
+            }
+        )
+    return answered
+
+
+def _differences(shown: Mapping[str, Any], first: str, second: str) -> list[tuple[str, dict[str, Any]]]:
+    return [
+        (name, row)
+        for name, part in quality(shown).items()
+        for row in part["differences"]
+        if (row["first"], row["second"]) == (first, second)
+    ]
+
+
+def _apart(difference: Mapping[str, Any]) -> str:
+    """How far apart, without the sign that "above" and "below" tell already."""
+    ends = sorted(abs(difference[key]) for key in ("low", "high"))
+    return f"{number(abs(difference['value']))} ({number(ends[0])} to {number(ends[1])})"
