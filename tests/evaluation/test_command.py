@@ -151,7 +151,12 @@ def told(tmp_path):
     ]
     (tmp_path / "captions.jsonl").write_text("\n".join(map(json.dumps, rows)))
     refs = [
-        {"id": f"{clip}.mp4", "references": ["a dog barks very loudly"], "sounding": ["dog"], "silent": ["mug"]}
+        {
+            "id": f"{clip}.mp4",
+            "references": ["a dog barks very loudly"],
+            "sounding": ["dog"],
+            "silent": ["mug"],
+        }
         for clip in "abcd"
     ]
     (tmp_path / "refs.jsonl").write_text("\n".join(map(json.dumps, refs)))
