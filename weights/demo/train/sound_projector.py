@@ -32,8 +32,16 @@ from llava_soundclip.projector import Projector
 CLIPS = 240  # of each kind
 HELD_OUT = 40  # of each held-out recording
 IMITATED = 0.35  # of the clips of a kind that has recordings
-# The rest is the paper's. There are few recordings, so the seed is one that keeps only imitations aside to validate on.
-RECIPE = {"learning-rate": 5e-4, "validation": 0.02, "seed": 2}
+# What differs from the paper's: a small set wants a higher rate, smaller steps and more dropout. There are few
+# recordings, so the seed is one that keeps only imitations aside to validate on.
+RECIPE = {
+    "learning-rate": 5e-4,
+    "epochs": 20,
+    "batch-size": 64,
+    "dropout": 0.4,
+    "validation": 0.02,
+    "seed": 2,
+}
 
 
 def write_wave(path: Path, sound: np.ndarray) -> None:
