@@ -15,6 +15,7 @@ from llava_soundclip import __version__
 from llava_soundclip.clips import CaptionFile, find_clips, work_through
 from llava_soundclip.commands import (
     ENCODER_OPTION_HELP,
+    PROGRAM,
     default_device,
     encoder_options,
     failures_text,
@@ -42,7 +43,7 @@ app.command()(report)
 
 def main() -> None:
     """Entry point of `llava-soundclip` and `python -m llava_soundclip`."""
-    app(prog_name="llava-soundclip")
+    app(prog_name=PROGRAM)
 
 
 @app.callback()

@@ -1,5 +1,7 @@
 """What the commands share."""
 
+import shlex
+import sys
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
@@ -8,7 +10,13 @@ import typer
 if TYPE_CHECKING:
     from rich.progress import Progress
 
+PROGRAM = "llava-soundclip"
 ENCODER_OPTION_HELP = "An option of the encoder, such as window=clip; may be given several times."
+
+
+def command_line() -> str:
+    """What was typed, for cards and provenance."""
+    return shlex.join([PROGRAM, *sys.argv[1:]])
 
 
 def default_device() -> str:

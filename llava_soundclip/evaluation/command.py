@@ -2,19 +2,17 @@
 
 import json
 import os
-import shlex
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from llava_soundclip.commands import command_line
+
 app = typer.Typer(
     no_args_is_help=True, help="Measure retrieval and captions, as the paper does and with intervals."
 )
-
-FIGURES = ("mean_rank", "R@1", "R@3", "R@10")
 
 
 @app.command()
@@ -196,6 +194,8 @@ def _turned(difference: Mapping[str, Any]) -> dict[str, Any]:
 
 def retrieval_text(found: Mapping[str, Any]) -> str:
     """The figures for a terminal."""
+    from llava_soundclip.evaluation.retrieval import FIGURES
+
     lines = [f"{found['clips']} clips ({found['rows']}), {found['protocol']}", ""]
     lines.append(f"{'':16}" + "".join(f"{name:>26}" for name in FIGURES))
     for name, sides in found["figures"].items():
@@ -212,5 +212,4 @@ def _interval(figure: Mapping[str, float]) -> str:
 
 def _write(out: Path | None, found: Mapping[str, Any]) -> None:
     if out is not None:
-        command = shlex.join(["llava-soundclip", *sys.argv[1:]])
-        out.write_text(json.dumps({**found, "command": command}, indent=2) + "\n", encoding="utf-8")
+        out.write_text(json.dumps({**found, "command": command_line()}, indent=2) + "\n", encoding="utf-8")

@@ -16,6 +16,7 @@ ITEMS = 100  # drawn at a time
 POOL = 500  # at most, from which they are drawn
 REPEATS = 5
 TOPS = (1, 3, 10)
+FIGURES = ("mean_rank", *(f"R@{top}" for top in TOPS))
 
 
 @dataclass(frozen=True, eq=False)

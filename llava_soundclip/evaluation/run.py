@@ -15,23 +15,21 @@ from llava_soundclip import __version__
 from llava_soundclip.evaluation.captions import (
     METRICS,
     BERTScore,
+    Caption,
     CLIPScore,
     read_captions,
     read_references,
     read_things,
     score,
 )
-from llava_soundclip.evaluation.captions.files import read_rows
+from llava_soundclip.evaluation.captions.files import OPTIONS, read_rows
 from llava_soundclip.evaluation.judge import Caption as JudgedCaption
-from llava_soundclip.evaluation.judge import Judge, Usage
+from llava_soundclip.evaluation.judge import Judge, Judgement, Usage
 from llava_soundclip.evaluation.retrieval import group_rows, retrieval
 from llava_soundclip.evaluation.vectors import aligned, seen
-from llava_soundclip.features.splits import split_by_source
+from llava_soundclip.features.splits import RECIPE, split_by_source
 from llava_soundclip.features.store import FeatureFolder
 from llava_soundclip.projector import Projector
-
-OPTIONS = ("encoder", "alignment", "k", "tokens", "control", "model")  # of a row of captions
-RECIPE = "recipe.json"  # beside a trained projector: what its training kept aside
 
 
 def evaluate_retrieval(
@@ -180,8 +178,8 @@ def evaluate_captions(
         ]
         if before_judging is not None:
             before_judging(judge.estimate(shown, judged or "judged.jsonl"))
-        opinion = judge.run(shown, judged or "judged.jsonl", progress=True).as_dict()
-        opinion["dimensions"] = _by_dimension(opinion)
+        found_by_judge = judge.run(shown, judged or "judged.jsonl", progress=True)
+        opinion = {**found_by_judge.as_dict(), "dimensions": _by_dimension(found_by_judge)}
     folder = Path(captions).parent
     clips: dict[str, dict[str, Any]] = {}
     for caption in said:
@@ -192,7 +190,7 @@ def evaluate_captions(
         row["captions"][caption.setting] = caption.text
         if caption.image is not None:
             row["image"] = os.path.relpath(caption.image, folder)
-    options, maps = _told(captions)
+    options, maps = _told(captions, said)
     for clip, path in maps.items():
         clips[clip]["map"] = path
     settings = {caption.setting: {"clips": 0} for caption in said} | found["settings"]
@@ -211,28 +209,27 @@ def evaluate_captions(
     }
 
 
-def _told(captions: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, str]]:
+def _told(captions: str | os.PathLike[str], said: Sequence[Caption]) -> tuple[dict[str, Any], dict[str, str]]:
     """What the rows of `llava-soundclip caption` tell besides: each setting's options, and each clip's map."""
     options: dict[str, Any] = {}
     maps: dict[str, str] = {}
-    for row, caption in zip(read_rows(captions), read_captions(captions), strict=True):
+    for row, caption in zip(read_rows(captions), said, strict=True):
         options.setdefault(caption.setting, {name: row[name] for name in OPTIONS if name in row})
         if isinstance(row.get("map"), str):
             maps.setdefault(caption.id, row["map"])
     return options, maps
 
 
-def _by_dimension(opinion: dict[str, Any]) -> dict[str, Any]:
+def _by_dimension(opinion: Judgement) -> dict[str, Any]:
     """A judge's figures in the form that metrics have."""
     dimensions: dict[str, Any] = {}
-    for setting, scores in opinion["scores"].items():
+    for setting, scores in opinion.scores.items():
         for name, figure in scores.items():
             part = dimensions.setdefault(name, {"figures": {}, "differences": []})
-            part["figures"][setting] = figure
-    for pair, scores in opinion["differences"].items():
-        first, _, second = pair.partition(" - ")
+            part["figures"][setting] = figure.as_dict()
+    for (first, second), scores in opinion.differences.items():
         for name, figure in scores.items():
-            dimensions[name]["differences"].append({"first": first, "second": second, **figure})
+            dimensions[name]["differences"].append({"first": first, "second": second, **figure.as_dict()})
     return dimensions
 
 

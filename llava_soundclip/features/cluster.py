@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from llava_soundclip._extras import require
-from llava_soundclip.features.decode import Decoded, Decoder
+from llava_soundclip.features.decode import SORTED_AT_ONCE, SORTED_BYTES, Decoded, Decoder
 from llava_soundclip.features.sources import Clip, DatasetCell, Media, TarMember
 
 if TYPE_CHECKING:
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from llava_soundclip.features.store import FeatureHeader, StoredDType
     from llava_soundclip.features.towers import VisionTower
 
-_SORTED_AT_ONCE = 4  # batches whose clips are sorted by length, so that each batch holds clips of one
-_SORTED_BYTES = 2**28
 _MOST_CPUS = 8  # of an actor: more are worth more as another actor
 _TRIES = 2  # of work that processes die of, before its clips are tried one by one
 _CALLS = 100  # of a process that decodes, so that what FFmpeg may leak ends with it
@@ -187,7 +185,7 @@ class _Run:
 
     def work_on(self, clips: Iterable[Clip]) -> None:
         waiting = {clip.id: clip for clip in clips}
-        most = _SORTED_AT_ONCE * self.embedding.batch_size
+        most = SORTED_AT_ONCE * self.embedding.batch_size
         together = max(1, min(most, len(waiting) // self.embedding.pool.left))
         for group_size in sorted({together, 1}, reverse=True):
             # What a group's processes died of time and again is found by trying its clips one by one.
@@ -316,7 +314,7 @@ def _decode(
         return
     datasets = ray.get(list(references))
     group: list[tuple[str, Decoded | str]] = []
-    room = _SORTED_BYTES
+    room = SORTED_BYTES
     for clip in clips:
         picture = None if clip.picture is None else _received(clip.picture, datasets)
         found = decoder(replace(clip, sound=_received(clip.sound, datasets), picture=picture).fetched())
@@ -324,7 +322,7 @@ def _decode(
         room -= found.nbytes if isinstance(found, Decoded) else 0
         if room <= 0:
             yield {"decoded": pickle.dumps(group)}
-            group, room = [], _SORTED_BYTES
+            group, room = [], SORTED_BYTES
     if group:
         yield {"decoded": pickle.dumps(group)}
 
@@ -381,14 +379,10 @@ def _described(
 def _describe(
     pool: Pool, load_encoder: LoadEncoder, load_tower: LoadTower, options: Mapping[str, Any]
 ) -> "tuple[FeatureHeader, Decoder]":
-    from llava_soundclip.features.embed import header_of
-    from llava_soundclip.features.pictures import prepare_like
+    from llava_soundclip.features.embed import decoder_of, header_of
 
     encoder, tower = _loaded(load_encoder, load_tower, pool)
-    rate = None if encoder.resamples else encoder.sampling_rate
-    return header_of(encoder, tower, **options), Decoder(
-        rate, options["frames"], prepare_like(tower.processor)
-    )
+    return header_of(encoder, tower, **options), decoder_of(encoder, tower, frames=options["frames"])
 
 
 def _loaded(

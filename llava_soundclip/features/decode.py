@@ -22,6 +22,8 @@ from llava_soundclip.media.files import duration_of, is_still, opened
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+SORTED_AT_ONCE = 4  # batches whose clips are sorted by length, so that each batch holds clips of one
+SORTED_BYTES = 2**28
 _AHEAD_BYTES = 2**28
 
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from llava_soundclip.encoders import AudioEncoder
-from llava_soundclip.features.decode import Decoded
+from llava_soundclip.features.decode import Decoded, Decoder
+from llava_soundclip.features.pictures import prepare_like
 from llava_soundclip.features.store import FeatureHeader, StoredDType
 from llava_soundclip.features.towers import VisionTower
 
@@ -87,6 +88,12 @@ def header_of(
         dtype=dtype,
         patches=patches,
     )
+
+
+def decoder_of(encoder: AudioEncoder, tower: VisionTower, *, frames: int) -> Decoder:
+    """What decodes clips for these."""
+    rate = None if encoder.resamples else encoder.sampling_rate
+    return Decoder(rate, frames, prepare_like(tower.processor))
 
 
 def embed_sounds(encoder: AudioEncoder, sounds: Sequence[Any], rates: Sequence[int]) -> Tensor:

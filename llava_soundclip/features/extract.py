@@ -11,16 +11,12 @@ import torch
 
 from llava_soundclip.commands import progress_bar
 from llava_soundclip.encoders import AudioEncoder
-from llava_soundclip.features.decode import Decoded, Decoder, DecodingPool
-from llava_soundclip.features.embed import Embedder, clock, header_of
+from llava_soundclip.features.decode import SORTED_AT_ONCE, SORTED_BYTES, Decoded, DecodingPool
+from llava_soundclip.features.embed import Embedder, clock, decoder_of, header_of
 from llava_soundclip.features.ledger import Ledger, check_ids
-from llava_soundclip.features.pictures import prepare_like
 from llava_soundclip.features.sources import Clip
 from llava_soundclip.features.store import FeatureWriter, StoredDType
 from llava_soundclip.features.towers import VisionTower
-
-_SORTED_AT_ONCE = 4  # batches whose clips are sorted by length, so that each batch holds clips of one
-_SORTED_BYTES = 2**28
 
 
 @dataclass
@@ -97,9 +93,7 @@ def extract_features(
     header = header_of(encoder, tower, frames=frames, patches=patches, dtype=dtype)
     result = Extraction()
     embedder = Embedder(encoder, tower, patches, batch_size, result.seconds)
-    decoder = Decoder(
-        None if encoder.resamples else encoder.sampling_rate, frames, prepare_like(tower.processor)
-    )
+    decoder = decoder_of(encoder, tower, frames=frames)
     if workers is None:
         workers = max(1, _cores() // 2) if tower.device.type == "cpu" else _cores()
     with ExitStack() as stack:
@@ -112,7 +106,7 @@ def extract_features(
         run = _Run(ledger, embedder, batch_size)
         try:
             pool = stack.enter_context(
-                DecodingPool(decoder, workers, ahead=_SORTED_AT_ONCE * batch_size + workers)
+                DecodingPool(decoder, workers, ahead=SORTED_AT_ONCE * batch_size + workers)
             )
             run.work_on(pool, wait=False)
             if ledger.left():
@@ -141,13 +135,13 @@ class _Run:
             group.sort(key=lambda item: item[1].waveform.shape[-1])
             for at in range(0, len(group), self.batch_size):
                 self._embed(group[at : at + self.batch_size])
-            batches = min(2 * batches, _SORTED_AT_ONCE)
+            batches = min(2 * batches, SORTED_AT_ONCE)
         self.ledger.flush()
 
     def _group(self, good: Iterator[tuple[Clip, Decoded]], clips: int) -> list[tuple[Clip, Decoded]]:
         """The next clips that are sorted together; fewer where they are large."""
         group: list[tuple[Clip, Decoded]] = []
-        room = _SORTED_BYTES
+        room = SORTED_BYTES
         for clip, found in islice(good, clips):
             group.append((clip, found))
             room -= found.nbytes

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+RECIPE = "recipe.json"  # beside a trained projector: what its training kept aside of which folder
+
 
 def split_by_source(sources: Sequence[str], share: float, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Rows to train on and rows to validate on; all rows of a source are on one side.

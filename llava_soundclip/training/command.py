@@ -1,14 +1,12 @@
 """`llava-soundclip train`: a projector out of a features folder."""
 
-import shlex
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from llava_soundclip.commands import progress_bar
+from llava_soundclip.commands import command_line, progress_bar
 
 
 def train(
@@ -82,7 +80,7 @@ def train(
                 out,
                 recipe,
                 tensorboard=tensorboard,
-                command=shlex.join(["llava-soundclip", *sys.argv[1:]]),
+                command=command_line(),
                 on_step=lambda done, total: bar.update(task, completed=done, total=total),
                 on_epoch=tell,
             )
@@ -98,8 +96,9 @@ def _push(folder: Path, repo_id: str, private: bool) -> str:
     """Send a projector's files, its card with the figures too, to the Hub; the commit's address."""
     from huggingface_hub import HfApi
 
+    from llava_soundclip.features.splits import RECIPE
     from llava_soundclip.projector_files import CONFIG, WEIGHTS
-    from llava_soundclip.training.fit import METRICS, RECIPE
+    from llava_soundclip.training.fit import METRICS
 
     api = HfApi()
     api.create_repo(repo_id, private=private, exist_ok=True)

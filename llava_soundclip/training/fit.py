@@ -22,7 +22,7 @@ from llava_soundclip._extras import require
 from llava_soundclip.encoders.base import check_choice
 from llava_soundclip.encoders.whisper import Fusion, check_fusion, fuse_layers
 from llava_soundclip.evaluation.retrieval import ITEMS, POOL, TOPS, retrieval
-from llava_soundclip.features.splits import split_by_source
+from llava_soundclip.features.splits import RECIPE, split_by_source
 from llava_soundclip.features.store import FeatureFolder, FeatureHeader
 from llava_soundclip.projector import Projector
 from llava_soundclip.projector_files import write
@@ -31,7 +31,6 @@ from llava_soundclip.training.losses import LOSSES, make_loss
 Precision = Literal["no", "fp16", "bf16"]
 
 METRICS = "metrics.jsonl"
-RECIPE = "recipe.json"
 STATE = "training_state.pt"
 LAST = "last"
 

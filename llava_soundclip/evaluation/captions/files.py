@@ -7,6 +7,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+OPTIONS = ("encoder", "alignment", "k", "tokens", "control", "model")  # of a row of `llava-soundclip caption`
 ONLY_SETTING = "captions"  # of a file that names none
 
 

@@ -1,12 +1,12 @@
 """The command `llava-soundclip report`. Imports what is heavy when it runs."""
 
 import json
-import shlex
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from llava_soundclip.commands import command_line
 
 
 def report(
@@ -25,8 +25,9 @@ def report(
     try:
         found = write_report(runs, out, examples=examples, seed=seed, title=title)
         if figures is not None:
-            command = shlex.join(["llava-soundclip", *sys.argv[1:]])
-            figures.write_text(json.dumps({**found, "command": command}, indent=2) + "\n", encoding="utf-8")
+            figures.write_text(
+                json.dumps({**found, "command": command_line()}, indent=2) + "\n", encoding="utf-8"
+            )
     except (ImportError, OSError, ValueError) as error:
         typer.echo(f"Error: {error}", err=True)
         raise typer.Exit(2) from error

@@ -3,16 +3,17 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from llava_soundclip.evaluation.report.read import FIGURES, Run, is_interval
+from llava_soundclip.evaluation.captions.files import OPTIONS
+from llava_soundclip.evaluation.report.read import Run, is_interval
 from llava_soundclip.evaluation.report.settings import (
     LOWER_IS_BETTER,
     NEITHER_IS_BETTER,
-    OPTIONS,
     Setting,
     controls,
     raw_and_projected,
     read_settings,
 )
+from llava_soundclip.evaluation.retrieval import FIGURES
 
 BINS = 20  # of a histogram of ranks
 OVERALL = "usefulness"  # the judge's dimension that the paper's tables call overall

@@ -14,7 +14,7 @@ from llava_soundclip._extras import require
 from llava_soundclip.evaluation.report import plots
 from llava_soundclip.evaluation.report.figures import captions_figures, retrieval_figures, rows_of
 from llava_soundclip.evaluation.report.pictures import embed
-from llava_soundclip.evaluation.report.read import FIGURES, Run, is_interval, read_runs
+from llava_soundclip.evaluation.report.read import Run, is_interval, read_runs
 from llava_soundclip.evaluation.report.series import caption_sweeps, retrieval_sweep, tradeoffs
 from llava_soundclip.evaluation.report.settings import Setting, raw_and_projected, read_settings
 from llava_soundclip.evaluation.report.summary import (
@@ -24,6 +24,7 @@ from llava_soundclip.evaluation.report.summary import (
     retrieval_summary,
     verdict,
 )
+from llava_soundclip.evaluation.retrieval import FIGURES
 
 TITLE = "SoundCLIP evaluation"
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-FIGURES = ("mean_rank", "R@1", "R@3", "R@10")  # of retrieval
+from llava_soundclip.evaluation.retrieval import FIGURES
 
 
 @dataclass(frozen=True)

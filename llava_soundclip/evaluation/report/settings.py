@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-OPTIONS = ("encoder", "alignment", "k", "tokens", "control", "model")
 LOWER_IS_BETTER = ("mean_rank", "absent named")
 NEITHER_IS_BETTER = ("silent named",)  # naming what is seen and doesn't sound is no fault of a caption
 
