@@ -25,6 +25,7 @@ from llava_soundclip.evaluation.captions import (
 from llava_soundclip.evaluation.captions.files import OPTIONS, read_rows
 from llava_soundclip.evaluation.judge import Caption as JudgedCaption
 from llava_soundclip.evaluation.judge import Judge, Judgement, Usage
+from llava_soundclip.evaluation.judge.prompt import PICTURE_TYPES
 from llava_soundclip.evaluation.retrieval import group_rows, retrieval
 from llava_soundclip.evaluation.vectors import aligned, seen
 from llava_soundclip.features.splits import RECIPE, split_by_source
@@ -172,7 +173,10 @@ def evaluate_captions(
                 caption.text,
                 caption.setting,
                 tuple(known.get(caption.id, ())),
-                picture=caption.image,
+                # Of a film the judge has the references alone.
+                picture=caption.image
+                if caption.image and caption.image.suffix.lower() in PICTURE_TYPES
+                else None,
             )
             for caption in said
         ]

@@ -204,6 +204,20 @@ def test_a_judge_is_asked_and_told_of(told, monkeypatch):
     assert (told / "captions.judged.jsonl").exists()
 
 
+def test_of_films_a_judge_has_the_references(told, monkeypatch):
+    from tests.evaluation.judge_server import JudgeServer
+
+    rows = [json.loads(line) for line in (told / "captions.jsonl").read_text().splitlines()]
+    (told / "captions.jsonl").write_text("\n".join(json.dumps({**row, "image": row["clip"]}) for row in rows))
+    with JudgeServer() as server:
+        monkeypatch.setenv("OPENAI_API_KEY", "test")
+        result, found = evaluate(
+            told, "--metrics", "none", "--judge", "openai:any", "--judge-url", server.url
+        )
+    assert result.exit_code == 0, result.stderr
+    assert found["judge"]["counts"] == {"raw": {"scored": 4}, "projected": {"scored": 4}}
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

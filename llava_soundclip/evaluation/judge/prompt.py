@@ -35,7 +35,7 @@ _CHARACTERS_PER_TOKEN = 4  # of English
 _PICTURE_TOKENS = 425  # GPT-4o's for a frame of 640 x 360: 85, and 170 for each of two tiles
 ANSWER_TOKENS = 50
 
-_PICTURE_TYPES = {".jpg": "jpeg", ".jpeg": "jpeg", ".png": "png", ".webp": "webp", ".gif": "gif"}
+PICTURE_TYPES = {".jpg": "jpeg", ".jpeg": "jpeg", ".png": "png", ".webp": "webp", ".gif": "gif"}
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,8 @@ class Caption:
         if isinstance(self.references, str):
             raise TypeError(f"{self.id}: references is a tuple of texts, not one text")
         if self.picture is not None:
-            if Path(self.picture).suffix.lower() not in _PICTURE_TYPES:
-                raise ValueError(f"{self.id}: a picture is {', '.join(_PICTURE_TYPES)}, not {self.picture}")
+            if Path(self.picture).suffix.lower() not in PICTURE_TYPES:
+                raise ValueError(f"{self.id}: a picture is {', '.join(PICTURE_TYPES)}, not {self.picture}")
             if not Path(self.picture).is_file():
                 raise FileNotFoundError(f"{self.id}: there is no picture {self.picture}")
         elif not self.references:
@@ -96,7 +96,7 @@ class Question:
         if self.caption.picture is not None:
             path = Path(self.caption.picture)
             data = base64.b64encode(path.read_bytes()).decode()
-            url = f"data:image/{_PICTURE_TYPES[path.suffix.lower()]};base64,{data}"
+            url = f"data:image/{PICTURE_TYPES[path.suffix.lower()]};base64,{data}"
             content.append({"type": "image_url", "image_url": {"url": url}})
         return [{"role": "system", "content": _SYSTEM.strip()}, {"role": "user", "content": content}]
 
