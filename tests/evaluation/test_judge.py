@@ -408,8 +408,11 @@ def test_a_half_written_line_is_dropped(out: Path) -> None:
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_a_run_that_was_stopped_asks_for_the_rest_only(out: Path, how: signal.Signals) -> None:
+    # A shell's background jobs, CI's among them, are started with SIGINT ignored, and their children inherit that.
     code = f"""
+import signal
 from llava_soundclip.evaluation.judge import Caption, Judge
+signal.signal(signal.SIGINT, signal.default_int_handler)
 captions = [Caption(f"clip-{{n}}", f"text {{n}} of 3", "raw", (f"a bell, {{n}}",)) for n in range(12)]
 Judge("tiny", base_url="URL", repeat_share=0, concurrency=2).run(captions, {str(out)!r})
 """
