@@ -2,8 +2,6 @@
 
 import os
 import platform
-import re
-import zlib
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -12,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from llava_soundclip import __version__
-from llava_soundclip.clips import CaptionFile, find_clips, work_through
+from llava_soundclip.clips import CaptionFile, file_name, find_clips, work_through
 from llava_soundclip.commands import (
     ENCODER_OPTION_HELP,
     PROGRAM,
@@ -152,12 +150,15 @@ def caption(
         rows = []
         for clip, shown, text in zip(batch, pictures, texts, strict=True):
             row = {"caption": text}
+            if control == "another":
+                row["heard"] = heard[clip]
             if out is not None:  # paths as they are seen from there
                 row["image"] = os.path.relpath(
                     picture if picture is not None and shown is seen else clip, out.parent
                 )
             if maps is not None:
-                path = _save_map(soundclip, heard[clip], shown, when, maps / f"{_file_name(clip)}.png", text)
+                path = maps / f"{file_name(os.path.abspath(clip))}.png"
+                _save_map(soundclip, heard[clip], shown, when, path, text)
                 row["map"] = os.path.relpath(path, maps.parent if out is None else out.parent)
             rows.append(row)
         return rows
@@ -360,17 +361,11 @@ def _save_map(
     when: float | Literal["first", "middle"],
     path: Path,
     text: str,
-) -> Path:
+) -> None:
     from llava_soundclip.maps import save_map
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    return save_map(soundclip.trace(sound, picture, when), path, text)
-
-
-def _file_name(clip: str) -> str:
-    """A clip's path as the name of one file, with a few digits that tell "a/b" from "a_b"."""
-    readable = re.sub(r"[^\w.-]+", "_", os.path.basename(clip))[-80:]
-    return f"{readable}-{zlib.crc32(os.path.abspath(clip).encode('utf-8', 'surrogatepass')):08x}"
+    save_map(soundclip.trace(sound, picture, when), path, text)
 
 
 def _tell_failed(bad: Mapping[str, str], total: int, done: str) -> None:

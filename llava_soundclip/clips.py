@@ -3,6 +3,8 @@
 import glob
 import json
 import os
+import re
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -30,6 +32,12 @@ def find_clips(names: Iterable[str]) -> list[str]:
                 if wanted and not path.is_dir():
                     clips.setdefault(os.path.abspath(path), str(path))
     return list(clips.values())
+
+
+def file_name(name: str) -> str:
+    """A clip's path or id as the name of one file, with a few digits that tell "a/b" from "a_b"."""
+    readable = re.sub(r"[^\w.-]+", "_", os.path.basename(name))[-80:]
+    return f"{readable}-{zlib.crc32(name.encode('utf-8', 'surrogatepass')):08x}"
 
 
 def work_through(

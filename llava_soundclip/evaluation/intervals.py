@@ -1,4 +1,7 @@
-"""Figures with intervals: the bootstrap over clips that every figure of the evaluation goes through."""
+"""Figures with intervals: the bootstrap over clips that every figure of the evaluation goes through.
+
+Clips of one film or one recording are no independent clips: where sources are known, whole sources are drawn.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -20,7 +23,7 @@ class Interval:
         value: of the clips as they are.
         low: lower end of the interval.
         high: upper end.
-        n: clips.
+        n: clips, or sources where whole sources were drawn.
         level: share of resamplings inside, 0.95.
     """
 
@@ -89,14 +92,67 @@ def bootstrap(
     return Interval(value, float(found.low), float(found.high), len(data[0]), level)
 
 
+def mean(
+    values: Sequence[float] | np.ndarray, groups: np.ndarray | None = None, *, seed: int = 0
+) -> Interval:
+    """The mean over clips.
+
+    A share of clips that is 0 or 1 gets Wilson's interval: resampling clips that are all alike would give none, as if
+    no other clip could be otherwise.
+
+    Args:
+        values: (n,) figures of the clips.
+        groups: (n,) integers, each clip's source; None where each clip is its own.
+        seed: of the resamples.
+
+    Raises:
+        ValueError, ImportError: as `bootstrap`.
+    """
+    found = _mean(np.asarray(values, dtype=np.float64), groups, seed)
+    if found.low < found.high or found.value not in (0, 1):
+        return found
+    z = require("scipy.stats", extra="evaluation").norm.ppf((1 + found.level) / 2)
+    reach = z * z / (found.n + z * z)
+    low, high = (0.0, reach) if found.value == 0 else (1 - reach, 1.0)
+    return Interval(found.value, float(low), float(high), found.n, found.level)
+
+
 def difference(
-    first: Sequence[float] | np.ndarray, second: Sequence[float] | np.ndarray, **options: Any
+    first: Sequence[float] | np.ndarray,
+    second: Sequence[float] | np.ndarray,
+    groups: np.ndarray | None = None,
+    *,
+    seed: int = 0,
 ) -> Interval:
     """The mean of `first - second`, clip by clip: paired, so that hard clips don't widen it.
 
     Args:
         first: (n,) figures of the clips in one setting.
         second: (n,) of the same clips, in the same order, in the other.
-        options: for `bootstrap`.
+        groups: as `mean` takes them.
+        seed: of the resamples.
+
+    Raises:
+        ValueError, ImportError: as `bootstrap`.
     """
-    return bootstrap(np.asarray(first, dtype=np.float64) - np.asarray(second, dtype=np.float64), **options)
+    return _mean(np.asarray(first, dtype=np.float64) - np.asarray(second, dtype=np.float64), groups, seed)
+
+
+def sums_by(groups: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """The sums of rows (n, ...) over each group of (n,) integers from 0 on that has any: (groups, ...)."""
+    sums = np.zeros((groups.max(initial=-1) + 1, *rows.shape[1:]))
+    np.add.at(sums, groups, rows)
+    return sums[np.bincount(groups) > 0]
+
+
+def _mean(values: np.ndarray, groups: np.ndarray | None, seed: int) -> Interval:
+    if groups is None:
+        return bootstrap(values, seed=seed)
+    if groups.shape != values.shape:
+        raise ValueError(f"expected groups {values.shape}, got {groups.shape}")
+    return bootstrap(
+        sums_by(groups, values),
+        sums_by(groups, np.ones_like(values)),
+        statistic=lambda total, count, axis: total.sum(axis) / count.sum(axis),
+        seed=seed,
+    )

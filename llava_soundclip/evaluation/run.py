@@ -19,10 +19,12 @@ from llava_soundclip.evaluation.captions import (
     CLIPScore,
     read_captions,
     read_references,
+    read_sources,
     read_things,
     score,
 )
-from llava_soundclip.evaluation.captions.files import OPTIONS, read_rows
+from llava_soundclip.evaluation.captions.files import OPTIONS, listed, read_labels, read_rows
+from llava_soundclip.evaluation.information import measure_information
 from llava_soundclip.evaluation.judge import Caption as JudgedCaption
 from llava_soundclip.evaluation.judge import Judge, Judgement, Usage
 from llava_soundclip.evaluation.judge.prompt import PICTURE_TYPES
@@ -104,14 +106,58 @@ def evaluate_retrieval(
             for side, each in found.get("projected", {}).items()
         },
         "chance": drawn.chance(),
+        "provenance": _provenance(folder, projector, seed),
+    }
+
+
+def evaluate_information(
+    features: str | os.PathLike[str],
+    projector: Projector | None = None,
+    *,
+    trained_in: str | os.PathLike[str] | None = None,
+    rows: str | None = None,
+    labels: str | os.PathLike[str] | None = None,
+    apart: str = "source",
+    seed: int = 0,
+) -> dict[str, Any]:
+    """What sounds share with pictures and what is their own (F.1), raw and projected, with intervals over sources.
+
+    Args:
+        features: a folder made by `llava-soundclip features`.
+        projector: None for raw alone.
+        trained_in: as `evaluate_retrieval` takes it.
+        rows: as `evaluate_retrieval` takes them.
+        labels: JSON Lines of what probes read off the vectors; see `captions.files.read_labels`. Clips are named by
+            their ids in the folder.
+        apart: what the probes hold out together; "clip" is for labels that are finer than sources.
+        seed: of what is drawn and the intervals.
+
+    Returns:
+        What `measure_information` does, with "unmatched", the clips with labels that the folder hasn't.
+
+    Raises:
+        FileNotFoundError, OSError: if there is no such folder or file.
+        ValueError: as `evaluate_retrieval` and `measure_information` have it, and for labels that aren't such, or
+            of no clip in the folder.
+        ImportError: if scipy or, for labels, scikit-learn isn't installed.
+    """
+    folder = FeatureFolder(features)
+    rows, chosen = _choose(folder, trained_in, rows)
+    known = {} if labels is None else read_labels(labels)
+    labelled = sorted({id for values in known.values() for id in values})
+    unmatched = len(set(labelled).difference(folder.ids))
+    if labelled and unmatched == len(labelled):
+        raise ValueError(
+            f"{labels} has labels of other clips than {features} holds: of {listed(labelled, 3)}, not of "
+            f"{listed(folder.ids, 3)}"
+        )
+    return {
+        **measure_information(folder, projector, chosen, known, apart=apart, seed=seed),
+        "rows": rows,
+        "unmatched": unmatched,
         "provenance": {
-            "library": __version__,
-            "torch": torch.__version__,
-            "seed": seed,
-            "features": folder.digest(),
-            "encoder": dict(folder.header.encoder),
-            "tower": folder.header.tower,
-            "projector": None if projector is None else projector.config,
+            **_provenance(folder, projector, seed),
+            "labels": None if labels is None else _sha256(labels),
         },
     }
 
@@ -132,7 +178,8 @@ def evaluate_captions(
     Args:
         captions: JSON Lines; see `captions.read_captions`.
         references: JSON Lines; see `captions.read_references`. Where they say what sounds and what is silent
-            (`captions.read_things`), it is counted whether captions name it.
+            (`captions.read_things`), it is counted whether captions name it; where they say of which film clips are
+            (`captions.read_sources`), intervals are over films.
         metrics: some of `captions.METRICS`; none if only a judge is asked.
         bertscore: the model for it.
         clipscore: the model for it.
@@ -150,12 +197,15 @@ def evaluate_captions(
     said = read_captions(captions)
     known = {} if references is None else read_references(references)
     things = {} if references is None else read_things(references)
+    sources = {} if references is None else read_sources(references)
     if things and metrics:
         metrics = (*metrics, "naming")
     found: dict[str, Any] = {"metrics": {}, "settings": {}}
     per_clip: dict[str, dict[str, dict[str, float]]] = {}
     if metrics:
-        scores = score(said, known, metrics, bertscore=bertscore, clipscore=clipscore, things=things)
+        scores = score(
+            said, known, metrics, bertscore=bertscore, clipscore=clipscore, things=things, sources=sources
+        )
         found = scores.as_dict()
         for metric, by_setting in scores.per_clip.items():
             for setting, values in by_setting.items():
@@ -202,6 +252,7 @@ def evaluate_captions(
         "what": "captions",
         "settings": settings,
         "options": options,
+        "intervals_over": "sources" if sources else "clips",
         "metrics": found["metrics"],
         "judge": opinion,
         "clips": clips,
@@ -235,6 +286,19 @@ def _by_dimension(opinion: Judgement) -> dict[str, Any]:
         for name, figure in scores.items():
             dimensions[name]["differences"].append({"first": first, "second": second, **figure.as_dict()})
     return dimensions
+
+
+def _provenance(folder: FeatureFolder, projector: Projector | None, seed: int) -> dict[str, Any]:
+    """What figures of a features folder were made of."""
+    return {
+        "library": __version__,
+        "torch": torch.__version__,
+        "seed": seed,
+        "features": folder.digest(),
+        "encoder": dict(folder.header.encoder),
+        "tower": folder.header.tower,
+        "projector": None if projector is None else projector.config,
+    }
 
 
 def _sha256(path: str | os.PathLike[str]) -> str:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from llava_soundclip.evaluation.intervals import Interval, bootstrap, difference
+from llava_soundclip.evaluation.intervals import Interval, bootstrap, difference, mean
 
 
 def test_of_many_clips_it_is_the_normal_theorys():
@@ -38,6 +38,35 @@ def test_the_same_seed_gives_the_same_interval():
 @pytest.mark.parametrize("clips", [[1.0], [0.0, 0.0, 0.0]])
 def test_clips_that_are_alike_have_no_width(clips):
     assert bootstrap(clips) == Interval(clips[0], clips[0], clips[0], len(clips))
+
+
+@pytest.mark.parametrize("hits", [0, 54])
+def test_a_share_of_none_or_all_has_wilsons_interval(hits):
+    found = mean([1.0] * hits + [0.0] * (54 - hits))
+    wilson = stats.binomtest(hits, 54).proportion_ci(method="wilson")
+    assert (found.low, found.high) == pytest.approx((wilson.low, wilson.high)) and found.n == 54
+    groups = np.arange(54) // 6
+    wilson = stats.binomtest(hits // 6, 9).proportion_ci(method="wilson")
+    found = mean([hits / 54] * 54, groups)
+    assert (found.low, found.high) == pytest.approx((wilson.low, wilson.high)) and found.n == 9
+    assert mean([0.3] * 5) == Interval(0.3, 0.3, 0.3, 5)
+
+
+def test_clips_of_a_source_are_drawn_together():
+    rng = np.random.default_rng(4)
+    groups = rng.integers(0, 40, 400)
+    values = rng.normal(0, 1, 40)[groups] + rng.normal(0, 0.1, 400)
+    found = mean(values, groups)
+    assert found.value == pytest.approx(values.mean()) and found.n == len(set(groups))
+    slow = []
+    rows = [np.flatnonzero(groups == group) for group in set(groups)]
+    for _ in range(2000):
+        slow.append(values[np.concatenate([rows[i] for i in rng.integers(0, len(rows), len(rows))])].mean())
+    assert (found.low, found.high) == pytest.approx(tuple(np.percentile(slow, [2.5, 97.5])), abs=0.04)
+    assert difference(values, values - 1, groups).value == pytest.approx(1)
+    assert mean(values, np.arange(400)) == mean(values)
+    with pytest.raises(ValueError, match="expected groups"):
+        mean(values, groups[1:])
 
 
 @pytest.mark.parametrize("columns", [(), ([],), ([[1.0]],), ([1.0, 2.0], [1.0]), ([1.0, float("nan")],)])

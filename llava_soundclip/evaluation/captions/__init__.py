@@ -3,7 +3,7 @@
 captions = read_captions("captions.jsonl")
 references = read_references("refs.jsonl")
 scores = score(captions, references, bertscore=BERTScore("all-MiniLM-L6-v2/"))
-print(scores.figure("BLEU", "raw"), scores.difference("BLEU", "raw", "projected"))
+print(scores.figures["BLEU"]["raw"], scores.difference("BLEU", "raw", "projected"))
 """
 
 from llava_soundclip.evaluation.captions.files import (
@@ -11,6 +11,7 @@ from llava_soundclip.evaluation.captions.files import (
     Things,
     read_captions,
     read_references,
+    read_sources,
     read_things,
 )
 from llava_soundclip.evaluation.captions.models import BERTScore, CLIPScore
@@ -25,6 +26,7 @@ __all__ = [
     "Things",
     "read_captions",
     "read_references",
+    "read_sources",
     "read_things",
     "score",
 ]

@@ -8,37 +8,46 @@ import numpy as np
 
 from llava_soundclip.evaluation.captions.files import Things
 
-NAMING = ("sounding named", "silent named", "absent named")
+NAMING = ("sounding named", "unseen named", "silent named", "absent named", "played named")
 
 
 def naming(
-    texts: Sequence[str], clips: Sequence[str], things: Mapping[str, Things]
+    texts: Sequence[str],
+    clips: Sequence[str],
+    things: Mapping[str, Things],
+    played: Sequence[str | None] | None = None,
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Of each caption: does it name a sounding thing, a silent one, and one that is neither?
+    """Of each caption: does it name a sounding thing, one that only sounds, one that is only seen, one that is neither?
 
     A thing is named by its words, whole and in any case, with or without a plural's s. What may be absent is every thing
-    of any clip.
+    of any clip, but for those in the picture, those of the clip's own sound, and those of the sound that was played.
 
     Args:
         texts: n captions.
         clips: the clip of each.
         things: of each clip.
+        played: the clip whose sound was played, None for no clip's; each clip's own by default. Whether a thing of that
+            sound is named is "played named": with another clip's sound it tells whether the sound was heard at all.
 
     Returns:
-        (n,) 0 or 1 by name of `NAMING`, NaN where a clip has no sounding, or no silent, thing; and how the figures were
+        (n,) 0 or 1 by name of `NAMING`, NaN where there is no such thing that could be named; and how the figures were
         made.
     """
     known = sorted({name for own in things.values() for name in (*own.sounding, *own.silent)})
     patterns = {name: re.compile(rf"\b{re.escape(name)}s?\b", re.IGNORECASE) for name in known}
     rows = []
-    for text, clip in zip(texts, clips, strict=True):
+    for text, clip, heard in zip(texts, clips, clips if played is None else played, strict=True):
         own = things[clip]
+        sounding = () if heard is None else things[heard].sounding
         named = {name for name, pattern in patterns.items() if pattern.search(text)}
         rows.append(
             [
-                float(bool(named.intersection(own.sounding))) if own.sounding else np.nan,
-                float(bool(named.intersection(own.silent))) if own.silent else np.nan,
-                float(bool(named.difference(own.sounding, own.silent))),
+                *(
+                    float(not named.isdisjoint(wanted)) if wanted else np.nan
+                    for wanted in (own.sounding, own.unseen, own.silent)
+                ),
+                float(bool(named.difference(own.sounding, own.silent, sounding))),
+                float(not named.isdisjoint(sounding)) if sounding else np.nan,
             ]
         )
     columns = np.array(rows).reshape(len(rows), len(NAMING)).T

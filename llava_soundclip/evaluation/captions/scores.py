@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import combinations
 from pathlib import Path
@@ -14,7 +14,7 @@ from llava_soundclip.evaluation.captions import overlap
 from llava_soundclip.evaluation.captions.files import Caption, Things, listed
 from llava_soundclip.evaluation.captions.models import BERTScore, CLIPScore
 from llava_soundclip.evaluation.captions.naming import naming
-from llava_soundclip.evaluation.intervals import Interval, bootstrap, difference
+from llava_soundclip.evaluation.intervals import Interval, bootstrap, difference, mean, sums_by
 
 METRICS = ("bleu", "rouge", "bertscore", "clipscore")
 KNOWN = (*METRICS, "naming")  # which needs to be told what the clips hold
@@ -33,6 +33,7 @@ class CaptionScores:
         empty: ids of the clips whose caption is empty, by setting; they are scored all the same.
         missing: ids of the clips with references, but no caption, by setting.
         bleu_counts: (n, 10) what BLEU is computed from, by setting; none without BLEU.
+        sources: film or recording by clip, where it is known: intervals are over these, else over clips.
     """
 
     clips: dict[str, list[str]]
@@ -41,17 +42,19 @@ class CaptionScores:
     empty: dict[str, list[str]]
     missing: dict[str, list[str]]
     bleu_counts: dict[str, np.ndarray]
+    sources: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def figures(self) -> dict[str, dict[str, Interval]]:
         """By metric and setting: the mean over clips, but of BLEU that of all captions together (corpus BLEU)."""
         return {
             metric: {
-                setting: bootstrap(scores[np.isfinite(scores)])
+                setting: mean(scores[known], groups[known])
                 if metric != "BLEU"
-                else _of_drawn_clips(overlap.corpus_bleu, self.bleu_counts[setting])
+                else _of_drawn_clips(overlap.corpus_bleu, self.bleu_counts[setting], groups)
                 for setting, scores in by_setting.items()
-                if np.isfinite(scores).any()
+                if (known := np.isfinite(scores)).any()
+                for groups in [self._groups(self.clips[setting])]
             }
             for metric, by_setting in self.per_clip.items()
         }
@@ -79,15 +82,22 @@ class CaptionScores:
         if not pairs:
             raise ValueError(f"no clip is captioned in both {first!r} and {second!r}")
         ours, theirs = np.array(pairs).T
+        groups = self._groups([self.clips[first][row] for row in ours])
         if metric != "BLEU":
             scores = self.per_clip[metric]
             both = np.stack([scores[first][ours], scores[second][theirs]])
-            both = both[:, np.isfinite(both).all(0)]
-            if not both.size:
+            known = np.isfinite(both).all(0)
+            if not known.any():
                 raise ValueError(f"no clip has {metric} in both {first!r} and {second!r}")
-            return difference(*both)
+            return difference(both[0, known], both[1, known], groups[known])
         counts = np.stack([self.bleu_counts[first][ours], self.bleu_counts[second][theirs]], axis=1)
-        return _of_drawn_clips(_bleu_difference, counts)
+        return _of_drawn_clips(_bleu_difference, counts, groups)
+
+    def _groups(self, clips: Sequence[str]) -> np.ndarray:
+        """The sources of clips by number, (n,)."""
+        numbers: dict[tuple[bool, str], int] = {}
+        sources = [(clip in self.sources, self.sources.get(clip, clip)) for clip in clips]
+        return np.array([numbers.setdefault(source, len(numbers)) for source in sources], dtype=np.int64)
 
     def as_dict(self, pairs: Iterable[tuple[str, str]] | None = None) -> dict[str, Any]:
         """For JSON.
@@ -130,6 +140,7 @@ def score(
     bertscore: BERTScore | None = None,
     clipscore: CLIPScore | None = None,
     things: Mapping[str, Things] | None = None,
+    sources: Mapping[str, str] | None = None,
 ) -> CaptionScores:
     """Score captions.
 
@@ -140,6 +151,7 @@ def score(
         bertscore: the model for it; roberta-large by default.
         clipscore: the model for it; CLIP ViT-B/32 by default.
         things: what the clips hold, for "naming".
+        sources: film or recording by clip: intervals are over these. A clip without one is its own.
 
     Raises:
         ValueError: if there is no caption or no such metric, a clip is twice in a setting, or one lacks a
@@ -176,7 +188,12 @@ def score(
         made_by["CLIPScore"] = clipscore.about(texts)
 
     if "naming" in metrics:
-        found, about = naming(texts, [caption.id for caption in captions], things or {})
+        found, about = naming(
+            texts,
+            [caption.id for caption in captions],
+            things or {},
+            [caption.played for caption in captions],
+        )
         values |= found
         made_by |= dict.fromkeys(found, about)
 
@@ -197,6 +214,7 @@ def score(
         },
         missing={setting: _others(references, ids) for setting, ids in clips.items()},
         bleu_counts={setting: counts[own] for setting, own in rows.items()} if "bleu" in metrics else {},
+        sources=sources or {},
     )
 
 
@@ -234,10 +252,12 @@ def _check(
         if files:
             raise ValueError(f"{len(files)} pictures are no files: {listed(list(files))}")
     if "naming" in metrics:
-        unknown = [clip for clip in clips if clip not in things]
+        played = [caption.played for caption in captions if caption.played is not None]
+        told = list(dict.fromkeys([*clips, *played]))
+        unknown = [clip for clip in told if clip not in things]
         if unknown:
             raise ValueError(
-                f'naming needs "sounding" and "silent" of each clip, but {len(unknown)} of {len(clips)} have neither: '
+                f'naming needs "sounding" and "silent" of each clip, but {len(unknown)} of {len(told)} have neither: '
                 f"{listed(unknown)}"
             )
 
@@ -252,13 +272,17 @@ def _bleu_difference(counts: np.ndarray) -> np.ndarray:
     return bleu[..., 0] - bleu[..., 1]
 
 
-def _of_drawn_clips(figure: Callable[[np.ndarray], np.ndarray], counts: np.ndarray) -> Interval:
-    """The bootstrap of a figure of sums over clips: clips are drawn, their counts added, nothing is read again.
+def _of_drawn_clips(
+    figure: Callable[[np.ndarray], np.ndarray], counts: np.ndarray, groups: np.ndarray
+) -> Interval:
+    """The bootstrap of a figure of sums over clips: sources are drawn, their counts added, nothing is read again.
 
     Args:
         figure: (..., *shape) sums to (...) figures.
         counts: (n, *shape) of each clip.
+        groups: (n,) integers, each clip's source.
     """
+    counts = sums_by(groups, counts)
     n, *shape = counts.shape
 
     def statistic(drawn: np.ndarray, axis: int) -> np.ndarray:
