@@ -1,6 +1,5 @@
-"""The commands `llava-soundclip eval retrieval` and `eval captions`. Import what is heavy when they run."""
+"""The commands `llava-soundclip eval retrieval`, `captions` and `information`. Import what is heavy when they run."""
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,10 +7,12 @@ from typing import Annotated, Any
 
 import typer
 
-from llava_soundclip.commands import command_line
+from llava_soundclip.evaluation.information.command import information
+from llava_soundclip.evaluation.output import interval_text, write_figures
 
 app = typer.Typer(
-    no_args_is_help=True, help="Measure retrieval and captions, as the paper does and with intervals."
+    no_args_is_help=True,
+    help="Measure retrieval, captions and information, as the paper does and with intervals.",
 )
 
 
@@ -61,7 +62,7 @@ def retrieval(
         typer.echo(f"Error: {error}", err=True)
         raise typer.Exit(2) from error
     typer.echo(retrieval_text(found))
-    _write(out, found)
+    write_figures(out, found)
 
 
 @app.command()
@@ -147,7 +148,10 @@ def captions(
     typer.echo(text)
     if out is not None:  # so that pictures are found from there
         found["folder"] = os.path.relpath(captions.parent, out.parent)
-    _write(out, found)
+    write_figures(out, found)
+
+
+app.command()(information)
 
 
 def captions_text(found: Mapping[str, Any], against: str | None = None) -> str:
@@ -172,8 +176,8 @@ def captions_text(found: Mapping[str, Any], against: str | None = None) -> str:
             if against in (row["first"], row["second"])
         }
         for setting, figure in part["figures"].items():
-            more = f"   {_interval(apart[setting])} above {against}" if setting in apart else ""
-            lines.append(f"  {setting:{width}}{_interval(figure)}{more}")
+            more = f"   {interval_text(apart[setting])} above {against}" if setting in apart else ""
+            lines.append(f"  {setting:{width}}{interval_text(figure)}{more}")
     for setting, about in found["settings"].items():
         for what in ("empty", "missing"):
             if about.get(what):
@@ -200,16 +204,7 @@ def retrieval_text(found: Mapping[str, Any]) -> str:
     lines.append(f"{'':16}" + "".join(f"{name:>26}" for name in FIGURES))
     for name, sides in found["figures"].items():
         for side, figures in sides.items():
-            cells = "".join(f"{_interval(figures[figure]):>26}" for figure in FIGURES)
+            cells = "".join(f"{interval_text(figures[figure]):>26}" for figure in FIGURES)
             lines.append(f"{name + ' ' + side:16}{cells}")
     lines.append(f"{'chance':16}" + "".join(f"{found['chance'][name]:>26.3g}" for name in FIGURES))
     return "\n".join(lines)
-
-
-def _interval(figure: Mapping[str, float]) -> str:
-    return f"{figure['value']:.3g} ({figure['low']:.3g} to {figure['high']:.3g})"
-
-
-def _write(out: Path | None, found: Mapping[str, Any]) -> None:
-    if out is not None:
-        out.write_text(json.dumps({**found, "command": command_line()}, indent=2) + "\n", encoding="utf-8")

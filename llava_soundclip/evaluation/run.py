@@ -72,7 +72,7 @@ def evaluate_retrieval(
     if right not in ("pair", "source"):
         raise ValueError(f"right is pair or source, not {right!r}")
     folder = FeatureFolder(features)
-    rows, chosen = _choose(folder, trained_in, rows)
+    rows, chosen = measured_rows(folder, trained_in, rows)
     c = seen(folder, chosen)
     groups = group_rows([folder.sources[row] for row in chosen.tolist()]) if right == "source" else None
     mixes: dict[str, float] = {"raw": 1.0}
@@ -120,15 +120,15 @@ def evaluate_information(
     apart: str = "source",
     seed: int = 0,
 ) -> dict[str, Any]:
-    """What sounds share with pictures and what is their own (F.1), raw and projected, with intervals over sources.
+    """What sounds share with pictures and what is their own (F.1), raw and projected; intervals over sources.
 
     Args:
         features: a folder made by `llava-soundclip features`.
         projector: None for raw alone.
         trained_in: as `evaluate_retrieval` takes it.
         rows: as `evaluate_retrieval` takes them.
-        labels: JSON Lines of what probes read off the vectors; see `captions.files.read_labels`. Clips are named by
-            their ids in the folder.
+        labels: JSON Lines of what probes read off the vectors; see `captions.files.read_labels`. Clips are named
+            by their ids in the folder.
         apart: what the probes hold out together; "clip" is for labels that are finer than sources.
         seed: of what is drawn and the intervals.
 
@@ -137,12 +137,12 @@ def evaluate_information(
 
     Raises:
         FileNotFoundError, OSError: if there is no such folder or file.
-        ValueError: as `evaluate_retrieval` and `measure_information` have it, and for labels that aren't such, or
-            of no clip in the folder.
+        ValueError: as `evaluate_retrieval` and `measure_information` have it, and for labels that aren't such,
+            or of no clip in the folder.
         ImportError: if scipy or, for labels, scikit-learn isn't installed.
     """
     folder = FeatureFolder(features)
-    rows, chosen = _choose(folder, trained_in, rows)
+    rows, chosen = measured_rows(folder, trained_in, rows)
     known = {} if labels is None else read_labels(labels)
     labelled = sorted({id for values in known.values() for id in values})
     unmatched = len(set(labelled).difference(folder.ids))
@@ -305,10 +305,14 @@ def _sha256(path: str | os.PathLike[str]) -> str:
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
 
 
-def _choose(
-    folder: FeatureFolder, projector: str | os.PathLike[str] | None, rows: str | None
+def measured_rows(
+    folder: FeatureFolder, projector: str | os.PathLike[str] | None, rows: str | None = None
 ) -> tuple[str, Tensor]:
-    """Which rows are measured, by name and number."""
+    """Which rows are measured: "validation" or "all", and (n,) integers. Arguments are `evaluate_retrieval`'s.
+
+    Raises:
+        ValueError: for something else, or `rows="validation"` of a folder that the projector wasn't trained on.
+    """
     if rows not in ("validation", "all", None):
         raise ValueError(f"rows are validation or all, not {rows!r}")
     path = None if projector is None else Path(projector) / RECIPE

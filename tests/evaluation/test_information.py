@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llava_soundclip import Projector
-from llava_soundclip.evaluation import information
 from llava_soundclip.evaluation.information import (
     band_energy,
     cka,
@@ -25,6 +24,7 @@ from llava_soundclip.evaluation.information import (
     probe,
     two_nn,
 )
+from llava_soundclip.evaluation.information.common import drawn_in_turn
 from llava_soundclip.evaluation.vectors import aligned, seen
 from llava_soundclip.features import FeatureFolder
 from llava_soundclip.training.losses import make_loss
@@ -407,7 +407,7 @@ def test_a_folder_is_measured_raw_and_projected(folder):
 
 
 def test_geometry_is_that_of_one_clip_a_source(folder, monkeypatch):
-    monkeypatch.setattr(information, "GEOMETRY", 10)
+    monkeypatch.setattr("llava_soundclip.evaluation.information.measure.GEOMETRY", 10)
     torch.manual_seed(0)
     projector = Projector(AUDIO, WIDTH, 8).eval()
     rows = torch.arange(0, len(folder), 3)  # there are three clips a film
@@ -440,6 +440,6 @@ def test_labels_that_do_not_fit_are_named(folder):
 def test_sources_are_drawn_in_turn():
     numbers = np.repeat([0, 1, 2], [50, 3, 1])
     for limit, expected in ((2, None), (3, [1, 1, 1]), (5, [2, 2, 1]), (9, [5, 3, 1]), (99, [50, 3, 1])):
-        drawn = information._draw(numbers, limit, 0).numpy()
+        drawn = drawn_in_turn(numbers, limit, 0).numpy()
         assert (np.diff(drawn) > 0).all() and len(drawn) == min(limit, 54)
         assert expected is None or np.bincount(numbers[drawn]).tolist() == expected

@@ -14,14 +14,20 @@ import typer
 from PIL import Image
 from typer.testing import CliRunner
 
+from llava_soundclip.evaluation.information.limits import LIMITS
 from llava_soundclip.evaluation.intervals import bootstrap, difference
 from llava_soundclip.evaluation.report import write_report
 from llava_soundclip.evaluation.report.command import report as report_command
-from llava_soundclip.evaluation.report.figures import captions_figures, retrieval_figures
+from llava_soundclip.evaluation.report.figures import captions_figures, information_figures, retrieval_figures
 from llava_soundclip.evaluation.report.read import Run, read_runs
 from llava_soundclip.evaluation.report.series import caption_sweeps, retrieval_sweep, tradeoffs
 from llava_soundclip.evaluation.report.settings import controls, raw_and_projected, read_settings
-from llava_soundclip.evaluation.report.summary import captions_summary, retrieval_summary, verdict
+from llava_soundclip.evaluation.report.summary import (
+    captions_summary,
+    information_summary,
+    retrieval_summary,
+    verdict,
+)
 from llava_soundclip.evaluation.retrieval import retrieval
 from llava_soundclip.evaluation.run import evaluate_captions
 
@@ -141,6 +147,54 @@ def a_part(seed):
     }
 
 
+def an_information(labels=("kind",), projected=True, **more):
+    """Made-up figures in the form of `evaluate_information`."""
+    generator = torch.Generator().manual_seed(7)
+    sides = ["raw", *(["projected"] if projected else [])]
+
+    def drawn(**more):
+        return {**bootstrap(torch.rand(9, generator=generator).numpy()).as_dict(), **more}
+
+    def halved():
+        return drawn(half=torch.rand(1, generator=generator).item())
+
+    def a_bound():
+        return drawn(at_most=4.321, tau=0.0777)
+
+    found = {
+        "what": "information",
+        "clips": 77,
+        "rows": "validation",
+        "drawn": 66,
+        "sources": 55,
+        "geometry_clips": 44,
+        "seed": 3,
+        "apart": "source",
+        "unmatched": 22,
+        "shared": {
+            side: {"cosine": a_bound(), "linear": a_bound(), "cka": halved(), "p": 0.0275} for side in sides
+        },
+        "unique": {
+            label: {
+                "measure": "balanced accuracy",
+                "chance": 0.125,
+                "clips": 33,
+                "left_out": {"clips": 11, "classes": 6},
+                **{side: drawn() for side in (*sides, "picture", *(["lost"] if projected else []))},
+            }
+            for label in labels
+        },
+        "unmeasured": ["the label 'place' is no use"],
+        "dimension": {
+            side: {"two_nn": halved(), "participation_ratio": halved()} for side in (*sides, "picture")
+        },
+        "provenance": {"library": "1.2.3"},
+    }
+    if projected:
+        found["shared"]["gain"] = {"cosine": drawn(), "linear": drawn()}
+    return {**found, **more}
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """A folder with everything in it. Its captions are scored by the real function."""
@@ -181,14 +235,7 @@ def runs(tmp_path_factory):
         "usage": {"requests": 59, "prompt_tokens": 123456, "completion_tokens": 789, "cost": None},
         "judge": {"model": "gpt-4o", "temperature": 0},
     }
-    information = {
-        "what": "information",
-        "clips": 77,
-        "shared": {"raw": {"cosine": {**bootstrap([0.1, 0.3]).as_dict(), "at_most": 4.321}, "p": 0.0275}},
-        "unique": {},
-        "provenance": {"library": "1.2.3"},
-    }
-    folder = write(root / "runs", a=a_retrieval(), b=captions, c=information, recipe={"batch_size": 8})
+    folder = write(root / "runs", a=a_retrieval(), b=captions, c=an_information(), recipe={"batch_size": 8})
     return folder
 
 
@@ -248,6 +295,49 @@ def test_intervals_stand_where_they_belong(made, runs):
         ]
         assert [heading, *cells[:2]] in page.rows and [heading, *cells[2:]] in page.rows
     assert page.row("raw-15", "7", "1") == []  # the judge refused one
+
+
+def test_information_stands_in_tables_with_what_it_cannot_show(made, runs):
+    _, page = made
+    written = json.loads((runs / "c.json").read_text())
+    shared, kind, dimension = written["shared"], written["unique"]["kind"], written["dimension"]
+    for critic in ("cosine", "linear"):
+        figures = [shared[side][critic] for side in ("raw", "projected", "gain")]
+        assert page.row(f"{critic} bound in nats, of 4.32 at most") == list(map(an_interval, figures))
+
+    def halved(figure):
+        return f"{an_interval(figure)} half: {figure['half']:.3g}"
+
+    assert page.row("CKA") == [*(halved(shared[side]["cka"]) for side in ("raw", "projected")), "–"]
+    assert page.row("p of independence") == ["0.0275", "0.0275", "–"]
+    read = [an_interval(kind[side]) for side in ("raw", "projected", "picture")]
+    assert page.row("kind balanced accuracy, 33 clips") == [*read, "0.125", an_interval(kind["lost"])]
+    for heading, name in (
+        ("of neighbours TwoNN", "two_nn"),
+        ("of variance participation ratio", "participation_ratio"),
+    ):
+        assert page.row(heading) == [
+            halved(dimension[side][name]) for side in ("raw", "projected", "picture")
+        ]
+    assert "kind: left out 11 clips of 6 classes that are in one source alone" in page.text
+    assert "Not read: the label 'place' is no use" in page.text
+    for sentence in LIMITS.values():
+        assert sentence in page.text
+
+
+def test_information_of_raw_alone(tmp_path):
+    folder = write(tmp_path / "runs", a=an_information(projected=False, unmatched=0, unmeasured=[]))
+    found = write_report(folder, tmp_path / "page.html")
+    page = Page(tmp_path / "page.html")
+    assert [part["question"] for part in found["summary"]] == [
+        "Do sound and picture share information?",
+        "Does the sound tell what the picture doesn't?",
+    ]
+    assert len(page.row("kind balanced accuracy, 33 clips")) == 3 and len(page.row("CKA")) == 1
+    assert "projected –" not in page.text and "Not read" not in page.text
+    folder = write(tmp_path / "without labels", a=an_information(labels=()))
+    assert len(write_report(folder, tmp_path / "page.html")["summary"]) == 1
+    assert "A probe reads" not in Page(tmp_path / "page.html").text
 
 
 def test_differences_are_of_raw_and_projected_and_of_controls_first_minus_second(made, runs):
@@ -374,7 +464,7 @@ def test_what_users_wrote_stays_text(tmp_path):
         tmp_path / "runs",
         a=a_retrieval(alphas=(), rows=EVIL, protocol=EVIL),
         b=data,
-        c={"what": "information", EVIL: {EVIL: [EVIL]}},
+        c=an_information(labels=(EVIL,), rows=EVIL, apart=EVIL, unmeasured=[EVIL], provenance={EVIL: [EVIL]}),
     )
     (folder / "<b>.json").write_text("{}")
     write_report(folder, tmp_path / "page.html", title=EVIL)
@@ -600,6 +690,49 @@ def test_retrieval_in_words():
     )
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "told"),
+    [(0.1, 0.3, "above"), (-0.3, -0.1, "below"), (-0.1, 0.3, None), (0, 0.3, None)],
+)
+def test_information_in_words(low, high, told):
+    value, data = (low + high) / 2, an_information()
+    apart = figure(value, low, high)
+    data["shared"]["raw"]["cosine"] |= figure(-0.01, -0.02, -0.005)
+    data["shared"]["projected"]["cosine"] |= figure(1.5, 1.2, 1.8)
+    data["shared"]["gain"]["cosine"] = data["unique"]["kind"]["lost"] = apart
+    sides = {
+        "raw": figure(0.3, 0.2, 0.4),
+        "projected": figure(0.2, 0.1, 0.3),
+        "picture": figure(0.05, 0, 0.1),
+    }
+    data["unique"]["kind"] |= sides
+    reach, lost = information_summary(information_figures(a_run(data)))
+    assert reach["question"] == "Does projecting bring shared information into a cosine's reach?"
+    assert lost["question"] == "Does projecting lose what only the sound tells?"
+    assert reach["measured"] == lost["measured"] == "77 clips (validation) of 55 sources"
+    ends = sorted((abs(low), abs(high)))
+    by = f"by {abs(value):.3g} ({ends[0]:.3g} to {ends[1]:.3g})"
+    assert reach["answers"][0] == (
+        "In a cosine's reach, in nats of 4.32 at most: "
+        + (
+            f"projected is {told} raw {by}"
+            if told
+            else f"whether projected is above or below raw can't be told, {an_interval(apart)}"
+        )
+        + "; raw -0.01 (-0.02 to -0.005) shows nothing, projected 1.5 (1.2 to 1.8) shows that something is shared."
+    )
+    assert lost["answers"] == [
+        "kind, balanced accuracy, by chance 0.125: "
+        + (
+            f"raw is {told} projected {by}"
+            if told
+            else f"raw can't be told from projected, {an_interval(apart)}"
+        )
+        + "; raw 0.3 (0.2 to 0.4) is above chance, projected 0.2 (0.1 to 0.3) can't be told from chance, "
+        "picture 0.05 (0 to 0.1) is below chance."
+    ]
+
+
 def test_ranks_are_put_into_bins_of_equal_width():
     data = a_retrieval(alphas=(), histogram={"raw": {"A2V": [1] * 45}, "projected": {"A2V": [45]}})
     found = retrieval_figures(a_run(data))["histogram"]
@@ -627,7 +760,11 @@ def test_the_command_writes_page_and_json(tmp_path):
 
 def broken(name, path, value):
     """A good run with one thing in it replaced."""
-    data = a_retrieval(n=12, alphas=()) if name == "retrieval" else small_captions()
+    data = {
+        "retrieval": lambda: a_retrieval(n=12, alphas=()),
+        "captions": small_captions,
+        "information": an_information,
+    }[name]()
     *way, last = path
     part = data
     for key in way:
@@ -674,6 +811,24 @@ def broken(name, path, value):
             ("captions", ["judge"], {"consistency": {"fluency": {}}}),
             "the judge's fluency: equal has no value",
         ),
+        (("information", ["shared"], None), 'there is no "shared"'),
+        (("information", ["shared", "raw"], None), 'there is no "raw"'),
+        (("information", ["shared", "raw", "linear", "low"], "low"), "the linear bound of raw: low is 'low'"),
+        (
+            ("information", ["shared", "raw", "linear", "at_most"], None),
+            "linear bound of raw is at most is None",
+        ),
+        (("information", ["shared", "projected", "p"], float("nan")), "p of projected is nan, not a number"),
+        (("information", ["shared", "raw", "cka", "half"], None), "the CKA of raw: half is None"),
+        (("information", ["shared", "gain"], None), 'there is no "gain"'),
+        (("information", ["shared", "gain", "cosine"], 1), "the gain of the cosine bound has no value"),
+        (("information", ["unique", "kind"], 1), 'there is no "kind", or it is no object'),
+        (("information", ["unique", "kind", "lost"], None), "the label 'kind': lost has no value"),
+        (("information", ["unique", "kind", "chance"], "half"), "the label 'kind': chance is 'half'"),
+        (("information", ["unique", "kind", "measure"], 1), "the label 'kind' has no measure"),
+        (("information", ["unique", "kind", "left_out"], {"clips": 1}), "classes left out is None"),
+        (("information", ["unmeasured"], [1]), '"unmeasured" has something else than sentences'),
+        (("information", ["dimension", "picture", "two_nn"], {}), "the two_nn of picture has no value"),
     ],
 )
 def test_what_is_refused(tmp_path, content, message):

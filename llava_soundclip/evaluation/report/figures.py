@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from llava_soundclip.evaluation.captions.files import OPTIONS
-from llava_soundclip.evaluation.report.read import Run, is_interval
+from llava_soundclip.evaluation.report.read import CRITICS, DIMENSIONS, Run, is_interval
 from llava_soundclip.evaluation.report.settings import (
     LOWER_IS_BETTER,
     NEITHER_IS_BETTER,
@@ -91,6 +91,51 @@ def captions_figures(run: Run) -> dict[str, Any]:
         if judge
         else {},
     }
+
+
+def information_figures(run: Run) -> dict[str, Any]:
+    """Tables of an information run."""
+    data = run.data
+    shared, dimension = data["shared"], data["dimension"]
+    sides = [side for side in ("raw", "projected") if side in shared]
+    return {
+        "file": run.name,
+        **{key: data.get(key) for key in ("clips", "rows", "drawn", "sources", "geometry_clips", "apart")},
+        "sides": sides,
+        "at_most": shared["raw"]["linear"]["at_most"],
+        "shared": {
+            side: {
+                **{critic: _without(shared[side][critic], "at_most", "tau") for critic in CRITICS},
+                **{key: shared[side][key] for key in ("cka", "p")},
+            }
+            for side in sides
+        },
+        "gain": {critic: shared["gain"][critic] for critic in CRITICS if "projected" in sides},
+        "unique": {
+            label: {
+                **{key: part.get(key) for key in ("measure", "clips", "chance")},
+                "left_out": _left_out(part),
+                **{side: part[side] for side in (*sides, "picture")},
+                **({"lost": part["lost"]} if "projected" in sides else {}),
+            }
+            for label, part in (data.get("unique") or {}).items()
+        },
+        "unmeasured": data.get("unmeasured") or [],
+        "unmatched": data.get("unmatched") or None,
+        "dimension": {
+            side: {name: dimension[side][name] for name in DIMENSIONS} for side in (*sides, "picture")
+        },
+    }
+
+
+def _left_out(part: Mapping[str, Any]) -> dict[str, Any]:
+    """Empty where no clips were."""
+    found = part.get("left_out") or {}
+    return {key: found[key] for key in ("clips", "classes")} if found.get("clips") else {}
+
+
+def _without(figure: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    return {name: value for name, value in figure.items() if name not in names}
 
 
 def _parts(

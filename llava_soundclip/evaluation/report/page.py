@@ -11,14 +11,21 @@ from typing import Any
 
 from llava_soundclip import __version__
 from llava_soundclip._extras import require
+from llava_soundclip.evaluation.information.limits import LIMITS
 from llava_soundclip.evaluation.report import plots
-from llava_soundclip.evaluation.report.figures import captions_figures, retrieval_figures, rows_of
+from llava_soundclip.evaluation.report.figures import (
+    captions_figures,
+    information_figures,
+    retrieval_figures,
+    rows_of,
+)
 from llava_soundclip.evaluation.report.pictures import embed
 from llava_soundclip.evaluation.report.read import Run, is_interval, read_runs
 from llava_soundclip.evaluation.report.series import caption_sweeps, retrieval_sweep, tradeoffs
 from llava_soundclip.evaluation.report.settings import Setting, raw_and_projected, read_settings
 from llava_soundclip.evaluation.report.summary import (
     captions_summary,
+    information_summary,
     interval,
     number,
     retrieval_summary,
@@ -73,6 +80,9 @@ def write_report(
         summary += captions_summary(shown, settings)
         series += tradeoffs(by_kind["retrieval"], shown, settings)
         sweeps += caption_sweeps(shown, settings)
+    information = [information_figures(run) for run in by_kind["information"]]
+    for shown in information:
+        summary += information_summary(shown)
     report = {
         "what": "report",
         "title": title or TITLE,
@@ -83,17 +93,7 @@ def write_report(
         "captions": captions,
         "tradeoff": series,
         "sweeps": [sweep for sweep in sweeps if sweep is not None],
-        "information": [
-            {
-                "file": run.name,
-                "figures": {
-                    key: value
-                    for key, value in run.data.items()
-                    if key not in ("what", "provenance", "command")
-                },
-            }
-            for run in by_kind["information"]
-        ],
+        "information": information,
         "provenance": [
             {
                 "file": run.name,
@@ -117,6 +117,11 @@ def write_report(
     return report
 
 
+def drawn_examples(clips: Sequence[str], count: int, seed: int) -> list[str]:
+    """The clips of a run that the page shows, by id."""
+    return random.Random(seed).sample(sorted(clips), min(count, len(clips)))
+
+
 def _examples(
     run: Run,
     settings: Sequence[Setting],
@@ -126,7 +131,7 @@ def _examples(
 ) -> list[dict[str, Any]]:
     """Clips drawn by the seed; their pictures go to `pictures` by file and clip."""
     clips = run.data.get("clips") or {}
-    drawn = random.Random(seed).sample(sorted(clips), min(examples, len(clips)))
+    drawn = drawn_examples(list(clips), examples, seed)
     pair = next(
         ([raw.name, projected.name] for raw, projected in raw_and_projected(settings)),
         [setting.name for setting in settings[:2]],
@@ -168,9 +173,11 @@ def _page(report: Mapping[str, Any], pictures: Mapping[tuple[str, str], Mapping[
 
     environment.globals |= {
         "FIGURES": FIGURES,
+        "LIMITS": LIMITS,
         "rows_of": rows_of,
         "text": lambda value: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False),
         "dots": drawing(_dots),
+        "probe_plot": drawing(_probe_plot),
         "sweep_plot": drawing(_sweep_plot),
         "front_plot": drawing(_front_plot),
         "histogram_plot": drawing(_histogram_plot),
@@ -195,6 +202,12 @@ def _dots(name: str, part: Mapping[str, Any], settings: Mapping[str, Any]) -> st
         for setting, figure in part["figures"].items()
     ]
     return plots.dots(name, rows, towards=_better(part["better"]))
+
+
+def _probe_plot(label: str, part: Mapping[str, Any]) -> str:
+    chance = dict.fromkeys(("value", "low", "high"), part["chance"])
+    rows = [(side, part[side], False) for side in ("raw", "projected", "picture") if side in part]
+    return plots.dots(label, [*rows, ("chance", chance, True)], towards=part["measure"])
 
 
 def _better(better: str | None) -> str:

@@ -11,6 +11,9 @@ from typing import Any
 
 from llava_soundclip.evaluation.retrieval import FIGURES
 
+CRITICS = ("cosine", "linear")
+DIMENSIONS = ("two_nn", "participation_ratio")
+
 
 @dataclass(frozen=True)
 class Run:
@@ -142,6 +145,40 @@ def _check_captions(data: Mapping[str, Any]) -> None:
                 _check_number(value, f"clip {id}: {name}")
 
 
+def _check_information(data: Mapping[str, Any]) -> None:
+    shared = _mapping(data, "shared")
+    sides = ["raw", *(["projected"] if "projected" in shared else [])]
+    for side in sides:
+        found = _mapping(shared, side)
+        for critic in CRITICS:
+            _check_interval(found.get(critic), f"the {critic} bound of {side}")
+        _check_half(found.get("cka"), f"the CKA of {side}")
+        _check_number(found.get("p"), f"p of {side}")
+    _check_number(shared["raw"]["linear"].get("at_most"), "what the linear bound of raw is at most")
+    if "projected" in sides:
+        gain = _mapping(shared, "gain")
+        for critic in CRITICS:
+            _check_interval(gain.get(critic), f"the gain of the {critic} bound")
+    unique = _mapping(data, "unique", optional=True)
+    for label in unique:
+        part, where = _mapping(unique, label), f"the label {label!r}"
+        if not isinstance(part.get("measure"), str):
+            raise TypeError(f"{where} has no measure")
+        _check_number(part.get("chance"), f"{where}: chance")
+        for side in (*sides, "picture", *(["lost"] if "projected" in sides else [])):
+            _check_interval(part.get(side), f"{where}: {side}")
+        left_out = _mapping(part, "left_out", optional=True)
+        for what in ("clips", "classes") if left_out else ():
+            _check_number(left_out.get(what), f"{where}: {what} left out")
+    dimension = _mapping(data, "dimension")
+    for side in (*sides, "picture"):
+        found = _mapping(dimension, side)
+        for name in DIMENSIONS:
+            _check_half(found.get(name), f"the {name} of {side}")
+    if not all(isinstance(sentence, str) for sentence in _list(data, "unmeasured")):
+        raise TypeError('"unmeasured" has something else than sentences')
+
+
 def _check_part(part: Mapping[str, Any], name: str) -> None:
     for setting, figure in _mapping(part, "figures").items():
         _check_interval(figure, f"{name} of {setting}")
@@ -155,7 +192,7 @@ _SIDES = ("first", "second")
 _CHECKS = {
     "retrieval": _check_retrieval,
     "captions": _check_captions,
-    "information": lambda data: None,  # shown as it is, whatever it holds
+    "information": _check_information,
 }
 
 
@@ -180,6 +217,11 @@ def _check_interval(figure: Any, where: str) -> None:
         raise ValueError(f"{where} has no value with an interval")
     for key in ("value", "low", "high"):
         _check_number(figure[key], f"{where}: {key}")
+
+
+def _check_half(figure: Any, where: str) -> None:
+    _check_interval(figure, where)
+    _check_number(figure.get("half"), f"{where}: half")
 
 
 def _check_number(value: Any, where: str) -> None:

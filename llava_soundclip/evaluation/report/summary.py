@@ -117,6 +117,57 @@ def captions_summary(shown: Mapping[str, Any], settings: Sequence[Setting]) -> l
     return answered
 
 
+def information_summary(shown: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Does projecting bring what is shared into a cosine's reach, and lose what only the sound tells?"""
+    shared, unique = [], []
+    for critic, whose in (("cosine", "a cosine's"), ("linear", "a linear map's")):
+        gain = _projected(shown["gain"][critic]) if shown["gain"] else ""
+        each = ", ".join(
+            f"{side} {interval(found[critic])} shows {_something(found[critic])}"
+            for side, found in shown["shared"].items()
+        )
+        shared.append(f"In {whose} reach, in nats of {number(shown['at_most'])} at most: {gain}{each}.")
+    for label, part in shown["unique"].items():
+        change = f"{_raw_above_projected(part['lost'])}; " if "lost" in part else ""
+        each = ", ".join(
+            f"{side} {interval(part[side])} {_against_chance(part[side], part['chance'])}"
+            for side in (*shown["sides"], "picture")
+        )
+        unique.append(f"{label}, {part['measure']}, by chance {number(part['chance'])}: {change}{each}.")
+    asked = (
+        ("Does projecting bring shared information into a cosine's reach?", shared),
+        ("Does projecting lose what only the sound tells?", unique),
+    )
+    if not shown["gain"]:
+        asked = (
+            ("Do sound and picture share information?", shared),
+            ("Does the sound tell what the picture doesn't?", unique),
+        )
+    clips, rows, sources = (number(shown[key]) for key in ("clips", "rows", "sources"))
+    return [
+        {
+            "file": shown["file"],
+            "question": question,
+            "measured": f"{clips} clips ({rows}) of {sources} sources",
+            "answers": answers,
+        }
+        for question, answers in asked
+        if answers
+    ]
+
+
+def _something(bound: Mapping[str, Any]) -> str:
+    """What a lower bound says: below 0 it is no less than nothing."""
+    return "that something is shared" if verdict(bound) == "above" else "nothing"
+
+
+def _raw_above_projected(lost: Mapping[str, Any]) -> str:
+    told = verdict(lost)
+    if told == UNTOLD:
+        return f"raw can't be told from projected, {interval(lost)}"
+    return f"raw is {told} projected by {_apart(lost)}"
+
+
 def _differences(shown: Mapping[str, Any], first: str, second: str) -> list[tuple[str, dict[str, Any]]]:
     return [
         (name, row)

@@ -1,0 +1,69 @@
+"""IGTMM (F.1) made measurable: what sound and picture share, what is the sound's own, and dimensions.
+
+Shapes: a clip's sound h_a is z_a (n, d_a) raw and f_a (n, D) projected, its picture v is the CLS token c
+(n, D); row by row a pair. groups (n,) name each row's source: clips of one film are no independent clips, so
+that intervals resample whole sources, and what is fitted is measured on other sources.
+
+F.1 splits I(h_a) into I_shared(h_a; v), the mutual information of sound and picture, and I_unique(h_a).
+Neither can be read off vectors as it stands:
+
+- I_shared is bounded from below here (`infonce_bound`, `held_out_bound`). f_a is a function of z_a, so that
+  by the data processing inequality I(f_a; v) <= I(z_a; v): projecting can't add to it, as Proposition F.2 has
+  it, but only bring into a cosine's reach what was there. A bound that grows by projecting shows that, and
+  nothing more.
+- I_unique has no estimator: the information of a continuous vector with itself is infinite. What can be
+  measured is whether something named is still legible (`probe`), and whether the picture tells it as well.
+
+There is no nearest-neighbour estimate of I (KSG): it needs clips in numbers exponential in I and in the
+dimension, and on a few principal components it is the information of those, which are others before and after
+projecting.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from llava_soundclip.evaluation.information.dimension import (
+        intrinsic_dimension,
+        participation_ratio,
+        two_nn,
+    )
+    from llava_soundclip.evaluation.information.measure import measure_information
+    from llava_soundclip.evaluation.information.shared import (
+        cka,
+        held_out_bound,
+        independence,
+        infonce_bound,
+    )
+    from llava_soundclip.evaluation.information.unique import band_energy, probe
+
+_HOME = {
+    "band_energy": "unique",
+    "cka": "shared",
+    "held_out_bound": "shared",
+    "independence": "shared",
+    "infonce_bound": "shared",
+    "intrinsic_dimension": "dimension",
+    "measure_information": "measure",
+    "participation_ratio": "dimension",
+    "probe": "unique",
+    "two_nn": "dimension",
+}
+__all__ = [
+    "band_energy",
+    "cka",
+    "held_out_bound",
+    "independence",
+    "infonce_bound",
+    "intrinsic_dimension",
+    "measure_information",
+    "participation_ratio",
+    "probe",
+    "two_nn",
+]
+
+
+def __getattr__(name: str) -> Any:  # the command line imports this package, and should stay quick
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

@@ -1,0 +1,112 @@
+"""How many dimensions vectors fill: by their neighbours, and by their variance."""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from llava_soundclip.evaluation.information.common import Groups, Vectors, around_mean, matrix, numbered
+from llava_soundclip.evaluation.information.figures import Halved, halved
+
+KEPT = 0.9  # share of the ratios that TwoNN reads: Facco et al. discard the largest tenth
+
+
+def intrinsic_dimension(x: Vectors, groups: Groups | None = None, *, seed: int = 0) -> dict[str, Halved]:
+    """How many dimensions vectors fill: F.1 has sounds and pictures differ in it.
+
+    A projector that can be undone, a diffeomorphism as in Theorem F.1, leaves the true dimension as it is. A
+    lower one after projecting can show that what told clips apart at the distance of neighbours was
+    flattened. Neither figure knows which dimensions they are, or whether they are of any use.
+
+    Args:
+        x: (n, d) vectors: raw, projected, or c.
+        groups: (n,) sources, for the interval; by default each clip is its own. Where a source's clips are
+            near copies, give one clip of each: copies are each other's neighbours, and how they differ is
+            measured.
+        seed: of the interval.
+
+    Returns:
+        "two_nn" and "participation_ratio", see there. `half` is TwoNN at the distances of half as many clips.
+
+    Raises:
+        ValueError: for other shapes, NaN, fewer than 20 distinct vectors, sources of which half may be fewer
+            than 10 of them, or only ties.
+    """
+    distinct, rows = _distinct(x)
+    numbers = numbered(groups, len(x))[rows]
+    distances = _distances(distinct)
+    values = distinct.numpy()
+    figures: dict[str, tuple[float, Callable[[np.ndarray], float]]] = {
+        "two_nn": (_two_nn(distances), lambda rows: _two_nn(distances[np.ix_(rows, rows)])),
+        "participation_ratio": (
+            participation_ratio(distinct),
+            lambda rows: participation_ratio(values[rows]),
+        ),
+    }
+    return {
+        name: halved(value, numbers, figure, least=10, seed=seed) for name, (value, figure) in figures.items()
+    }
+
+
+def two_nn(x: Vectors) -> float:
+    """Dimension from each vector's two nearest neighbours (TwoNN, Facco et al. 2017), by maximum likelihood.
+
+    Where density hardly changes within that distance, mu = r2 / r1 has the distribution 1 - mu^-d. The
+    largest tenth of the ratios, which they discard, counts only as being larger. It sees bent surfaces, too,
+    but at one scale alone, that of neighbours: noise there is dimensions as well. Above ten or so it comes
+    out low unless there are very many vectors.
+
+    Args:
+        x: (n, d); equal rows count once.
+
+    Raises:
+        ValueError: for other shapes, NaN, fewer than 20 distinct vectors, or only ties.
+    """
+    return _two_nn(_distances(_distinct(x)[0]))
+
+
+def participation_ratio(x: Vectors) -> float:
+    """Dimension of the cloud as a whole: (sum l)^2 / sum l^2 over the eigenvalues l of the covariance.
+
+    d where d directions have one variance and the others none. It counts straight directions, thus a bent
+    line as two or more, and those of large variance: stretching a column changes it. It is below n, and low
+    where n isn't far above.
+
+    Args:
+        x: (n, d).
+
+    Raises:
+        ValueError: for other shapes, NaN, or rows that are all alike.
+    """
+    centred = around_mean(matrix(x, "x"), "x")
+    scatter = centred.T @ centred if len(centred) > centred.shape[1] else centred @ centred.T
+    return (scatter.trace() ** 2 / scatter.square().sum()).item()
+
+
+def _distinct(x: Vectors) -> tuple[Tensor, np.ndarray]:
+    """The distinct rows, and which they are."""
+    values, rows = np.unique(matrix(x, "x").numpy(), axis=0, return_index=True)
+    if len(rows) < 20:
+        raise ValueError(f"{len(rows)} distinct vectors are too few for a dimension: give 20 at least")
+    return torch.from_numpy(values), rows
+
+
+def _distances(distinct: Tensor) -> np.ndarray:
+    # By products of matrices it is faster, but what is nearly equal would be at no distance.
+    distances = torch.cdist(distinct, distinct, compute_mode="donot_use_mm_for_euclid_dist")
+    return distances.fill_diagonal_(math.inf).numpy()
+
+
+def _two_nn(distances: np.ndarray) -> float:
+    nearest = np.partition(distances, 1, axis=1)[:, :2]
+    logs = np.sort(np.log(nearest[:, 1] / nearest[:, 0]))
+    kept = int(KEPT * len(logs))
+    # log(mu) is exponential with rate d: so many ended, the others were still waiting at the last one's end.
+    total = logs[:kept].sum() + (len(logs) - kept) * logs[kept - 1]
+    if not total > 0:
+        raise ValueError(
+            "every vector is as far from its second neighbour as from its first: no dimension in that"
+        )
+    return float((kept - 1) / total)
