@@ -12,15 +12,18 @@ import typer
 from llava_soundclip import __version__
 from llava_soundclip.clips import CaptionFile, file_name, find_clips, work_through
 from llava_soundclip.commands import (
+    DEMO,
     ENCODER_OPTION_HELP,
     PROGRAM,
     default_device,
     encoder_options,
     failures_text,
+    named_model,
     progress_bar,
 )
 from llava_soundclip.evaluation import command as evaluation
 from llava_soundclip.evaluation.report.command import report
+from llava_soundclip.experiment.command import tradeoff
 from llava_soundclip.features.command import features
 from llava_soundclip.training.command import train
 
@@ -30,11 +33,10 @@ if TYPE_CHECKING:
 
     from llava_soundclip.patching import SoundCLIP
 
-DEMO = "demo"  # the model that is meant when none is named: the miniature
-
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False)
 app.command()(features)
 app.command()(train)
+evaluation.app.command()(tradeoff)
 app.add_typer(evaluation.app, name="eval")
 app.command()(report)
 
@@ -55,7 +57,7 @@ def caption(
     out: Annotated[Path | None, typer.Option(help="JSON Lines file; clips in it are done already.")] = None,
     model: Annotated[str, typer.Option(help="A LLaVA's Hub id or folder; the miniature by default.")] = DEMO,
     encoder: Annotated[str | None, typer.Option(help="See `llava-soundclip encoders`.")] = None,
-    checkpoint: Annotated[str | None, typer.Option(help="The encoder's weights.")] = None,
+    checkpoint: Annotated[str | None, typer.Option(help="The encoder's weights, or demo.")] = None,
     encoder_option: Annotated[list[str] | None, typer.Option(help=ENCODER_OPTION_HELP)] = None,
     alignment: Annotated[str | None, typer.Option(help="raw, projected, or alpha from 0 to 1.")] = None,
     projector: Annotated[str | None, typer.Option(help="Folder, .safetensors file or Hub id.")] = None,
@@ -92,7 +94,6 @@ def caption(
     when = _parse_frame(frame)
     options = {
         "encoder": encoder,
-        "checkpoint": checkpoint,
         "alignment": None if alignment is None else _parse_alignment(alignment),
         "projector": projector,
         "k": k,
@@ -118,6 +119,8 @@ def caption(
         return
     seen = _load_picture(picture)
     try:
+        if checkpoint is not None:
+            given["checkpoint"] = named_model(checkpoint, "encoder")
         soundclip = load_soundclip(model, device=device, dtype=dtype, **given)
     except (ImportError, OSError, TypeError, ValueError) as error:
         typer.echo(f"Error: {error}", err=True)
@@ -182,7 +185,7 @@ def embed(
     clips: Annotated[list[str], typer.Argument(help="Sounds or films, folders of them, or patterns.")],
     out: Annotated[Path, typer.Option(help="Safetensors file: each clip's vector under its name.")],
     encoder: Annotated[str, typer.Option(help="See `llava-soundclip encoders`.")] = "whisperclip",
-    checkpoint: Annotated[str | None, typer.Option(help="The encoder's weights.")] = None,
+    checkpoint: Annotated[str | None, typer.Option(help="The encoder's weights, or demo.")] = None,
     encoder_option: Annotated[list[str] | None, typer.Option(help=ENCODER_OPTION_HELP)] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Clips at once.")] = 8,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...")] = None,
@@ -203,10 +206,11 @@ def embed(
     if not out.parent.is_dir():
         raise typer.BadParameter(f"--out: there is no folder {out.parent}")
     found = find_clips(clips)
-    options = {"checkpoint": checkpoint, "dtype": dtype}
-    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+    given: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
     given |= encoder_options(encoder_option or ())
     try:
+        if checkpoint is not None:
+            given["checkpoint"] = named_model(checkpoint, "encoder")
         hearing = load_encoder(encoder, device=device or default_device(), **given)
     except (ImportError, OSError, TypeError, ValueError) as error:
         typer.echo(f"Error: {error}", err=True)

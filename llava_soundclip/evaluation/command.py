@@ -41,12 +41,22 @@ def retrieval(
         typer.Option(help="Mixes of raw (1) and projected (0) to measure, too, such as 0.25,0.5,0.75."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the draws and the intervals.")] = 0,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help='With --full, rank on a Ray cluster: "auto" for the one that this machine is part of, HOST:PORT, '
+            'or "local" to start Ray here.',
+        ),
+    ] = None,
     out: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file, too.")] = None,
 ) -> None:
     """Sounds find pictures and pictures find sounds (Appendix E): mean rank and recall, raw and projected."""
     from llava_soundclip.evaluation.run import evaluate_retrieval
     from llava_soundclip.projector import Projector
 
+    if ray is not None and not full:
+        raise typer.BadParameter("--ray goes with --full alone: draws of 100 need no cluster")
     try:
         found = evaluate_retrieval(
             features,
@@ -57,8 +67,9 @@ def retrieval(
             right=right,
             alphas=[float(alpha) for alpha in alphas.split(",")] if alphas else [],
             seed=seed,
+            ray=ray,
         )
-    except (ImportError, OSError, ValueError) as error:
+    except (ImportError, OSError, RuntimeError, ValueError) as error:
         typer.echo(f"Error: {error}", err=True)
         raise typer.Exit(2) from error
     typer.echo(retrieval_text(found))
@@ -77,10 +88,10 @@ def captions(
         str, typer.Option(help="all, or some of bleu,rouge,bertscore,clipscore; none with --judge alone.")
     ] = "all",
     bertscore: Annotated[
-        str, typer.Option(help="BERTScore's text encoder: Hub id or folder.")
+        str, typer.Option(help="BERTScore's text encoder: Hub id, folder or demo.")
     ] = "roberta-large",
     clipscore: Annotated[
-        str, typer.Option(help="CLIPScore's CLIP: Hub id or folder.")
+        str, typer.Option(help="CLIPScore's CLIP: Hub id, folder or demo.")
     ] = "openai/clip-vit-base-patch32",
     against: Annotated[
         str | None, typer.Option(help="Show how far every setting is from this one, clip by clip.")
@@ -105,8 +116,8 @@ def captions(
     out: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file, too.")] = None,
 ) -> None:
     """Score captions against references and pictures (Tables 12 and 13), and by a judge (Table 11)."""
-    from llava_soundclip.commands import default_device
-    from llava_soundclip.evaluation.captions import METRICS, BERTScore, CLIPScore
+    from llava_soundclip.commands import default_device, load_bertscore, load_clipscore
+    from llava_soundclip.evaluation.captions import METRICS
     from llava_soundclip.evaluation.judge import Judge
     from llava_soundclip.evaluation.run import evaluate_captions
 
@@ -132,8 +143,8 @@ def captions(
             captions,
             references,
             wanted,
-            bertscore=BERTScore(bertscore, device=where) if "bertscore" in wanted else None,
-            clipscore=CLIPScore(clipscore, device=where) if "clipscore" in wanted else None,
+            bertscore=load_bertscore(bertscore, where) if "bertscore" in wanted else None,
+            clipscore=load_clipscore(clipscore, where) if "clipscore" in wanted else None,
             judge=asked,
             judged=judged or captions.with_suffix(".judged.jsonl"),
             before_judging=lambda usage: typer.echo(f"the judge: about {usage}", err=True),

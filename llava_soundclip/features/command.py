@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llava_soundclip.commands import ENCODER_OPTION_HELP, default_device, encoder_options, failures_text
+from llava_soundclip.commands import (
+    ENCODER_OPTION_HELP,
+    default_device,
+    encoder_options,
+    failures_text,
+    named_model,
+)
 
 if TYPE_CHECKING:
     from llava_soundclip.features.sources import Clip, Columns
@@ -27,9 +33,9 @@ def features(
     ],
     out: Annotated[Path, typer.Option(help="Folder; clips in it are done already.")],
     encoder: Annotated[str, typer.Option(help="See `llava-soundclip encoders`.")] = "whisperclip",
-    checkpoint: Annotated[str | None, typer.Option(help="The encoder's weights.")] = None,
+    checkpoint: Annotated[str | None, typer.Option(help="The encoder's weights, or demo.")] = None,
     encoder_option: Annotated[list[str] | None, typer.Option(help=ENCODER_OPTION_HELP)] = None,
-    tower: Annotated[str, typer.Option(help="LLaVA's vision tower: Hub id or folder.")] = DEFAULT_TOWER,
+    tower: Annotated[str, typer.Option(help="LLaVA's vision tower: Hub id, folder or demo.")] = DEFAULT_TOWER,
     frames: Annotated[int, typer.Option(min=1, help="Frames of a clip; their mean is stored.")] = 1,
     patches: Annotated[bool, typer.Option("--patches", help="Store the patch tokens, too.")] = False,
     dtype: Annotated[str, typer.Option(help="Of what is stored: float16 or float32.")] = "float16",
@@ -71,8 +77,6 @@ def features(
     from llava_soundclip.features.towers import VisionTower
 
     options = encoder_options(encoder_option or ())
-    if checkpoint is not None:
-        options["checkpoint"] = checkpoint
     if dtype not in ("float16", "float32"):
         raise typer.BadParameter(f"--dtype is float16 or float32, not {dtype}")
     if ray is not None and (workers is not None or device is not None):
@@ -91,6 +95,9 @@ def features(
         AVE2 if ave2 else Columns(), **{name: value for name, value in given.items() if value is not None}
     )
     try:
+        if checkpoint is not None:
+            options["checkpoint"] = named_model(checkpoint, "encoder")
+        tower = named_model(tower, "tower")
         found = read_clips(
             [name for name in clips if not name.startswith(_DATASET)], columns=columns, root=root
         )

@@ -29,7 +29,8 @@ class BERTScore:
 
     Args:
         model: Hub id or folder of a text encoder.
-        known_as: the Hub id of which `model` is a copy: it decides layer and baseline. `model` by default.
+        known_as: the Hub id of which `model` is a copy: it decides layer and baseline, and figures are told to be by
+            it. `model` by default.
         layer: whose output is compared, 0 for the embeddings; bert-score's choice by default, or the last for
             models that it doesn't know.
         rescale: by the package's English baseline of the model and layer, where it has one.
@@ -59,17 +60,17 @@ class BERTScore:
         utils = require("bert_score.utils", extra="evaluation")
         import transformers
 
-        self._name = fspath(model)
+        self._known_as = known_as or fspath(model)
         self._batch_size, self._device = batch_size, device
         self._tokenizer = transformers.AutoTokenizer.from_pretrained(model)
         encoder = transformers.AutoModel.from_pretrained(model, dtype=torch.float32)
         if encoder.config.is_encoder_decoder:
             encoder = encoder.get_encoder()
         depth = encoder.config.num_hidden_layers
-        self.layer = utils.model2layers.get(known_as or self._name, depth) if layer is None else layer
+        self.layer = utils.model2layers.get(self._known_as, depth) if layer is None else layer
         if not 0 <= self.layer <= depth:
-            raise ValueError(f"{self._name} has layers 0 to {depth}, not {self.layer}")
-        self.baseline = _baseline(utils, known_as or self._name, self.layer) if rescale else None
+            raise ValueError(f"{self._known_as} has layers 0 to {depth}, not {self.layer}")
+        self.baseline = _baseline(utils, self._known_as, self.layer) if rescale else None
         if self._tokenizer.model_max_length > _NO_LIMIT:
             # RoBERTa's first two positions are none of a text's.
             self._tokenizer.model_max_length = encoder.config.max_position_embeddings - 2
@@ -112,7 +113,7 @@ class BERTScore:
         return {
             "implementation": f"bert-score {version('bert-score')}, transformers {version('transformers')}",
             "figure": "F1, best of the references, no idf",
-            "model": self._name,
+            "model": self._known_as,
             "weights": self._weights,
             "layer": self.layer,
             "rescaled_from": self.baseline,
@@ -130,6 +131,7 @@ class CLIPScore:
         model: Hub id or folder of a CLIP with both towers.
         weight: w.
         prompt: put before each caption, as the original does.
+        known_as: what figures are told to be by; `model` by default.
         batch_size: texts or pictures at once.
         device: where it runs; the CPU by default.
 
@@ -144,6 +146,7 @@ class CLIPScore:
         *,
         weight: float = 2.5,
         prompt: str = "A photo depicts ",
+        known_as: str | None = None,
         batch_size: int = 64,
         device: str | torch.device = "cpu",
     ) -> None:
@@ -155,7 +158,7 @@ class CLIPScore:
                 f"{fspath(model)} is a {config.model_type}: a CLIP of text and pictures is wanted, "
                 "such as openai/clip-vit-base-patch32"
             )
-        self._name = fspath(model)
+        self._known_as = known_as or fspath(model)
         self._weight, self._prompt = weight, prompt
         self._batch_size, self._device = batch_size, device
         self._words = config.text_config.max_position_embeddings
@@ -195,7 +198,7 @@ class CLIPScore:
         return {
             "implementation": f"llava-soundclip {__version__}, transformers {version('transformers')}",
             "figure": f"{self._weight:g} * max(cos, 0)",
-            "model": self._name,
+            "model": self._known_as,
             "weights": self._weights,
             "prompt": self._prompt,
             "captions_cut": _too_long([self._prompt + text for text in texts], self._tokenizer, self._words),

@@ -18,8 +18,15 @@ STAGES = (
     ("sound_projector.py",),
     ("mm_projector.py", "--recipe", "stock"),
     ("mm_projector.py", "--recipe", "prepared"),
+    ("text_tower.py",),
 )
-FILES = ("tower.safetensors", "mm_projector-stock.safetensors", "mm_projector-prepared.safetensors")
+FILES = (
+    "tower.safetensors",
+    "mm_projector-stock.safetensors",
+    "mm_projector-prepared.safetensors",
+    "clip.safetensors",
+    "clip-tokenizer.json",
+)
 
 
 def main() -> None:
