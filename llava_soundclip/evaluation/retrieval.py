@@ -10,6 +10,8 @@ from torch import Tensor
 from llava_soundclip.evaluation.ranks import ranks
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from llava_soundclip.evaluation.intervals import Interval
 
 ITEMS = 100  # drawn at a time
@@ -27,11 +29,13 @@ class Retrieval:
         rows: (repeats, items) which clips were drawn.
         ranks: (repeats, items) float32, the place of each one's right answer among them, 1 is best.
         right: (repeats, items) how many answers are right.
+        sources: (repeats, items) integers, each clip's film or recording, over which intervals are; None: over clips.
     """
 
     rows: Tensor
     ranks: Tensor
     right: Tensor
+    sources: Tensor | None = None
 
     @property
     def items(self) -> int:
@@ -69,7 +73,7 @@ class Retrieval:
         return figures
 
     def figures(self, *, seed: int = 0) -> dict[str, dict[str, Any]]:
-        """The same figures, each with its interval over clips and its spread over repeats.
+        """The same figures, each with its interval over sources, or clips, and its spread over repeats.
 
         Args:
             seed: of the bootstrap.
@@ -80,8 +84,11 @@ class Retrieval:
         Raises:
             ImportError: if scipy isn't installed.
         """
+        from llava_soundclip.evaluation.intervals import mean
+
         return {
-            name: self._interval(value, seed).as_dict() | {"repeats": value.mean(1).tolist()}
+            name: mean(value.double().numpy().ravel(), self._groups(), seed=seed).as_dict()
+            | {"repeats": value.mean(1).tolist()}
             for name, value in self._values().items()
         }
 
@@ -94,33 +101,37 @@ class Retrieval:
         """
         if not torch.equal(self.rows, other.rows):
             raise ValueError("the two weren't measured with the same draws: give both the same seed")
+        from llava_soundclip.evaluation.intervals import difference
+
         theirs = other._values()
-        return {name: self._interval(value - theirs[name], seed) for name, value in self._values().items()}
+        return {
+            name: difference(
+                value.double().numpy().ravel(),
+                theirs[name].double().numpy().ravel(),
+                self._groups(),
+                seed=seed,
+            )
+            for name, value in self._values().items()
+        }
 
     def _values(self) -> dict[str, Tensor]:
         return {"mean_rank": self.ranks, **{f"R@{top}": (self.ranks <= top).float() for top in TOPS}}
 
-    def _interval(self, value: Tensor, seed: int) -> "Interval":
-        """The mean of (repeats, items), with clips resampled: one that was drawn more than once counts as one."""
-        from llava_soundclip.evaluation.intervals import bootstrap
-
-        clips, which = self.rows.unique(return_inverse=True)
-        sums, counts = (
-            torch.zeros(len(clips), dtype=torch.float64).index_add_(
-                0, which.flatten(), column.flatten().double()
-            )
-            for column in (value, torch.ones_like(value))
-        )
-        return bootstrap(
-            sums.numpy(),
-            counts.numpy(),
-            statistic=lambda total, count, axis: total.sum(axis) / count.sum(axis),
-            seed=seed,
-        )
+    def _groups(self) -> "np.ndarray":
+        """What is resampled, by number: a clip that was drawn more than once counts as one. (repeats * items,)"""
+        drawn = self.rows if self.sources is None else self.sources
+        return drawn.unique(return_inverse=True)[1].flatten().numpy()
 
 
 def retrieval(
-    f_a: Tensor, c: Tensor, groups: Tensor | None = None, *, seed: int = 0, full: bool = False
+    f_a: Tensor,
+    c: Tensor,
+    groups: Tensor | None = None,
+    *,
+    seed: int = 0,
+    full: bool = False,
+    ray: str | None = None,
+    sources: Tensor | None = None,
 ) -> dict[str, Retrieval]:
     """Appendix E: 100 random pairs from a pool of up to 500, five times.
 
@@ -132,15 +143,21 @@ def retrieval(
         groups: (n,) integers; rows of one group are right answers for each other. See `group_rows`.
         seed: of what is drawn.
         full: take all pairs, once, however many there are.
+        ray: with `full`, the address of a Ray cluster that does it; see `ranks_on_ray`. None: this process.
+        sources: (n,) integers, over which intervals are; by default each clip is its own.
 
     Returns:
         "A2V", pictures found by sounds, and "V2A".
 
     Raises:
-        ValueError: if the two aren't matrices of one shape, hold no row, or `groups` doesn't fit.
+        ValueError: if the two aren't matrices of one shape, hold no row, `groups` doesn't fit, or `ray` comes without
+            `full`.
+        ImportError, ConnectionError, RuntimeError: with `ray`, as `ranks_on_ray`.
     """
     if not len(f_a):
         raise ValueError("retrieval needs one pair at least")
+    if ray is not None and not full:
+        raise ValueError("ray goes with full alone: draws of 100 need no cluster")
     generator = torch.Generator().manual_seed(seed)
     draws = [torch.arange(len(f_a))]
     if not full:
@@ -151,11 +168,17 @@ def retrieval(
     found, right = [], []
     for drawn in draws:
         own = None if groups is None else groups[drawn]
-        found.append(ranks(f_a, c, own) if full else ranks(f_a[drawn], c[drawn], own))
+        if ray is not None:
+            from llava_soundclip.evaluation.cluster import ranks_on_ray
+
+            found.append(ranks_on_ray(f_a, c, own, address=ray))
+        else:
+            found.append(ranks(f_a, c, own) if full else ranks(f_a[drawn], c[drawn], own))
         right.append(torch.ones(len(drawn), dtype=torch.long) if own is None else _sizes(own))
     rows = torch.stack(draws)
+    drawn_sources = None if sources is None else sources[rows]
     return {
-        side: Retrieval(rows, torch.stack(each), torch.stack(right))
+        side: Retrieval(rows, torch.stack(each), torch.stack(right), drawn_sources)
         for side, each in zip(("A2V", "V2A"), zip(*found, strict=True), strict=True)
     }
 

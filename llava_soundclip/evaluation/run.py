@@ -45,8 +45,9 @@ def evaluate_retrieval(
     right: str = "pair",
     alphas: Sequence[float] = (),
     seed: int = 0,
+    ray: str | None = None,
 ) -> dict[str, Any]:
-    """Retrieval of a features folder's clips (Appendix E), raw and projected, with intervals over clips.
+    """Retrieval of a features folder's clips (Appendix E), raw and projected, with intervals over their films.
 
     Args:
         features: a folder made by `llava-soundclip features`.
@@ -58,6 +59,7 @@ def evaluate_retrieval(
         right: "pair", a clip's own picture is right, or "source", any of its film's.
         alphas: mixes of raw (1) and projected (0) that are measured, too (B.1).
         seed: of the draws and the intervals.
+        ray: with `full`, the address of a Ray cluster that ranks; see `ranks_on_ray`. None: this process does.
 
     Returns:
         "figures" by alignment, side ("A2V", "V2A") and name, each an `Interval`'s fields with "repeats"; "gain", what
@@ -65,29 +67,41 @@ def evaluate_retrieval(
 
     Raises:
         FileNotFoundError: if there is no such folder.
-        ValueError: for a projector that doesn't fit, `rows="validation"` of a folder that it wasn't trained on, or an
-            unknown choice.
+        ValueError: for a projector that doesn't fit, `rows="validation"` of a folder that it wasn't trained on, an
+            unknown choice, or `ray` without `full`.
         ImportError: if scipy isn't installed.
+        ConnectionError, RuntimeError: with `ray`, as `ranks_on_ray`.
     """
     if right not in ("pair", "source"):
         raise ValueError(f"right is pair or source, not {right!r}")
     folder = FeatureFolder(features)
     rows, chosen = measured_rows(folder, trained_in, rows)
     c = seen(folder, chosen)
-    groups = group_rows([folder.sources[row] for row in chosen.tolist()]) if right == "source" else None
+    sources = group_rows([folder.sources[row] for row in chosen.tolist()])
+    groups = sources if right == "source" else None
     mixes: dict[str, float] = {"raw": 1.0}
     if projector is not None:
         mixes |= {"projected": 0.0, **{f"alpha {alpha:g}": alpha for alpha in alphas}}
     elif alphas:
         raise ValueError("alphas mix raw and projected: give a projector")
     found = {
-        name: retrieval(aligned(folder, chosen, projector, alpha), c, groups, seed=seed, full=full)
+        name: retrieval(
+            aligned(folder, chosen, projector, alpha),
+            c,
+            groups,
+            seed=seed,
+            full=full,
+            ray=ray,
+            sources=sources,
+        )
         for name, alpha in mixes.items()
     }
     drawn = found["raw"]["A2V"]
     return {
         "what": "retrieval",
-        "protocol": f"{drawn.items} at a time, drawn {len(drawn.rows)} times" if not full else "all at once",
+        "protocol": f"{drawn.items} at a time, drawn {len(drawn.rows)} times"
+        if len(drawn.rows) > 1
+        else "all at once",
         "clips": len(chosen),
         "rows": rows,
         "right": right,

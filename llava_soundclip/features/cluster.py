@@ -91,7 +91,7 @@ def extract_features_on_ray(
     check_ids(clips)
     require("ray", extra="ray")
     with ExitStack() as stack:
-        stack.enter_context(_joined(address))
+        stack.enter_context(joined(address))
         pool = Pool.of(_nodes())
         options = {"frames": frames, "patches": patches, "dtype": dtype}
         header, decoder = _described(pool, load_encoder, load_tower, options)
@@ -220,7 +220,7 @@ class _Run:
         groups = [clips[at : at + group_size] for at in range(0, len(clips), group_size)]
         rows = [{"clips": pickle.dumps([sent(clip) for clip in group])} for group in groups]
         dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
-        tries = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_Tries).remote()
+        tries = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Tries).remote()
         dataset = dataset.flat_map(
             _decode,
             fn_args=[tries, self.decoder, [ray.put(dataset) for dataset in sent.datasets]],
@@ -285,7 +285,7 @@ def _received(media: Media, datasets: Sequence[Any]) -> Media:
     return replace(media, dataset=datasets[media.dataset]) if isinstance(media, DatasetCell) else media
 
 
-class _Tries:
+class Tries:
     """Counts how often each piece of work was begun: Ray begins what a process died of anew, in the actors for ever."""
 
     def __init__(self) -> None:
@@ -407,7 +407,7 @@ def _nodes() -> list[tuple[float, float]]:
 
 
 @contextmanager
-def _joined(address: str | None) -> Iterator[None]:
+def joined(address: str | None) -> Iterator[None]:
     """Be part of a cluster; one that this process has joined before is left as it is."""
     import ray
 

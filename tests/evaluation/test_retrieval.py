@@ -173,3 +173,21 @@ def test_what_is_refused():
         ranks(torch.zeros(3, 2), torch.zeros(3, 2), torch.zeros(2))
     with pytest.raises(ValueError, match="one pair at least"):
         retrieval(torch.zeros(0, 2), torch.zeros(0, 2))
+
+
+def test_intervals_are_over_sources():
+    torch.manual_seed(7)
+    centres = torch.randn(8, 6)
+    sources = torch.arange(80) // 10
+    c = centres[sources] + 0.1 * torch.randn(80, 6)
+    f_a = c + torch.where(sources < 4, 0.02, 2.0)[:, None] * torch.randn(80, 6)  # half of the films are heard
+    over_films = retrieval(f_a, c, sources=sources)["A2V"].figures()["R@10"]
+    over_clips = retrieval(f_a, c)["A2V"].figures()["R@10"]
+    assert over_films["value"] == over_clips["value"] and (over_films["n"], over_clips["n"]) == (8, 80)
+    assert over_films["high"] - over_films["low"] > 1.5 * (over_clips["high"] - over_clips["low"])
+
+
+def test_all_found_is_not_certain():
+    c = torch.randn(12, 6)
+    found = retrieval(c, c)["A2V"].figures()["R@1"]
+    assert (found["value"], found["high"]) == (1, 1) and 0.6 < found["low"] < 0.9  # Wilson's

@@ -223,7 +223,7 @@ def test_pools_leave_a_whole_cpu(sizes, pool):
 @pytest.mark.parametrize("sizes", [[(1, 0)], [(0, 0), (1, 0)], [(1, 1)], [(0, 2)]])
 def test_clusters_that_are_too_small(sizes, films, tmp_path, monkeypatch):
     monkeypatch.setattr(cluster, "_nodes", lambda: sizes)
-    monkeypatch.setattr(cluster, "_joined", lambda address: nullcontext())
+    monkeypatch.setattr(cluster, "joined", lambda address: nullcontext())
     with pytest.raises(RuntimeError, match="the cluster is too small: its nodes have .* CPUs"):
         extract_features_on_ray(read_clips([str(films)]), None, None, tmp_path / "f")
     assert not (tmp_path / "f").exists()

@@ -1,0 +1,88 @@
+"""Ranks on a Ray cluster: tasks count strips of rows, one process adds the counts up. With Ray Data."""
+
+import pickle
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from llava_soundclip._extras import require
+from llava_soundclip.evaluation.ranks import BLOCK, Places, strip_counts
+from llava_soundclip.features.cluster import Tries, joined
+
+_TRIES = 4  # of a strip that processes die of: by itself Ray Data would go on for ever
+
+
+def ranks_on_ray(
+    f_a: Tensor, c: Tensor, groups: Tensor | None = None, *, address: str | None = None, block: int = BLOCK
+) -> tuple[Tensor, Tensor]:
+    """What `ranks` returns, computed on all CPUs of a Ray cluster: bit for bit, if they are of one kind.
+
+    The vectors are sent once to every node, whose object store must have room for both. A task on each CPU counts
+    `block` rows at a time against all columns; a strip whose process or node dies is counted elsewhere.
+
+    Args:
+        f_a: (N, D) of any float dtype.
+        c: (N, D); row i is a right one for row i.
+        groups: (N,) integers: all rows of one group are right answers for each other. None: row i for row i alone.
+        address: "auto" for the cluster that this machine is part of, "HOST:PORT" for the one with this head, "local"
+            for a Ray of its own on this machine. None for what this process has joined, else what `ray.init()` finds.
+        block: rows and columns of the cosines that a task has in memory at a time.
+
+    Returns:
+        Pictures found by sounds and sounds found by pictures, (N,) float32 each, halves where answers are level.
+
+    Raises:
+        ImportError: without Ray.
+        ConnectionError: if there is no such cluster.
+        ValueError: as `ranks`.
+        RuntimeError: if the cluster fails, or processes die of a strip time and again.
+    """
+    require("ray", extra="ray")
+    places = Places(f_a, c, groups, block=block)
+    with joined(address):
+        import ray.data
+        from ray.exceptions import RayError
+
+        try:
+            vectors = ray.put([_sent(tensor) for tensor in (f_a, c, places.right)])
+            tries = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Tries).remote()
+            strips = [{"start": rows.start, "stop": rows.stop} for rows in places.strips()]
+            dataset = ray.data.from_items(strips, override_num_blocks=max(1, len(strips)))
+            dataset = dataset.map(_count, fn_args=[tries, vectors, block], num_cpus=1)
+            dataset.context.enable_progress_bars = False
+            for row in dataset.iter_rows():
+                if not row["counts"]:
+                    raise RuntimeError(
+                        f"{_TRIES} processes died of rows {row['start']} to {row['stop']}: is a node's memory too small?"
+                    )
+                counts = map(torch.from_numpy, pickle.loads(row["counts"]))
+                places.add(slice(row["start"], row["stop"]), *counts)
+        except RayError as error:
+            raise RuntimeError(f"Ray: {error}") from error
+    return places.ranks()
+
+
+def _count(row: dict[str, int], tries: Any, vectors: Any, block: int) -> dict[str, Any]:
+    """What a task does: the counts of a strip, or none where processes die of it."""
+    import ray
+
+    if ray.get(tries.begin.remote(str(row["start"]))) > _TRIES:
+        return {**row, "counts": b""}
+    f_a, c, right = map(_received, ray.get(vectors))
+    counts = strip_counts(f_a, c, right, slice(row["start"], row["stop"]), block=block)
+    return {**row, "counts": pickle.dumps([each.numpy() for each in counts])}
+
+
+def _sent(tensor: Tensor) -> tuple[np.ndarray, torch.dtype]:
+    """As bytes in an array, which processes on a node share instead of copying; numpy has no bfloat16."""
+    return tensor.detach().contiguous().view(torch.uint8).numpy(), tensor.dtype
+
+
+def _received(sent: tuple[np.ndarray, torch.dtype]) -> Tensor:
+    array, dtype = sent
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that it must not be written to
+        return torch.from_numpy(array).view(dtype)
