@@ -97,6 +97,9 @@ def measure_tradeoff(
     from llava_soundclip.evaluation.run import evaluate_captions, evaluate_information, evaluate_retrieval
     from llava_soundclip.features.extract import extract_features
 
+    metrics = METRICS if metrics is None else metrics
+    if unknown := [name for name in metrics if name not in METRICS]:
+        raise ValueError(f"metrics are some of {', '.join(METRICS)}, not {_some(unknown)}")
     rows, columns = soundclip._host.grid
     projector = soundclip.projector
     settings = plan_settings(
@@ -160,7 +163,7 @@ def measure_tradeoff(
     found = evaluate_captions(
         out / CAPTIONS,
         references,
-        METRICS if metrics is None else metrics,
+        metrics,
         bertscore=bertscore,
         clipscore=clipscore,
     )

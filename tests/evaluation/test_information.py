@@ -443,3 +443,9 @@ def test_sources_are_drawn_in_turn():
         drawn = drawn_in_turn(numbers, limit, 0).numpy()
         assert (np.diff(drawn) > 0).all() and len(drawn) == min(limit, 54)
         assert expected is None or np.bincount(numbers[drawn]).tolist() == expected
+
+
+def test_many_rare_classes_warn_of_nothing():
+    rng = np.random.default_rng(6)
+    labels = [f"kind {n % 30}" for n in range(60)]  # pytest makes errors of warnings
+    assert probe(rng.normal(size=(60, 4)), labels).measure == "balanced accuracy"

@@ -883,3 +883,12 @@ def test_a_phone_shows_it_without_scrolling_sideways(made, tmp_path):
     assert title is not None
     width, needed, images, loaded = map(int, title[1].split())
     assert needed <= width <= 390 and width > 360 and images == loaded == 6
+
+
+def test_the_summary_says_what_was_counted(tmp_path):
+    metrics = {"BLEU": a_part(3)}
+    for over in ("clips", "sources"):
+        run = small_captions(tuple(SETTINGS), options=SETTINGS, metrics=metrics, intervals_over=over)
+        found = write_report(write(tmp_path / over, b=run), tmp_path / "page.html")
+        measured = [part["measured"] for part in found["summary"]]
+        assert measured and all(text.endswith(f", 8 {over}") for text in measured)

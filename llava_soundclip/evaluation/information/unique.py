@@ -1,6 +1,7 @@
 """What is the sound's own: whether a label can be read off vectors, and a label out of the waveform."""
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -81,7 +82,7 @@ def probe(vectors: Vectors, labels: Sequence[Any] | np.ndarray, groups: Groups |
     loss, base = np.empty(len(y)), weight.copy()
     for train, test in folds:
         penalty = _penalty(x[train], y[train], numbers[train], weight[train], is_number)
-        model = _linear_model(penalty, len(train), is_number).fit(x[train], y[train])
+        model = _fitted(x[train], y[train], penalty, is_number)
         loss[test] = weight[test] * _errors(y[test], model.predict(x[test]), is_number)
         if is_number:
             base[test] = _errors(y[test], y[train].mean(), is_number)
@@ -108,22 +109,25 @@ def _penalty(x: np.ndarray, y: np.ndarray, numbers: np.ndarray, weight: np.ndarr
     train, test = folds[0]
 
     def loss(penalty: float) -> float:
-        model = _linear_model(penalty, len(train), is_number).fit(x[train], y[train])
+        model = _fitted(x[train], y[train], penalty, is_number)
         return float((weight[test] * _errors(y[test], model.predict(x[test]), is_number)).sum())
 
     return min(PENALTIES, key=loss)
 
 
-def _linear_model(penalty: float, n: int, is_number: bool) -> Any:
+def _fitted(x: np.ndarray, y: np.ndarray, penalty: float, is_number: bool) -> Any:
     linear = require("sklearn.linear_model", extra="evaluation")
     pipeline = require("sklearn.pipeline", extra="evaluation")
     preprocessing = require("sklearn.preprocessing", extra="evaluation")
     model = (
-        linear.Ridge(alpha=penalty * n)
+        linear.Ridge(alpha=penalty * len(y))
         if is_number
-        else linear.LogisticRegression(C=1 / (penalty * n), class_weight="balanced", max_iter=1000)
+        else linear.LogisticRegression(C=1 / (penalty * len(y)), class_weight="balanced", max_iter=1000)
     )
-    return pipeline.make_pipeline(preprocessing.StandardScaler(), model)
+    with warnings.catch_warnings():
+        # Rare classes are what a label may have; the figure has their number in its chance.
+        warnings.filterwarnings("ignore", message="The number of unique classes")
+        return pipeline.make_pipeline(preprocessing.StandardScaler(), model).fit(x, y)
 
 
 def _errors(y: np.ndarray, predicted: np.ndarray, is_number: bool) -> np.ndarray:

@@ -72,6 +72,7 @@ def captions_figures(run: Run) -> dict[str, Any]:
     return {
         "file": run.name,
         "clips": len(data.get("clips") or {}),
+        "intervals_over": data.get("intervals_over") or "clips",
         "settings": {
             setting.name: {
                 "clips": data["settings"][setting.name].get("clips"),

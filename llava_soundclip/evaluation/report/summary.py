@@ -104,7 +104,7 @@ def captions_summary(shown: Mapping[str, Any], settings: Sequence[Setting]) -> l
                 "file": shown["file"],
                 "question": question,
                 "measured": f"{first.name} against {second.name}, "
-                f"{number(max(row.get('n', 0) for _, row in differences))} clips",
+                f"{number(max(row.get('n', 0) for _, row in differences))} {shown['intervals_over']}",
                 "answers": [
                     f"{one} can't be told from {other} in {'; '.join(names)}."
                     if answer == UNTOLD
