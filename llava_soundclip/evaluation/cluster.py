@@ -56,7 +56,8 @@ def ranks_on_ray(
             for row in dataset.iter_rows():
                 if not row["counts"]:
                     raise RuntimeError(
-                        f"{_TRIES} processes died of rows {row['start']} to {row['stop']}: is a node's memory too small?"
+                        f"{_TRIES} processes died of rows {row['start']} to {row['stop']}: "
+                        "is a node's memory too small?"
                     )
                 counts = map(torch.from_numpy, pickle.loads(row["counts"]))
                 places.add(slice(row["start"], row["stop"]), *counts)
