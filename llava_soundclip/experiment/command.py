@@ -73,7 +73,6 @@ def tradeoff(
 
     options: dict[str, Any] = {
         "encoder": encoder,
-        "checkpoint": None if checkpoint is None else named_model(checkpoint, "encoder"),
         "projector": projector,
         "k": k,
         "tokens": tokens,
@@ -92,6 +91,8 @@ def tradeoff(
         tasks.append(bar.add_task(what, total=count or None))
 
     try:
+        if checkpoint is not None:
+            given["checkpoint"] = named_model(checkpoint, "encoder")
         found = read_clips(clips)
         soundclip = load_soundclip(model, device=device, dtype=dtype, **given)
         if prompt is not None:
@@ -124,8 +125,8 @@ def tradeoff(
         typer.echo(f"Error: {error}", err=True)
         raise typer.Exit(2) from error
     typer.echo(summary_text(measured.report))
-    for what in measured.left_out:
-        typer.echo(f"left out: {what}", err=True)
+    for note in measured.notes:
+        typer.echo(f"note: {note}", err=True)
     typer.echo(f"\n{out / REPORT}")
     if measured.bad:
         typer.echo(f"\n{failures_text(measured.bad, len(found), 'could not be measured')}", err=True)

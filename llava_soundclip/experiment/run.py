@@ -11,6 +11,7 @@ from llava_soundclip import __version__
 from llava_soundclip.experiment.captions import CAPTIONS, caption_settings
 from llava_soundclip.experiment.settings import ALPHAS, BUDGETS, plan_settings
 from llava_soundclip.features.sources import Clip
+from llava_soundclip.features.splits import RECIPE as TRAINING
 
 if TYPE_CHECKING:
     from llava_soundclip.evaluation.captions import BERTScore, CLIPScore
@@ -26,12 +27,12 @@ class Measured:
     Attributes:
         report: every figure of the page.
         bad: reasons of clips that have no features or captions, by id.
-        left_out: what couldn't be measured, and why.
+        notes: what couldn't be measured, and what may flatter the figures.
     """
 
     report: dict[str, Any]
     bad: dict[str, str] = field(default_factory=dict)
-    left_out: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 def measure_tradeoff(
@@ -142,9 +143,13 @@ def measure_tradeoff(
         write("information.json", evaluate_information(out / FEATURES, projector, labels=labels, **common))
     except ValueError as error:  # too few clips, or labels of which there are too few
         (out / "information.json").unlink(missing_ok=True)
-        measured.left_out.append(f"information: {error}")
+        measured.notes.append(f"information is left out: {error}")
 
-    trained_on = _trained_on(out / FEATURES, trained_in)
+    rows_name, trained_on = _trained_on(out / FEATURES, trained_in)
+    if rows_name == "all" and trained_in is not None and (Path(trained_in) / TRAINING).is_file():
+        measured.notes.append(
+            f"{trained_in} was trained on other features: if these clips were among them, the figures flatter it"
+        )
     captioned = [clip for clip in clips if clip.id not in trained_on and clip.id not in bad]
     on_start("captions", len(settings) * len(captioned))
     bad |= caption_settings(
@@ -255,12 +260,11 @@ def _check_recipe(file: Path, recipe: Mapping[str, Any]) -> None:
         raise ValueError(f"{file.parent} holds a run with {'; '.join(other)}: give another folder")
 
 
-def _trained_on(features: Path, trained_in: str | Path | None) -> set[str]:
-    """The clips of a features folder that aren't measured, since the projector was trained on them."""
+def _trained_on(features: Path, trained_in: str | Path | None) -> tuple[str, set[str]]:
+    """Which rows of a features folder are measured, and the clips that aren't: the projector was trained on them."""
     from llava_soundclip.evaluation.run import measured_rows
     from llava_soundclip.features.store import FeatureFolder
 
     folder = FeatureFolder(features)
-    return set(folder.ids).difference(
-        folder.ids[row] for row in measured_rows(folder, trained_in)[1].tolist()
-    )
+    name, rows = measured_rows(folder, trained_in)
+    return name, set(folder.ids).difference(folder.ids[row] for row in rows.tolist())

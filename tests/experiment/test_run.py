@@ -168,7 +168,7 @@ def test_the_figures_and_the_page_are_there(measured):
     questions = [part["question"] for part in result.report["summary"]]
     assert "Does projecting cost quality?" in questions and "Does the sound help?" in questions
     assert len(list((out / "maps").iterdir())) == 6
-    assert ["information" in reason for reason in result.left_out] == [True]  # four pairs tell nothing
+    assert ["information" in note for note in result.notes] == [True]  # four pairs tell nothing
     assert not (out / "information.json").exists()
 
 
@@ -307,7 +307,7 @@ def test_clips_that_the_projector_was_trained_on_are_left_out(tmp_path):
         model, hearing, projector=tmp_path / "projector", k=4, processor=build_tiny_processor(model)
     )
     soundclip.prompt = "<image> w3"
-    measure(
+    result = measure(
         soundclip,
         folder,
         references,
@@ -319,6 +319,19 @@ def test_clips_that_the_projector_was_trained_on_are_left_out(tmp_path):
     figures = json.loads((tmp_path / "runs" / "retrieval.json").read_text())
     captioned = {row["clip"] for row in rows(tmp_path / "runs" / "captions.jsonl")}
     assert figures["rows"] == "validation" and 0 < figures["clips"] == len(captioned) < 6
+    assert not any("flatter" in note for note in result.notes)
+    (folder / "00.png").unlink()  # now it is another folder than the one that was trained on
+    (folder / "00.wav").unlink()
+    result = measure(
+        soundclip,
+        folder,
+        references,
+        tmp_path / "other",
+        trained_in=tmp_path / "projector",
+        budgets=[],
+        alphas=[],
+    )
+    assert [note for note in result.notes if "was trained on other features" in note]
 
 
 def test_a_picture_in_tiles_is_seen_whole():
