@@ -9,14 +9,7 @@ import json
 from itertools import cycle, islice, permutations
 from pathlib import Path
 
-from llava_soundclip.demo.kinds import DRAWN_KINDS, make_clip
-
-
-def phrase(kind: str) -> str:
-    """Name a kind as a sentence does."""
-    if kind == "rain":
-        return kind
-    return f"an {kind}" if kind[0] in "aeiou" else f"a {kind}"
+from llava_soundclip.demo.kinds import DRAWN_KINDS, make_clip, phrase
 
 
 def main() -> None:

@@ -216,6 +216,13 @@ def _known(kind: str) -> str:
     return kind
 
 
+def phrase(kind: str) -> str:
+    """Name a kind as a sentence does: "a dog", "an owl", "rain"."""
+    if kind == "rain":
+        return kind
+    return f"an {kind}" if kind[0] in "aeiou" else f"a {kind}"
+
+
 def draw(kind: str, size: int, rng: Generator) -> Image.Image:
     """Draw one thing, cut out: RGBA, `size` x `size` pixels, transparent around it."""
     side = size * SUPERSAMPLING

@@ -31,9 +31,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import CLIPVisionModel
-from world import GRID, KINDS, SOUNDING, World, phrase
+from world import GRID, KINDS, SOUNDING, World
 
 from llava_soundclip.demo.assemble import load_language_model
+from llava_soundclip.demo.kinds import phrase
 
 BATCH = 10
 STEPS = {"stock": 1200, "prepared": 1150}

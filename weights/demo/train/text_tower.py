@@ -20,7 +20,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from torch import Tensor
 from torch.nn import functional
 from transformers import CLIPModel, CLIPVisionModel, PreTrainedTokenizerBase
-from world import KINDS, World, phrase
+from world import KINDS, World
 
 from llava_soundclip.demo.clip import (
     BEGIN,
@@ -31,6 +31,7 @@ from llava_soundclip.demo.clip import (
     make_clip_config,
     make_clip_tokenizer,
 )
+from llava_soundclip.demo.kinds import phrase
 
 SCENES = 8000
 BATCH = 128  # pictures, each with a right and a wrong caption

@@ -24,9 +24,10 @@ from measure import unseen_recordings
 from numpy.random import Generator
 from PIL import Image
 from sound_projector import command, write_wave
-from world import KINDS, SOUNDING, World, augment, phrase
+from world import KINDS, SOUNDING, World, augment
 
 from llava_soundclip.demo import STOCK_PROMPT, WINDOW, K, load_demo
+from llava_soundclip.demo.kinds import phrase
 
 DOCS = WEIGHTS.parents[1] / "docs"
 SETS = ("scenes", "unseen")

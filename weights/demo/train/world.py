@@ -136,13 +136,6 @@ SILENT: tuple[str, ...] = tuple(kind for kind in KINDS if kind not in SOUNDING)
 BACKGROUND = len(KINDS)  # the label of a patch that shows no thing
 
 
-def phrase(kind: str) -> str:
-    """Name a kind as a sentence does: "a dog", "an owl", "rain"."""
-    if kind == "rain":
-        return kind
-    return f"an {kind}" if kind[0] in "aeiou" else f"a {kind}"
-
-
 def read_rcc(path: Path) -> dict[str, bytes]:
     """Read every file of a Qt resource archive (a tree of names, contents stored or deflated)."""
     data = path.read_bytes()
