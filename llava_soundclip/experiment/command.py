@@ -8,7 +8,6 @@ import typer
 from llava_soundclip.commands import (
     DEMO,
     ENCODER_OPTION_HELP,
-    command_line,
     default_device,
     encoder_options,
     failures_text,
@@ -114,7 +113,6 @@ def tradeoff(
                 batch_size=batch_size,
                 examples=examples,
                 seed=seed,
-                command=command_line(),
                 on_start=start,
                 on_clips=lambda count: bar.advance(tasks[-1], count),
             )

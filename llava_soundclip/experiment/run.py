@@ -1,6 +1,5 @@
 """From a model and clips to figures and a page: `eval tradeoff`."""
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -52,7 +51,6 @@ def measure_tradeoff(
     batch_size: int = 8,
     examples: int = 6,
     seed: int = 0,
-    command: str = "",
     on_start: Callable[[str, int], None] = lambda what, count: None,
     on_clips: Callable[[int], None] = lambda count: None,
 ) -> Measured:
@@ -80,7 +78,6 @@ def measure_tradeoff(
         batch_size: clips at once.
         examples: clips shown in the report, with maps.
         seed: of what is drawn, and the intervals.
-        command: what was typed, for the figures' provenance.
         on_start: told of each part, and of how many steps it has, 0 where that isn't known.
         on_clips: told how many more steps are done.
 
@@ -94,13 +91,15 @@ def measure_tradeoff(
         ImportError: if the extra `evaluation` isn't installed.
     """
     from llava_soundclip.evaluation.captions import METRICS, read_references, read_things
+    from llava_soundclip.evaluation.captions.files import listed
+    from llava_soundclip.evaluation.output import write_figures
     from llava_soundclip.evaluation.report.page import drawn_examples, write_report
     from llava_soundclip.evaluation.run import evaluate_captions, evaluate_information, evaluate_retrieval
     from llava_soundclip.features.extract import extract_features
 
     metrics = METRICS if metrics is None else metrics
     if unknown := [name for name in metrics if name not in METRICS]:
-        raise ValueError(f"metrics are some of {', '.join(METRICS)}, not {_some(unknown)}")
+        raise ValueError(f"metrics are some of {', '.join(METRICS)}, not {listed([*map(repr, unknown)])}")
     rows, columns = soundclip._host.grid
     projector = soundclip.projector
     settings = plan_settings(
@@ -126,21 +125,17 @@ def measure_tradeoff(
         raise KeyboardInterrupt
     bad = dict(made.bad)
 
-    def write(name: str, figures: Mapping[str, Any]) -> None:
-        text = json.dumps({**figures, "command": command}, indent=2, ensure_ascii=False)
-        (out / name).write_text(text + "\n", encoding="utf-8", errors="replace")
-
     on_start("retrieval", 0)
     common: dict[str, Any] = {"trained_in": trained_in, "seed": seed}
     mixes = [setting.alignment for setting in settings if isinstance(setting.alignment, float)]
-    write(
-        "retrieval.json", evaluate_retrieval(out / FEATURES, projector, alphas=sorted(set(mixes)), **common)
-    )
+    found = evaluate_retrieval(out / FEATURES, projector, alphas=sorted(set(mixes)), **common)
+    write_figures(out / "retrieval.json", found)
     measured = Measured({}, bad)
     on_start("information", 0)
     try:
         labels = references if things else None
-        write("information.json", evaluate_information(out / FEATURES, projector, labels=labels, **common))
+        found = evaluate_information(out / FEATURES, projector, labels=labels, **common)
+        write_figures(out / "information.json", found)
     except ValueError as error:  # too few clips, or labels of which there are too few
         (out / "information.json").unlink(missing_ok=True)
         measured.notes.append(f"information is left out: {error}")
@@ -172,7 +167,7 @@ def measure_tradeoff(
         bertscore=bertscore,
         clipscore=clipscore,
     )
-    write("captions.json", {**found, "folder": "."})
+    write_figures(out / "captions.json", {**found, "folder": "."})
     on_start("report", 0)
     measured.report = write_report(
         out, out / REPORT, examples=examples, seed=seed, title=f"SoundCLIP on {model}"
@@ -210,33 +205,27 @@ class FirstTile:
 
 
 def _check_references(clips: Sequence[Clip], known: Mapping[str, Any], file: Path) -> None:
+    from llava_soundclip.evaluation.captions.files import listed
+
     missing = [clip.id for clip in clips if clip.id not in known]
     if missing:
         raise ValueError(
-            f"{len(missing)} of {len(clips)} clips have no references in {file}: {_some(missing)}; it has references "
-            f"of {_some(list(known))}"
+            f"{len(missing)} of {len(clips)} clips have no references in {file}: {listed([*map(repr, missing)], 3)}; it has "
+            f"references of {listed([*map(repr, known)], 3)}"
         )
     if not clips:
         raise ValueError("there are no clips")
 
 
-def _some(names: Sequence[str], limit: int = 3) -> str:
-    return ", ".join(map(repr, names[:limit])) + (" ..." if len(names) > limit else "")
-
-
 def _recipe(soundclip: "SoundCLIP", model: str, max_new_tokens: int) -> dict[str, Any]:
     """What changes captions: rows made with something else can't stand beside these."""
-    projector = soundclip.projector
-    weights = None
-    if projector is not None:
-        digest = hashlib.sha256()
-        for name, weight in sorted(projector.state_dict().items()):
-            digest.update(name.encode() + weight.detach().cpu().float().numpy().tobytes())
-        weights = digest.hexdigest()[:16]
+    from llava_soundclip.encoders.checkpoint_files import fingerprint
+
+    state = None if soundclip.projector is None else soundclip.projector.state_dict()
     return {
         "model": model,
         "encoder": dict(soundclip.encoder.signature()),
-        "projector": weights,
+        "projector": state and fingerprint({name: weight.cpu() for name, weight in state.items()}),
         "k": soundclip.k,
         "tokens": soundclip.tokens,
         "norm": soundclip.norm,
