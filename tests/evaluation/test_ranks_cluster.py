@@ -15,6 +15,7 @@ from llava_soundclip.evaluation import cluster
 from llava_soundclip.evaluation.cluster import ranks_on_ray
 from llava_soundclip.evaluation.ranks import ranks
 from llava_soundclip.evaluation.retrieval import retrieval
+from tests.ray_cluster import two_nodes
 from tests.training.making import write_features
 
 # Ray Data warns of its own defaults.
@@ -24,19 +25,8 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.con
 @pytest.fixture(scope="module")
 def nodes():
     """A cluster of two nodes with a CPU each, all on this machine, and joined."""
-    ray = pytest.importorskip("ray")
-    from ray.cluster_utils import Cluster
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        found = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-        try:
-            found.add_node(num_cpus=1)
-            ray.init(address=found.address, log_to_driver=False)
-            yield found
-        finally:
-            ray.shutdown()
-            found.shutdown()
+    with two_nodes(1) as found:
+        yield found
 
 
 def assert_same(one, two):

@@ -26,6 +26,7 @@ from llava_soundclip.features import (
 from llava_soundclip.features.cluster import Pool
 from llava_soundclip.features.sources import DatasetCell
 from tests.conftest import TinyEncoder
+from tests.ray_cluster import two_nodes
 
 # Ray Data warns of its own defaults.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")
@@ -87,19 +88,8 @@ class Table(list):
 @pytest.fixture(scope="module")
 def nodes():
     """A cluster of two nodes with two CPUs each, all on this machine, and joined."""
-    ray = pytest.importorskip("ray")
-    from ray.cluster_utils import Cluster
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        found = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
-        try:
-            found.add_node(num_cpus=2)
-            ray.init(address=found.address, log_to_driver=False)
-            yield found
-        finally:
-            ray.shutdown()
-            found.shutdown()
+    with two_nodes(2) as found:
+        yield found
 
 
 def rows(path):
