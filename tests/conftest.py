@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,15 @@ from llava_soundclip.encoders import AudioEncoder
 torch.set_num_threads(1)  # matrices this small are far slower on several, above all beside other work
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"  # other people's clips and goldens, here and in CI
+
+
+def is_installed(name: str) -> bool:
+    """Whether a distribution is there."""
+    try:
+        distribution(name)
+    except PackageNotFoundError:
+        return False
+    return True
 
 
 class TinyEncoder(AudioEncoder):

@@ -18,16 +18,9 @@ from llava_soundclip.demo.kinds import DRAWN_KINDS, make_scene
 from llava_soundclip.encoders import load_encoder
 from llava_soundclip.evaluation.captions import CLIPScore
 from llava_soundclip.features.towers import VisionTower
+from tests.conftest import is_installed
 
 WEIGHTS = weights_folder()
-
-
-def is_installed(name):
-    try:
-        importlib.metadata.distribution(name)
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
 
 
 NAMES = {"alarm clock": "an alarm clock", "bell": "a bell", "whistle": "a whistle", "rain": "rain"}

@@ -3,7 +3,6 @@
 import re
 import runpy
 import sys
-from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 import numpy as np
@@ -15,19 +14,12 @@ from llava_soundclip.demo import PROMPT, K
 from llava_soundclip.demo.assemble import PIP_LINE, SMOLLM2_FILE, WHISPER_FILE
 from llava_soundclip.demo.kinds import DRAWN_KINDS, make_clip, make_scene, synthesise
 from llava_soundclip.media import load_frame
+from tests.conftest import is_installed
 from tests.encoders.test_registry import CHECKPOINTS
 
 RATE = 16_000
 MEDIA = Path(__file__).resolve().parents[3] / "shared" / "media"
 GREEDY = {"max_new_tokens": 24, "do_sample": False}
-
-
-def is_installed(name):
-    try:
-        distribution(name)
-    except PackageNotFoundError:
-        return False
-    return True
 
 
 pytestmark = pytest.mark.skipif(

@@ -3,7 +3,6 @@
 import json
 import runpy
 import sys
-from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ from typer.testing import CliRunner
 from llava_soundclip import cli
 from llava_soundclip.demo.assemble import PIP_LINE, SMOLLM2_FILE, WHISPER_FILE
 from llava_soundclip.demo.clip import TEXT_ENCODER_FILE
+from tests.conftest import is_installed
 
 runner = CliRunner()
 ROOT = Path(__file__).resolve().parents[2]
@@ -19,14 +19,6 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def run(*arguments):
     return runner.invoke(cli.app, [*map(str, arguments)])
-
-
-def is_installed(name):
-    try:
-        distribution(name)
-    except PackageNotFoundError:
-        return False
-    return True
 
 
 def draw(folder, count, monkeypatch):
