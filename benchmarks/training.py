@@ -36,9 +36,9 @@ from safetensors import safe_open
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from llava_soundclip.alignment.projector import Projector
 from llava_soundclip.features.splits import split_by_source
 from llava_soundclip.features.store import FeatureFolder, FeatureHeader, FeatureWriter
-from llava_soundclip.projector import Projector
 from llava_soundclip.training.fit import Recipe, train
 from llava_soundclip.training.losses import InfoNCE, make_loss
 

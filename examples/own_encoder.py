@@ -17,7 +17,7 @@ from torch import Tensor
 from llava_soundclip import load_demo
 from llava_soundclip.encoders import AudioEncoder, register_encoder
 from llava_soundclip.encoders.base import check_dtype
-from llava_soundclip.encoders.checkpoint_files import fingerprint
+from llava_soundclip.fingerprints import fingerprint
 
 SHORTEST = 0.1  # seconds: the convolutions in front of these models need some sound
 

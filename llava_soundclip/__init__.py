@@ -13,16 +13,16 @@ transformers.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from llava_soundclip._version import __version__
 
 if TYPE_CHECKING:
     from llava_soundclip.alignment import Mix, RawPad
+    from llava_soundclip.alignment.projector import Projector
     from llava_soundclip.demo import load_demo
     from llava_soundclip.encoders import AudioEncoder, available_encoders, load_encoder, register_encoder
     from llava_soundclip.hosts import supported_models
     from llava_soundclip.media import MediaError
     from llava_soundclip.patching import SoundCLIP, patch, unpatch
-    from llava_soundclip.projector import Projector
     from llava_soundclip.substitution import AudioTokenSubstituter
 
 __all__ = [
@@ -48,7 +48,7 @@ _HOME = {
     "AudioTokenSubstituter": "substitution",
     "MediaError": "media",
     "Mix": "alignment",
-    "Projector": "projector",
+    "Projector": "alignment.projector",
     "RawPad": "alignment",
     "SoundCLIP": "patching",
     "available_encoders": "encoders",

@@ -9,22 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from llava_soundclip import __version__
-from llava_soundclip.clips import CaptionFile, file_name, find_clips, work_through
-from llava_soundclip.commands import (
-    DEMO,
-    ENCODER_OPTION_HELP,
-    PROGRAM,
-    default_device,
-    encoder_options,
-    failures_text,
-    named_model,
-    progress_bar,
-)
+from llava_soundclip._version import __version__
+from llava_soundclip.clips import CaptionFile, file_name, find_clips
+from llava_soundclip.commands import DEMO, ENCODER_OPTION_HELP, encoder_options, named_model
 from llava_soundclip.evaluation import command as evaluation
 from llava_soundclip.evaluation.report.command import report
 from llava_soundclip.experiment.command import tradeoff
 from llava_soundclip.features.command import features
+from llava_soundclip.running import PROGRAM, default_device, failures_text, progress_bar, work_through
 from llava_soundclip.training.command import train
 
 if TYPE_CHECKING:
@@ -199,8 +191,9 @@ def embed(
 
     from safetensors.torch import save
 
+    from llava_soundclip.alignment.files import METADATA_KEY
     from llava_soundclip.encoders import load_encoder
-    from llava_soundclip.projector_files import METADATA_KEY, write
+    from llava_soundclip.running import write_file
     from llava_soundclip.sounds import as_waveforms
 
     if not out.parent.is_dir():
@@ -228,7 +221,7 @@ def embed(
             progress.advance(task, len(rows) + len(failed))
     about = json.dumps({**hearing.signature(), "library_version": __version__})
     copies = {clip: vector.clone() for clip, vector in vectors.items()}
-    write(out, save(copies, metadata={METADATA_KEY: about}))
+    write_file(out, save(copies, metadata={METADATA_KEY: about}))
     typer.echo(f"{len(vectors)} vectors of {hearing.dim} numbers in {out}", err=True)
     _tell_failed(bad, len(found), "embedded")
 

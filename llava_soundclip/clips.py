@@ -5,11 +5,9 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
-
-T = TypeVar("T")
+from typing import Any
 
 # What is taken out of a folder; a file named by itself may end as it likes.
 _FILMS = "mp4 m4v mov mkv webm avi flv wmv mpg mpeg ts mts m2ts 3gp ogv gif"
@@ -38,40 +36,6 @@ def file_name(name: str) -> str:
     """A clip's path or id as the name of one file, with a few digits that tell "a/b" from "a_b"."""
     readable = re.sub(r"[^\w.-]+", "_", os.path.basename(name))[-80:]
     return f"{readable}-{zlib.crc32(name.encode('utf-8', 'surrogatepass')):08x}"
-
-
-def work_through(
-    clips: Sequence[str], work: Callable[[Sequence[str]], Sequence[T]], batch_size: int
-) -> Iterator[tuple[dict[str, T], dict[str, str]]]:
-    """Work in batches. The clips of a batch that fails are tried one by one.
-
-    Args:
-        clips: what to work on.
-        work: gives the results of a batch, one a clip.
-        batch_size: how many at once.
-
-    Yields:
-        The results of a batch by clip, and the reasons of those that failed.
-    """
-    for at in range(0, len(clips), batch_size):
-        yield _work_on(clips[at : at + batch_size], work)
-
-
-def _work_on(
-    batch: Sequence[str], work: Callable[[Sequence[str]], Sequence[T]]
-) -> tuple[dict[str, T], dict[str, str]]:
-    try:
-        return dict(zip(batch, work(batch), strict=True)), {}
-    except Exception as error:  # noqa: BLE001 - whatever it is, the other clips are still to be worked on
-        if len(batch) == 1:
-            return {}, {batch[0]: str(error) or type(error).__name__}
-    results: dict[str, T] = {}
-    failed: dict[str, str] = {}
-    for clip in batch:
-        done, reasons = _work_on([clip], work)
-        results |= done
-        failed |= reasons
-    return results, failed
 
 
 class CaptionFile:

@@ -1,33 +1,15 @@
 """What the commands share."""
 
-import shlex
-import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Literal
 
 import typer
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
-
     from llava_soundclip.evaluation.captions import BERTScore, CLIPScore
 
-PROGRAM = "llava-soundclip"
 DEMO = "demo"  # the word for the miniature, where a command takes a model
 ENCODER_OPTION_HELP = "An option of the encoder, such as window=clip; may be given several times."
-
-
-def command_line() -> str:
-    """What was typed, for cards and provenance."""
-    return shlex.join([PROGRAM, *sys.argv[1:]])
-
-
-def default_device() -> str:
-    """The accelerator if there is one, else "cpu"."""
-    import torch
-
-    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return "cpu" if accelerator is None else accelerator.type
 
 
 def named_model(name: str, part: Literal["encoder", "tower"]) -> str:
@@ -80,37 +62,3 @@ def encoder_options(pairs: Iterable[str]) -> dict[str, str | int]:
             raise typer.BadParameter(f"--encoder-option is NAME=VALUE, not {pair!r}")
         options[name] = int(value) if value.isdecimal() else value
     return options
-
-
-def progress_bar(shown: bool, unit: str | None = None) -> "Progress":
-    """A bar with the time left, and the speed in a unit, where the error stream is a terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
-    from rich.progress import TimeRemainingColumn as TimeLeft
-    from rich.text import Text
-
-    class Speed(ProgressColumn):
-        def render(self, task: Task) -> Text:
-            speed = task.finished_speed or task.speed
-            return Text("" if speed is None else f"{speed:.1f} {unit}/s")
-
-    console = Console(stderr=True)
-    speed = () if unit is None else (Speed(),)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), *speed, TimeLeft())
-    return Progress(
-        *columns, console=console, disable=not (shown and console.is_terminal), redirect_stdout=False
-    )
-
-
-def failures_text(bad: Mapping[str, str], total: int, what: str) -> str:
-    """The list of bad clips for a user.
-
-    Args:
-        bad: reasons by clip.
-        total: clips, the good ones too.
-        what: what became of the bad ones.
-    """
-    lines = [
-        f"  {reason}" if reason.startswith(clip) else f"  {clip}: {reason}" for clip, reason in bad.items()
-    ]
-    return "\n".join([f"{len(bad)} of {total} clips {what}:", *lines])

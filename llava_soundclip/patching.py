@@ -24,7 +24,7 @@ from llava_soundclip.sounds import as_waveforms
 from llava_soundclip.substitution import AudioTokenSubstituter, Norm, check_k
 
 if TYPE_CHECKING:
-    from llava_soundclip.projector import Projector
+    from llava_soundclip.alignment.projector import Projector
 
 Tokens = Literal["zero", "drop"]
 
@@ -95,7 +95,7 @@ def patch(
         encoder_options.setdefault("device", getattr(model, "device", None))
         encoder = load_encoder(encoder, **encoder_options)
     if projector is not None:
-        from llava_soundclip.projector import Projector
+        from llava_soundclip.alignment.projector import Projector
 
         if isinstance(projector, str | Path):
             projector = Projector.from_pretrained(projector).to(getattr(model, "device", None))

@@ -14,8 +14,9 @@ import torch
 from typer.testing import CliRunner
 
 from llava_soundclip import __version__, cli
-from llava_soundclip.clips import CaptionFile, find_clips, work_through
+from llava_soundclip.clips import CaptionFile, find_clips
 from llava_soundclip.media import MediaError
+from llava_soundclip.running import work_through
 from tests.encoders.test_registry import CHECKPOINTS
 from tests.media.making import chirp, film, picture_frames, to_format, write
 

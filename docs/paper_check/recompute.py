@@ -11,7 +11,7 @@ import torch
 from claim import Found
 from tables import Table
 
-from llava_soundclip.projector import Projector
+from llava_soundclip.alignment.projector import Projector
 
 Tables = dict[str, Table]
 Recompute = Callable[[Tables], Found | Decimal | str]

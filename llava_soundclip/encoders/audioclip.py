@@ -21,10 +21,10 @@ from llava_soundclip.encoders.base import (
 )
 from llava_soundclip.encoders.checkpoint_files import (
     find_checkpoint,
-    fingerprint,
     read_tensors,
 )
 from llava_soundclip.encoders.resnet import Bottleneck, Norm, ResNet, assign_weights
+from llava_soundclip.fingerprints import fingerprint
 
 Amplitude = Literal["int16", "unit"]
 

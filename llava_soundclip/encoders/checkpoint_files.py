@@ -4,7 +4,6 @@ Files are safetensors, or torch's `.pt`, `.pth` and `.bin` by `weights_only=True
 for stays on disk.
 """
 
-import hashlib
 import json
 import os
 import re
@@ -270,18 +269,6 @@ def check_tensors(
         )
     if any(not tensor.is_floating_point() for tensor in found.values()):
         raise ValueError(f"{source} holds weights that aren't floats: they are quantised in an unknown way")
-
-
-def fingerprint(tensors: Mapping[str, Tensor]) -> str:
-    """8 hex digits that tell one training from another, the same in every file format.
-
-    They are of all matrices and kernels, rounded to float16: a fine-tune may leave the first layers as they are.
-    """
-    digest = hashlib.sha256()
-    for _, tensor in sorted(tensors.items()):
-        if tensor.ndim > 1 and tensor.is_floating_point():
-            digest.update(tensor.half().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()[:8]
 
 
 def first_line(error: Exception) -> str:

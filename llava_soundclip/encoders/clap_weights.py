@@ -16,9 +16,9 @@ from torch import Tensor
 from llava_soundclip.encoders.checkpoint_files import (
     check_tensors,
     find_checkpoint,
-    fingerprint,
     read_tensors,
 )
+from llava_soundclip.fingerprints import fingerprint
 
 STAGES = 4  # each but the last halves the grid and doubles the width
 ATTENTION_WINDOW = 8  # patches on a side

@@ -19,10 +19,10 @@ from llava_soundclip.encoders.base import AtOnce, AudioEncoder, DType, EncoderCa
 from llava_soundclip.encoders.checkpoint_files import (
     check_tensors,
     find_checkpoint,
-    fingerprint,
     read_tensors,
 )
 from llava_soundclip.encoders.imagebind_fbank import SAMPLING_RATE, WINDOWS, frontend, resample
+from llava_soundclip.fingerprints import fingerprint
 
 KNOWN = {
     "nielsr/imagebind-huge": "nielsr/imagebind-huge",

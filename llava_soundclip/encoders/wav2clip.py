@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from llava_soundclip.encoders.base import AtOnce, AudioEncoder, DType, EncoderCard, batches, check_dtype
 from llava_soundclip.encoders.checkpoint_files import (
     find_checkpoint,
-    fingerprint,
     read_tensors,
 )
 from llava_soundclip.encoders.resnet import BasicBlock, ResNet, assign_weights
+from llava_soundclip.fingerprints import fingerprint
 
 KNOWN = {
     "Wav2CLIP.pt": "https://github.com/descriptinc/lyrebird-wav2clip/releases/download/v0.1.0-alpha/Wav2CLIP.pt"

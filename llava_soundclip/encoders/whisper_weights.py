@@ -6,8 +6,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from llava_soundclip.encoders.checkpoint_files import check_tensors, fingerprint
+from llava_soundclip.encoders.checkpoint_files import check_tensors
 from llava_soundclip.encoders.whisper_mel import WINDOW_TOKENS
+from llava_soundclip.fingerprints import fingerprint
 
 _ENGLISH_VOCABULARY = 51_864  # tokens; the multilingual checkpoints have one more, or two
 _TURBO_TEXT_LAYERS = 4  # large-v3 has 32; distilled decoders have 2 on large-v3's own encoder

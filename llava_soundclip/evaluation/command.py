@@ -52,8 +52,8 @@ def retrieval(
     out: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file, too.")] = None,
 ) -> None:
     """Sounds find pictures and pictures find sounds (Appendix E): mean rank and recall, raw and projected."""
+    from llava_soundclip.alignment.projector import Projector
     from llava_soundclip.evaluation.run import evaluate_retrieval
-    from llava_soundclip.projector import Projector
 
     if ray is not None and not full:
         raise typer.BadParameter("--ray goes with --full alone: draws of 100 need no cluster")
@@ -116,10 +116,11 @@ def captions(
     out: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file, too.")] = None,
 ) -> None:
     """Score captions against references and pictures (Tables 12 and 13), and by a judge (Table 11)."""
-    from llava_soundclip.commands import default_device, load_bertscore, load_clipscore
+    from llava_soundclip.commands import load_bertscore, load_clipscore
     from llava_soundclip.evaluation.captions import METRICS
     from llava_soundclip.evaluation.judge import Judge
     from llava_soundclip.evaluation.run import evaluate_captions
+    from llava_soundclip.running import default_device
 
     wanted = {"all": METRICS, "none": ()}.get(metrics) or tuple(
         name for name in metrics.split(",") if name != "none"

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from llava_soundclip.commands import command_line
+from llava_soundclip.running import command_line
 
 
 def interval_text(figure: Mapping[str, float]) -> str:

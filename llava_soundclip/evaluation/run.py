@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llava_soundclip import __version__
+from llava_soundclip._version import __version__
+from llava_soundclip.alignment.projector import Projector
 from llava_soundclip.evaluation.captions import (
     METRICS,
     BERTScore,
@@ -32,7 +33,6 @@ from llava_soundclip.evaluation.retrieval import group_rows, retrieval
 from llava_soundclip.evaluation.vectors import aligned, seen
 from llava_soundclip.features.splits import RECIPE, split_by_source
 from llava_soundclip.features.store import FeatureFolder
-from llava_soundclip.projector import Projector
 
 
 def evaluate_retrieval(

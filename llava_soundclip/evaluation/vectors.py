@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from llava_soundclip.alignment import build_alignment
+from llava_soundclip.alignment.projector import Projector
 from llava_soundclip.encoders.whisper import fuse_layers
 from llava_soundclip.features.store import FeatureFolder
-from llava_soundclip.projector import Projector
 
 _AT_ONCE = 4096  # rows
 

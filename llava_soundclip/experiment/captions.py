@@ -6,10 +6,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llava_soundclip.clips import CaptionFile, file_name, work_through
+from llava_soundclip.clips import CaptionFile, file_name
 from llava_soundclip.experiment.settings import Setting
 from llava_soundclip.features.decode import load_pictures, load_sound
 from llava_soundclip.features.sources import Clip, open_media
+from llava_soundclip.running import work_through
 
 if TYPE_CHECKING:
     from PIL.Image import Image

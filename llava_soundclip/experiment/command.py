@@ -8,14 +8,12 @@ import typer
 from llava_soundclip.commands import (
     DEMO,
     ENCODER_OPTION_HELP,
-    default_device,
     encoder_options,
-    failures_text,
     load_bertscore,
     load_clipscore,
     named_model,
-    progress_bar,
 )
+from llava_soundclip.running import default_device, failures_text, progress_bar
 
 
 def tradeoff(

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llava_soundclip import __version__
+from llava_soundclip._version import __version__
 from llava_soundclip.experiment.captions import CAPTIONS, caption_settings
 from llava_soundclip.experiment.settings import ALPHAS, BUDGETS, plan_settings
 from llava_soundclip.features.sources import Clip
@@ -219,13 +219,13 @@ def _check_references(clips: Sequence[Clip], known: Mapping[str, Any], file: Pat
 
 def _recipe(soundclip: "SoundCLIP", model: str, max_new_tokens: int) -> dict[str, Any]:
     """What changes captions: rows made with something else can't stand beside these."""
-    from llava_soundclip.encoders.checkpoint_files import fingerprint
+    from llava_soundclip.fingerprints import fingerprint
 
     state = None if soundclip.projector is None else soundclip.projector.state_dict()
     return {
         "model": model,
         "encoder": dict(soundclip.encoder.signature()),
-        "projector": state and fingerprint({name: weight.cpu() for name, weight in state.items()}),
+        "projector": state and fingerprint(state),
         "k": soundclip.k,
         "tokens": soundclip.tokens,
         "norm": soundclip.norm,

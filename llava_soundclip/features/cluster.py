@@ -80,10 +80,10 @@ def extract_features_on_ray(
         RuntimeError: if the cluster is too small, or its actors don't start, also because a node has other weights
             than another.
     """
-    from llava_soundclip.commands import progress_bar
     from llava_soundclip.features.extract import Extraction
     from llava_soundclip.features.ledger import Ledger, check_ids
     from llava_soundclip.features.store import FeatureWriter
+    from llava_soundclip.running import progress_bar
 
     clips = list(clips)
     if batch_size < 1:
@@ -391,7 +391,7 @@ def _loaded(
     """Both, in a process that Ray started for them."""
     import torch
 
-    from llava_soundclip.commands import default_device
+    from llava_soundclip.running import default_device
 
     torch.set_num_threads(max(1, int(pool.cpus)))
     device = default_device() if pool.gpus else "cpu"

@@ -7,13 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llava_soundclip.commands import (
-    ENCODER_OPTION_HELP,
-    default_device,
-    encoder_options,
-    failures_text,
-    named_model,
-)
+from llava_soundclip.commands import ENCODER_OPTION_HELP, encoder_options, named_model
+from llava_soundclip.running import default_device, failures_text
 
 if TYPE_CHECKING:
     from llava_soundclip.features.sources import Clip, Columns

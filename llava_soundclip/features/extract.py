@@ -1,42 +1,20 @@
 """Clips to features: decoded in worker processes, embedded in full batches, written shard by shard."""
 
 import os
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from itertools import islice
 
 import torch
 
-from llava_soundclip.commands import progress_bar
 from llava_soundclip.encoders import AudioEncoder
 from llava_soundclip.features.decode import SORTED_AT_ONCE, SORTED_BYTES, Decoded, DecodingPool
 from llava_soundclip.features.embed import Embedder, clock, decoder_of, header_of
-from llava_soundclip.features.ledger import Ledger, check_ids
+from llava_soundclip.features.ledger import Extraction, Ledger, check_ids
 from llava_soundclip.features.sources import Clip
 from llava_soundclip.features.store import FeatureWriter, StoredDType
 from llava_soundclip.features.towers import VisionTower
-
-
-@dataclass
-class Extraction:
-    """What a run did.
-
-    Attributes:
-        made: clips whose features this run wrote.
-        there: clips that were in the folder already, or that another process made meanwhile.
-        bad: reasons of the others, by id.
-        seconds: by stage. "decode" is the workers' time in all; "wait", "encoder", "tower" and "write" are the
-            main process's.
-        interrupted: whether Ctrl-C ended it; what was made until then is in the folder.
-    """
-
-    made: int = 0
-    there: int = 0
-    bad: dict[str, str] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
-    interrupted: bool = False
+from llava_soundclip.running import progress_bar
 
 
 def extract_features(

@@ -1,7 +1,8 @@
 """The books of a run: which clips are made, there, bad or under way, in step with the folder and other processes."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -14,7 +15,25 @@ from llava_soundclip.features.store import FeatureWriter
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from llava_soundclip.features.extract import Extraction
+
+@dataclass
+class Extraction:
+    """What a run did.
+
+    Attributes:
+        made: clips whose features this run wrote.
+        there: clips that were in the folder already, or that another process made meanwhile.
+        bad: reasons of the others, by id.
+        seconds: by stage. "decode" is the workers' time in all; "wait", "encoder", "tower" and "write" are the
+            main process's.
+        interrupted: whether Ctrl-C ended it; what was made until then is in the folder.
+    """
+
+    made: int = 0
+    there: int = 0
+    bad: dict[str, str] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    interrupted: bool = False
 
 
 class Ledger:
@@ -31,7 +50,7 @@ class Ledger:
         self,
         clips: Sequence[Clip],
         writer: FeatureWriter,
-        result: "Extraction",
+        result: Extraction,
         advance: Callable[[], None],
     ) -> None:
         self.writer = writer

@@ -31,7 +31,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from llava_soundclip import __version__
+from llava_soundclip._version import __version__
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from llava_soundclip.encoders.checkpoint_files import fingerprint
+from llava_soundclip.fingerprints import clip_fingerprint, fingerprint
 
 LLAVA_LAYER = -2  # of LLaVA-1.5 and LLaVA-NeXT
 
@@ -39,7 +39,7 @@ class VisionTower(nn.Module):
         self.name = clip_fingerprint(config)
         # transformers 4 has one more level of names than 5.
         names = {name.removeprefix("vision_model."): weight for name, weight in model.state_dict().items()}
-        self.weights = fingerprint({name: weight.cpu() for name, weight in names.items()})
+        self.weights = fingerprint(names)
         self.width: int = config.hidden_size
         self.patch_count = (config.image_size // config.patch_size) ** 2
 
@@ -96,11 +96,3 @@ class VisionTower(nn.Module):
         dtype = next(self.model.parameters()).dtype
         output = self.model(pixels.to(self.device, dtype), output_hidden_states=True)
         return output.hidden_states[self._read].float()
-
-
-def clip_fingerprint(config: Any) -> str:
-    """Name a CLIP vision tower by its architecture: the same as `hosts.base.clip_fingerprint`."""
-    return (
-        f"{config.model_type}-w{config.hidden_size}-l{config.num_hidden_layers}"
-        f"-p{config.patch_size}-i{config.image_size}"
-    )

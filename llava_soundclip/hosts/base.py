@@ -117,14 +117,6 @@ def _find_empty(module: nn.Module, name: str = "") -> str | None:
     return next((empty for own, child in children if (empty := _find_empty(child, own))), None)
 
 
-def clip_fingerprint(config: Any) -> str:
-    """Name a CLIP vision tower by its architecture, from its config: the same for any way of loading it."""
-    return (
-        f"{config.model_type}-w{config.hidden_size}-l{config.num_hidden_layers}"
-        f"-p{config.patch_size}-i{config.image_size}"
-    )
-
-
 class Undo:
     """The way back from everything that a host installed."""
 

@@ -24,7 +24,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from llava_soundclip.hosts.base import Ear, Hearing, Host, Undo, clip_fingerprint, shadow
+from llava_soundclip.fingerprints import clip_fingerprint
+from llava_soundclip.hosts.base import Ear, Hearing, Host, Undo, shadow
 from llava_soundclip.hosts.generation import adapt_generate
 from llava_soundclip.hosts.room import Room, count_images, make_room
 

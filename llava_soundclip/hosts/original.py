@@ -23,7 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from llava_soundclip.hosts.base import Ear, Hearing, Host, Undo, clip_fingerprint, shadow
+from llava_soundclip.fingerprints import clip_fingerprint
+from llava_soundclip.hosts.base import Ear, Hearing, Host, Undo, shadow
 from llava_soundclip.hosts.huggingface import arguments_by_name
 
 _IMAGE_TOKEN = -200  # llava.constants.IMAGE_TOKEN_INDEX

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from llava_soundclip.commands import command_line, progress_bar
+from llava_soundclip.running import command_line, progress_bar
 
 
 def train(
@@ -96,8 +96,8 @@ def _push(folder: Path, repo_id: str, private: bool) -> str:
     """Send a projector's files, its card with the figures too, to the Hub; the commit's address."""
     from huggingface_hub import HfApi
 
+    from llava_soundclip.alignment.files import CONFIG, WEIGHTS
     from llava_soundclip.features.splits import RECIPE
-    from llava_soundclip.projector_files import CONFIG, WEIGHTS
     from llava_soundclip.training.fit import METRICS
 
     api = HfApi()

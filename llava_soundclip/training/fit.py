@@ -19,13 +19,13 @@ import torch
 from torch import Tensor, nn
 
 from llava_soundclip._extras import require
+from llava_soundclip.alignment.projector import Projector
 from llava_soundclip.encoders.base import check_choice
 from llava_soundclip.encoders.whisper import Fusion, check_fusion, fuse_layers
 from llava_soundclip.evaluation.retrieval import ITEMS, POOL, TOPS, retrieval
 from llava_soundclip.features.splits import RECIPE, split_by_source
 from llava_soundclip.features.store import FeatureFolder, FeatureHeader
-from llava_soundclip.projector import Projector
-from llava_soundclip.projector_files import write
+from llava_soundclip.running import write_file
 from llava_soundclip.training.losses import LOSSES, make_loss
 
 Precision = Literal["no", "fp16", "bf16"]
@@ -321,7 +321,7 @@ class _Run:
             }
             buffer = io.BytesIO()
             torch.save(state, buffer)
-            write(self.folder / STATE, buffer.getvalue())
+            write_file(self.folder / STATE, buffer.getvalue())
         self._saved = time.monotonic()
 
     def after_step(self, loss: Tensor, rows: int) -> None:
@@ -366,13 +366,13 @@ class _Run:
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             lines = "".join(json.dumps(row) + "\n" for row in self.rows)
-            write(self.folder / METRICS, lines.encode())
+            write_file(self.folder / METRICS, lines.encode())
             made = {"recipe": asdict(self.recipe), "features": data.digest()}  # so that the split is known
-            write(self.folder / RECIPE, (json.dumps(made, indent=2) + "\n").encode())
+            write_file(self.folder / RECIPE, (json.dumps(made, indent=2) + "\n").encode())
             best = self.rows[self.best["epoch"]]
             card = Projector.from_pretrained(self.folder).generate_model_card()
             text = f"{card}\n{training_card(self.recipe, data, trained, validated, best, command)}"
-            write(self.folder / "README.md", text.encode())
+            write_file(self.folder / "README.md", text.encode())
             (self.folder / STATE).unlink(missing_ok=True)
         self.accelerator.wait_for_everyone()
 

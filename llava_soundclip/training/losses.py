@@ -22,7 +22,7 @@ from torch import Tensor, distributed, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from llava_soundclip.alignment import as_number
+from llava_soundclip.alignment.checks import as_number
 
 
 class _Gather(torch.autograd.Function):

@@ -200,7 +200,7 @@ class TestPaths:
         def request(*args: Any, **kwargs: Any) -> None:
             raise AssertionError(f"asked the Hub for {args}")
 
-        monkeypatch.setattr("llava_soundclip.projector_files.hf_hub_download", request)
+        monkeypatch.setattr("llava_soundclip.alignment.files.hf_hub_download", request)
 
     @pytest.mark.parametrize(
         "source",

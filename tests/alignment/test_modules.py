@@ -169,7 +169,7 @@ class TestProjector:
             seen.append((x, p, training))
             return x
 
-        monkeypatch.setattr("llava_soundclip.alignment.F.dropout", dropout)
+        monkeypatch.setattr("llava_soundclip.alignment.projector.F.dropout", dropout)
         projector = random_projector(dropout=0.25)
         z = torch.randn(3, 5)
         projector(z)

@@ -14,9 +14,9 @@ from llava_soundclip.encoders import load_encoder
 from llava_soundclip.encoders.checkpoint_files import (
     check_tensors,
     find_checkpoint,
-    fingerprint,
     read_tensors,
 )
+from llava_soundclip.fingerprints import fingerprint
 from tests.encoders.fake_clap import write_clap
 from tests.encoders.fake_imagebind import weights, write_safetensors
 from tests.hub_server import HubServer

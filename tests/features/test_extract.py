@@ -18,7 +18,7 @@ from llava_soundclip.features import Clip, FeatureFolder, VisionTower, extract, 
 from llava_soundclip.features.claims import Claims, group_of
 from llava_soundclip.features.decode import Decoded, Decoder, DecodingPool, load_pictures, load_sound
 from llava_soundclip.features.pictures import ClipPictures, ProcessorPictures, prepare_like
-from llava_soundclip.features.towers import clip_fingerprint
+from llava_soundclip.fingerprints import clip_fingerprint
 from llava_soundclip.media import MediaError, load_audio, load_audio_as_it_is, load_frame
 from tests.conftest import TinyEncoder, tiny_vision_config
 from tests.features.conftest import make_films, save_tiny_tower
@@ -301,10 +301,8 @@ def test_another_fusion_is_no_other_folder(films, tower, whisper_file, tmp_path)
 
 
 def test_the_tower(tower, tower_folder, tmp_path):
-    from llava_soundclip.hosts import base
-
     config = tiny_vision_config()
-    assert tower.name == clip_fingerprint(config) == base.clip_fingerprint(config)
+    assert tower.name == "clip_vision_model-w32-l3-p10-i30" == clip_fingerprint(config)
     assert (tower.width, tower.patch_count, tower.layer) == (32, 9, -2)
     assert VisionTower.load(tower_folder).weights == tower.weights
     with pytest.raises(ValueError, match="layer -5 is outside"):

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from llava_soundclip import __version__
 from llava_soundclip._extras import require
+from llava_soundclip._version import __version__
 
 _CLIPS_AT_ONCE = 1000  # whose tokens are held in memory
 _NO_LIMIT = 10**6  # tokenizers that know no longest text name a number above
@@ -254,9 +254,9 @@ def _baseline(utils: Any, name: str, layer: int) -> float | None:
 
 
 def _fingerprint(model: nn.Module) -> str:
-    from llava_soundclip.encoders.checkpoint_files import fingerprint
+    from llava_soundclip.fingerprints import fingerprint
 
-    return fingerprint({name: weight.cpu() for name, weight in model.state_dict().items()})
+    return fingerprint(model.state_dict())
 
 
 def _too_long(texts: Sequence[str], tokenizer: Any, limit: int) -> int:

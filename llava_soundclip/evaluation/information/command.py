@@ -43,8 +43,8 @@ def information(
     out: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file, too.")] = None,
 ) -> None:
     """What sounds share with pictures, what is their own, and dimensions (F.1), raw and projected."""
+    from llava_soundclip.alignment.projector import Projector
     from llava_soundclip.evaluation.run import evaluate_information
-    from llava_soundclip.projector import Projector
 
     try:
         found = evaluate_information(

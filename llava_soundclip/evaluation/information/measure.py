@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from llava_soundclip.alignment import RawPad
+from llava_soundclip.alignment.projector import Projector
 from llava_soundclip.evaluation.information.common import drawn_in_turn, numbered
 from llava_soundclip.evaluation.information.dimension import intrinsic_dimension
 from llava_soundclip.evaluation.information.shared import Bound, cka, held_out_bound, independence
 from llava_soundclip.evaluation.information.unique import probe
 from llava_soundclip.evaluation.vectors import aligned, fused, seen
 from llava_soundclip.features.store import FeatureFolder
-from llava_soundclip.projector import Projector
 
 LIMIT = 2000  # clips at most: what compares all with all takes n^2 numbers
 GEOMETRY = 100  # clips at least, where there are fewer sources

@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from llava_soundclip import __version__
 from llava_soundclip._extras import require
-from llava_soundclip.commands import progress_bar
+from llava_soundclip._version import __version__
 from llava_soundclip.evaluation.judge.answers import FAILED, Answer, AnswersFile, read_answers
 from llava_soundclip.evaluation.judge.figures import Judgement, Usage, judgement
 from llava_soundclip.evaluation.judge.prompt import (
@@ -27,6 +26,7 @@ from llava_soundclip.evaluation.judge.prompt import (
     read,
 )
 from llava_soundclip.evaluation.judge.server import NoAnswer, Pace, Rejected, Server
+from llava_soundclip.running import progress_bar
 
 _OPENAI_HOST = "api.openai.com"
 _TEXT_KEPT = 500  # characters of an answer that couldn't be scored

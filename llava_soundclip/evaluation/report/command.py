@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from llava_soundclip.commands import command_line
+from llava_soundclip.running import command_line
 
 
 def report(

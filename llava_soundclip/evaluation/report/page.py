@@ -9,8 +9,8 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from llava_soundclip import __version__
 from llava_soundclip._extras import require
+from llava_soundclip._version import __version__
 from llava_soundclip.evaluation.information.limits import LIMITS
 from llava_soundclip.evaluation.report import plots
 from llava_soundclip.evaluation.report.figures import (

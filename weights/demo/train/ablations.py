@@ -24,9 +24,9 @@ from sound_projector import RECIPE, kinds_of, make_features, mean_cls, nearest
 from torch import Tensor
 from world import SOUNDING
 
+from llava_soundclip.alignment.projector import Projector
 from llava_soundclip.evaluation.retrieval import ITEMS, retrieval
 from llava_soundclip.features import FeatureFolder, FeatureWriter
-from llava_soundclip.projector import Projector
 from llava_soundclip.training.fit import LAST, Model, Recipe, train
 
 SEEDS = 5

@@ -24,10 +24,10 @@ from torch.nn import functional
 from voices import imitate
 from world import RATE, SOUNDING, World, augment
 
+from llava_soundclip.alignment.projector import Projector
 from llava_soundclip.demo import WINDOW
 from llava_soundclip.demo.assemble import WHISPER_FILE, package_file
 from llava_soundclip.features import FeatureFolder
-from llava_soundclip.projector import Projector
 
 CLIPS = 240  # of each kind
 HELD_OUT = 40  # of each held-out recording

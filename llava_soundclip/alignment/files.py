@@ -4,10 +4,9 @@ import hashlib
 import json
 import os
 import re
-import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 import torch
 from huggingface_hub import hf_hub_download
@@ -19,11 +18,11 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
+from torch import nn
 
-from llava_soundclip import __version__
+from llava_soundclip._version import __version__
 
-if TYPE_CHECKING:
-    from llava_soundclip.projector import Projector
+P = TypeVar("P", bound=nn.Module)
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
@@ -49,16 +48,6 @@ def find(source: str | Path, **hub_options: Any) -> tuple[Path, Path | None]:
     if path.is_file():
         return path, None
     return _download(_checked_repo_id(source), **hub_options)
-
-
-def write(path: Path, content: bytes) -> None:
-    """Write a file so that a reader sees the old one or the whole new one."""
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
-    try:
-        part.write_bytes(content)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _find_weights(folder: Path) -> Path:
@@ -137,11 +126,18 @@ def _check_sum(repo_id: str, weights: Path) -> None:
             )
 
 
-def load(cls: type["Projector"], weights: Path, config_file: Path | None, dtype: torch.dtype) -> "Projector":
+def load(
+    build: Callable[..., P],
+    arguments: Collection[str],
+    weights: Path,
+    config_file: Path | None,
+    dtype: torch.dtype,
+) -> P:
     """Build a projector from its file, with every name, shape and number checked.
 
     Args:
-        cls: Projector, or a subclass with the same arguments.
+        build: makes the module from the arguments in its config.
+        arguments: names that a config may have.
         weights: a safetensors file.
         config_file: its config.json; where it is None or doesn't exist, the metadata of the weights do.
         dtype: of the result.
@@ -155,10 +151,10 @@ def load(cls: type["Projector"], weights: Path, config_file: Path | None, dtype:
         raise ValueError(f"{weights} isn't a .safetensors file, and nothing else is opened.")
     try:
         with safe_open(weights, "pt") as file:
-            config = _read_config(cls, weights, file.metadata() or {}, config_file)
+            config = _read_config(arguments, weights, file.metadata() or {}, config_file)
             try:
                 with torch.device("meta"):  # allocates nothing, and draws no random numbers
-                    projector = cls(**config)
+                    projector = build(**config)
             except ValueError as error:
                 raise ValueError(f"The config of {weights} is wrong: {error}") from error
             _check_tensors(weights, file, projector)
@@ -177,7 +173,7 @@ def load(cls: type["Projector"], weights: Path, config_file: Path | None, dtype:
 
 
 def _read_config(
-    cls: type["Projector"], weights: Path, metadata: Mapping[str, str], config_file: Path | None
+    arguments: Collection[str], weights: Path, metadata: Mapping[str, str], config_file: Path | None
 ) -> dict[str, Any]:
     """The arguments of the projector, from the metadata, `config.json` or both, which then must agree."""
     found: dict[str, str | bytes] = {}
@@ -192,7 +188,7 @@ def _read_config(
             f"{weights} isn't a projector of llava_soundclip: its metadata has no {METADATA_KEY!r} and there "
             f"is no {CONFIG} with it."
         )
-    configs = [_parse_config(cls, name, text) for name, text in found.items()]
+    configs = [_parse_config(arguments, name, text) for name, text in found.items()]
     differing = [key for key in {**configs[0], **configs[-1]} if configs[0].get(key) != configs[-1].get(key)]
     if differing:
         raise ValueError(
@@ -202,7 +198,7 @@ def _read_config(
     return configs[0]
 
 
-def _parse_config(cls: type["Projector"], name: str, text: str | bytes) -> dict[str, Any]:
+def _parse_config(arguments: Collection[str], name: str, text: str | bytes) -> dict[str, Any]:
     try:
         config = json.loads(text, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
@@ -210,7 +206,7 @@ def _parse_config(cls: type["Projector"], name: str, text: str | bytes) -> dict[
     config = config if isinstance(config, dict) else {}
     version = config.pop("library_version", None)
     missing = {"audio_dim", "width", "hidden"} - config.keys()
-    unknown = config.keys() - set(cls.ARGUMENTS)
+    unknown = config.keys() - set(arguments)
     if missing or unknown:
         raise ValueError(
             f"{name} isn't that of a projector as llava_soundclip {__version__} knows it (it says version "
@@ -223,7 +219,7 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is no JSON")  # but Python's parser takes NaN and Infinity
 
 
-def _check_tensors(weights: Path, file: Any, projector: "Projector") -> None:
+def _check_tensors(weights: Path, file: Any, projector: nn.Module) -> None:
     """Names, shapes and dtypes, all from the file's header: before a tensor is read."""
     expected = {name: list(tensor.shape) for name, tensor in projector.state_dict().items()}
     names = file.keys()

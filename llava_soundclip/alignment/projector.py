@@ -11,8 +11,10 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from llava_soundclip import __version__, projector_files
-from llava_soundclip.alignment import as_number, check_vectors, checked_dim
+from llava_soundclip._version import __version__
+from llava_soundclip.alignment import files
+from llava_soundclip.alignment.checks import as_number, check_vectors, checked_dim
+from llava_soundclip.running import write_file
 
 _MODEL_CARD = """---
 {{ card_data }}
@@ -233,7 +235,7 @@ class Projector(
             ValueError: if the file is cut, of another format or another model, or its config is wrong.
             OSError: if the Hub can't be reached or refuses; often one of huggingface_hub's subclasses.
         """
-        weights, config_file = projector_files.find(
+        weights, config_file = files.find(
             pretrained_model_name_or_path,
             revision=revision,
             token=token,
@@ -241,14 +243,14 @@ class Projector(
             local_files_only=local_files_only,
             force_download=force_download,
         )
-        return projector_files.load(cls, weights, config_file, dtype)
+        return files.load(cls, cls.ARGUMENTS, weights, config_file, dtype)
 
     def _save_pretrained(self, save_directory: Path) -> None:
         config = json.dumps(self.config, indent=2) + "\n"
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
-        metadata = {projector_files.METADATA_KEY: json.dumps(self.config)}
-        projector_files.write(save_directory / projector_files.WEIGHTS, save(state, metadata=metadata))
-        projector_files.write(save_directory / projector_files.CONFIG, config.encode())
+        metadata = {files.METADATA_KEY: json.dumps(self.config)}
+        write_file(save_directory / files.WEIGHTS, save(state, metadata=metadata))
+        write_file(save_directory / files.CONFIG, config.encode())
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
         labels = self.config | (self.encoder_options or {})

@@ -1,0 +1,3 @@
+"""The library's version, in a module that imports nothing."""
+
+__version__ = "0.1.0"

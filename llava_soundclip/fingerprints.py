@@ -1,0 +1,28 @@
+"""Short names for weights and towers, so that files made with one model are not used with another."""
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def fingerprint(tensors: Mapping[str, Tensor]) -> str:
+    """8 hex digits that tell one training from another, the same for every file format and device.
+
+    They cover all matrices and kernels, rounded to float16. Vectors are left out, and so are integers.
+    """
+    digest = hashlib.sha256()
+    for _, tensor in sorted(tensors.items()):
+        if tensor.ndim > 1 and tensor.is_floating_point():
+            digest.update(tensor.detach().cpu().half().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:8]
+
+
+def clip_fingerprint(config: Any) -> str:
+    """Name a CLIP vision tower by its architecture, from its config: the same for any way of loading it."""
+    return (
+        f"{config.model_type}-w{config.hidden_size}-l{config.num_hidden_layers}"
+        f"-p{config.patch_size}-i{config.image_size}"
+    )

@@ -1,0 +1,107 @@
+"""Running a job: its device, progress, bad items, output files, and the command that started it. Knows no model."""
+
+import os
+import shlex
+import sys
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+PROGRAM = "llava-soundclip"
+
+T = TypeVar("T")
+
+
+def command_line() -> str:
+    """The command as it was typed, for cards and provenance."""
+    return shlex.join([PROGRAM, *sys.argv[1:]])
+
+
+def default_device() -> str:
+    """The accelerator if there is one, else "cpu"."""
+    import torch
+
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return "cpu" if accelerator is None else accelerator.type
+
+
+def progress_bar(shown: bool, unit: str | None = None) -> "Progress":
+    """A bar with the time left, and the speed in a unit, if the error stream is a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
+    from rich.progress import TimeRemainingColumn as TimeLeft
+    from rich.text import Text
+
+    class Speed(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            speed = task.finished_speed or task.speed
+            return Text("" if speed is None else f"{speed:.1f} {unit}/s")
+
+    console = Console(stderr=True)
+    speed = () if unit is None else (Speed(),)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), *speed, TimeLeft())
+    return Progress(
+        *columns, console=console, disable=not (shown and console.is_terminal), redirect_stdout=False
+    )
+
+
+def work_through(
+    items: Sequence[str], work: Callable[[Sequence[str]], Sequence[T]], batch_size: int
+) -> Iterator[tuple[dict[str, T], dict[str, str]]]:
+    """Work in batches. The items of a batch that fails are tried one by one.
+
+    Args:
+        items: names to work on.
+        work: returns one result for each item of a batch.
+        batch_size: items per batch.
+
+    Yields:
+        The results of a batch by item, and the reasons of those that failed.
+    """
+    for at in range(0, len(items), batch_size):
+        yield _work_on(items[at : at + batch_size], work)
+
+
+def _work_on(
+    batch: Sequence[str], work: Callable[[Sequence[str]], Sequence[T]]
+) -> tuple[dict[str, T], dict[str, str]]:
+    try:
+        return dict(zip(batch, work(batch), strict=True)), {}
+    except Exception as error:  # noqa: BLE001 - whatever it is, the other items are still to be worked on
+        if len(batch) == 1:
+            return {}, {batch[0]: str(error) or type(error).__name__}
+    results: dict[str, T] = {}
+    failed: dict[str, str] = {}
+    for item in batch:
+        done, reasons = _work_on([item], work)
+        results |= done
+        failed |= reasons
+    return results, failed
+
+
+def failures_text(bad: Mapping[str, str], total: int, outcome: str) -> str:
+    """The list of bad clips for a user.
+
+    Args:
+        bad: reasons by clip.
+        total: number of all clips.
+        outcome: a phrase such as "could not be captioned".
+    """
+    lines = [
+        f"  {reason}" if reason.startswith(clip) else f"  {clip}: {reason}" for clip, reason in bad.items()
+    ]
+    return "\n".join([f"{len(bad)} of {total} clips {outcome}:", *lines])
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write a file so that a reader sees the old one or the whole new one."""
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+    try:
+        part.write_bytes(content)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
