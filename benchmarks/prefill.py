@@ -201,8 +201,8 @@ def run_miniature(rounds: int) -> None:
     import numpy as np
 
     from llava_soundclip import load_demo
-    from llava_soundclip.captioning import chat_prompt
     from llava_soundclip.demo.kinds import make_scene, synthesise
+    from llava_soundclip.prompts import chat_prompt
 
     soundclip = load_demo()
     model, processor = soundclip.model, soundclip.processor

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from llava_soundclip import load_demo
-from llava_soundclip.captioning import chat_prompt
 from llava_soundclip.demo.kinds import make_scene, synthesise
 from llava_soundclip.maps import save_map
+from llava_soundclip.prompts import chat_prompt
 
 RATE = 16_000  # Hz
 folder = Path(sys.argv[1] if len(sys.argv) > 1 else "tour")

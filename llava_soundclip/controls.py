@@ -1,7 +1,7 @@
-"""What a figure with a sound is to be compared with: slots that tell nothing of the clip, and patches kept by chance.
+"""Controls for figures with a sound: slots that say nothing about the clip, and patches kept at random.
 
-The paper has none of them. Without them a good caption may come from the picture alone, with the sound a token that
-the language model ignores.
+The paper has none of them. Without them a good caption may come from the picture alone, and the language model may
+ignore the sound's token.
 """
 
 import zlib
@@ -13,7 +13,9 @@ from torch.nn import functional as F
 
 from llava_soundclip.substitution import AudioTokenSubstituter, Selection
 
-Control = Literal["noise", "zero", "random"]
+Control = Literal["noise", "zero", "random"]  # of a handle
+ANOTHER: Literal["another"] = "another"  # another clip's sound, where there are many clips
+CaptionControl = Literal["another", "noise", "zero", "random"]
 
 
 def check_control(control: object) -> Control | None:

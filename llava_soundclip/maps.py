@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 if TYPE_CHECKING:
-    from llava_soundclip.captioning import Trace
+    from llava_soundclip.patching import Trace
 
 _SIDE = 672  # pixels at least of a panel
 _MARGIN = 24  # pixels round and between the parts

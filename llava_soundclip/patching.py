@@ -5,29 +5,34 @@ import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from llava_soundclip import captioning
 from llava_soundclip.alignment import build_alignment
-from llava_soundclip.captioning import FrameTime, Trace
+from llava_soundclip.clips import FrameTime
+from llava_soundclip.clips.given import as_list, as_waveforms, pictures_for
 from llava_soundclip.controls import Control, RandomSubstituter, check_control, fill
 from llava_soundclip.encoders import AudioEncoder, load_encoder
 from llava_soundclip.hosts import find_host, inner_model
 from llava_soundclip.hosts.base import Hearing, Host, Undo
 from llava_soundclip.presets import PRESETS
-from llava_soundclip.sounds import as_waveforms
+from llava_soundclip.prompts import as_seen, chat_prompt
 from llava_soundclip.substitution import AudioTokenSubstituter, Norm, check_k
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from llava_soundclip.alignment.projector import Projector
 
 Tokens = Literal["zero", "drop"]
 
+_MAX_NEW_TOKENS = 128
 _DEFAULTS = ("whisperclip", "raw", 150)  # of `patch`: encoder, alignment, k
 
 # Handle -> the sounds open in this context. At module level, as contextvars want it.
@@ -125,6 +130,25 @@ def unpatch(model: nn.Module, *, missing_ok: bool = False) -> None:
         soundclip.unpatch()
     elif not missing_ok:
         raise ValueError(f"this {type(model).__name__} isn't patched")
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Which patches a sound kept.
+
+    Attributes:
+        frame: the picture as the tower saw it, resized and cropped.
+        similarity: (rows, columns) float32 cosines of the sound with the patches.
+        kept: (rows, columns) bool, true where a patch keeps its value.
+        k: how many are kept.
+        encoder: name of the audio encoder.
+    """
+
+    frame: "Image"
+    similarity: np.ndarray
+    kept: np.ndarray
+    k: int
+    encoder: str
 
 
 class SoundCLIP:
@@ -238,7 +262,9 @@ class SoundCLIP:
         return self._is_installed
 
     @contextmanager
-    def audio(self, sounds: Any, *, sampling_rate: int | None = None) -> Iterator["SoundCLIP"]:
+    def audio(
+        self, sounds: Any, *, sampling_rate: int | Sequence[int] | None = None
+    ) -> Iterator["SoundCLIP"]:
         """Let every call inside the block hear: one sound an image, in the order of the images.
 
         A call in another thread hears its own context's sound; a thread started without a context hears the
@@ -247,7 +273,7 @@ class SoundCLIP:
         Args:
             sounds: one sound or a list of them. A sound is a path, bytes, a binary file, or an array or
                 tensor, (samples,) or (channels, samples), float in [-1, 1].
-            sampling_rate: Hz of arrays and tensors; files know their own.
+            sampling_rate: Hz of arrays and tensors, or of each; files know their own.
 
         Raises:
             MediaError: if a file can't be decoded.
@@ -264,11 +290,11 @@ class SoundCLIP:
             with self._lock:
                 self._opened = [other for other in self._opened if other is not hearing]
 
-    def embed(self, sounds: Any, *, sampling_rate: int | None = None) -> Tensor:
+    def embed(self, sounds: Any, *, sampling_rate: int | Sequence[int] | None = None) -> Tensor:
         """Encode sounds: (n, d_a) float32, z_a of Algorithm 1. Arguments and errors are those of `audio`."""
         if not self._is_installed:
             raise RuntimeError("the model was unpatched, or patched again: this handle hears no more")
-        return self.encoder.embed(*as_waveforms(sounds, sampling_rate, self.encoder))
+        return self.encoder.embed(*as_waveforms(sounds, sampling_rate, self.encoder.decoding_rate))
 
     def align(self, embeddings: Tensor) -> Tensor:
         """f_a of Algorithm 1: (n, d_a) to (n, D), raw, projected or mixed as `alignment` says."""
@@ -283,7 +309,7 @@ class SoundCLIP:
         sounds: Any,
         *,
         image_sizes: Any = None,
-        sampling_rate: int | None = None,
+        sampling_rate: int | Sequence[int] | None = None,
     ) -> Tensor | list[Tensor]:
         """What the language model would read: the tokens behind the mm_projector, for other engines.
 
@@ -291,7 +317,7 @@ class SoundCLIP:
             pixel_values: (n, 3, H, W) from the stock image processor; (n, tiles, 3, H, W) for LLaVA-NeXT.
             sounds: one sound an image; see `audio`.
             image_sizes: of images in tiles, as their processor gives them, (n, 2) for LLaVA-NeXT.
-            sampling_rate: Hz of arrays and tensors.
+            sampling_rate: Hz of arrays and tensors, or of each.
 
         Returns:
             (n, N+1, hidden) with tokens="zero", (n, k+1, hidden) with "drop"; the sound's token first. With
@@ -308,7 +334,7 @@ class SoundCLIP:
         picture: Any = None,
         frame: FrameTime = "middle",
         *,
-        sampling_rate: int | None = None,
+        sampling_rate: int | Sequence[int] | None = None,
         **generate_kwargs: Any,
     ) -> str | list[str]:
         """Caption a film, or a sound with a picture: decode, choose a frame, hear, generate.
@@ -318,13 +344,29 @@ class SoundCLIP:
             prompt: the question; by default `self.prompt`.
             picture: what is seen instead of the film's own frame: a path, a PIL image, an array; or a list.
             frame: which frame of a film: "middle", "first" or seconds.
-            sampling_rate: Hz of arrays and tensors.
+            sampling_rate: Hz of arrays and tensors, or of each.
             **generate_kwargs: for `model.generate`; `max_new_tokens` is 128 unless given.
 
         Returns:
             The caption; a list of them for a list.
         """
-        return captioning.caption(self, source, prompt, picture, frame, sampling_rate, generate_kwargs)
+        sources = as_list(source)
+        pictures = pictures_for(sources, picture, frame)
+        processor = self.load_processor()
+        question = chat_prompt(processor, self.prompt if prompt is None else prompt)
+        inputs = processor(
+            images=pictures,
+            text=[question] * len(pictures),
+            padding=True,
+            padding_side="left",
+            return_tensors="pt",
+        ).to(self.model.device, self.model.dtype)
+        with self.audio(sources, sampling_rate=sampling_rate):
+            output = self.model.generate(**inputs, **{"max_new_tokens": _MAX_NEW_TOKENS, **generate_kwargs})
+        sequences = output if isinstance(output, Tensor) else output.sequences
+        new = sequences[:, inputs["input_ids"].shape[1] :]
+        captions = [text.strip() for text in processor.batch_decode(new, skip_special_tokens=True)]
+        return captions if isinstance(source, list | tuple) else captions[0]
 
     def trace(
         self,
@@ -332,13 +374,41 @@ class SoundCLIP:
         picture: Any = None,
         frame: FrameTime = "middle",
         *,
-        sampling_rate: int | None = None,
+        sampling_rate: int | Sequence[int] | None = None,
     ) -> Trace:
         """Which patches a sound keeps: similarities and choice on the tower's grid, with the frame it saw.
 
         Arguments are those of `caption`, for one source.
         """
-        return captioning.trace(self, source, picture, frame, sampling_rate)
+        processor = self.load_processor()
+        seen = pictures_for([source], picture, frame)[0]
+        pixel_values = processor.image_processor(seen, return_tensors="pt")["pixel_values"]
+        pixel_values = pixel_values.flatten(0, -4)[:1]  # the first tile, which shows all of the picture
+        with torch.no_grad():
+            audio = fill(self.align(self.embed(source, sampling_rate=sampling_rate)), self.control)
+            selection = self.substituter().select(self._host.tower_tokens(pixel_values), audio)
+        return Trace(
+            frame=as_seen(pixel_values[0], processor.image_processor),
+            similarity=selection.similarity[0].reshape(self._host.grid).cpu().numpy(),
+            kept=selection.mask[0].reshape(self._host.grid).cpu().numpy(),
+            k=self.k,
+            encoder=self.encoder.name,
+        )
+
+    def load_processor(self) -> Any:
+        """The model's processor, loaded from where the model came from if the handle has none yet.
+
+        Raises:
+            ValueError: if the model came from nowhere (built from a config).
+        """
+        if self.processor is None:
+            from transformers import AutoProcessor
+
+            origin = self.model.config._name_or_path
+            if not origin:
+                raise ValueError("the model doesn't say where it came from: give patch its processor=")
+            self.processor = AutoProcessor.from_pretrained(origin)
+        return self.processor
 
     def unpatch(self) -> None:
         """Take everything away again. Twice is fine.

@@ -15,6 +15,8 @@ PROGRAM = "llava-soundclip"
 
 T = TypeVar("T")
 
+_ALIKE = 4  # clips with the same reason, from which on the reason is written once
+
 
 def command_line() -> str:
     """The command as it was typed, for cards and provenance."""
@@ -84,17 +86,30 @@ def _work_on(
 
 
 def failures_text(bad: Mapping[str, str], total: int, outcome: str) -> str:
-    """The list of bad clips for a user.
+    """The list of bad clips for a user. Clips that fail for the same reason are listed below it.
 
     Args:
         bad: reasons by clip.
         total: number of all clips.
         outcome: a phrase such as "could not be captioned".
     """
-    lines = [
-        f"  {reason}" if reason.startswith(clip) else f"  {clip}: {reason}" for clip, reason in bad.items()
-    ]
-    return "\n".join([f"{len(bad)} of {total} clips {outcome}:", *lines])
+    alike: dict[str, list[str]] = {}
+    for clip, reason in bad.items():
+        alike.setdefault(_without_name(clip, reason), []).append(clip)
+    lines = [f"{len(bad)} of {total} clips {outcome}:"]
+    for reason, clips in alike.items():
+        if len(clips) < _ALIKE:
+            lines += [f"  {clip}: {reason}" for clip in clips]
+    for reason, clips in alike.items():
+        if len(clips) >= _ALIKE:
+            lines += [f"  {len(clips)} clips: {reason}", *(f"    {clip}" for clip in clips)]
+    return "\n".join(lines)
+
+
+def _without_name(clip: str, reason: str) -> str:
+    """A reason without the clip's path, which many errors begin with."""
+    name, colon, rest = reason.partition(f"{os.path.basename(clip)}: ")
+    return rest if colon and (not name or name.endswith(("/", os.sep))) else reason
 
 
 def write_file(path: Path, content: bytes) -> None:

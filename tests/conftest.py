@@ -203,3 +203,29 @@ def build_tiny_processor(model: Any) -> Any:
         vision_feature_select_strategy=model.config.vision_feature_select_strategy,
         num_additional_image_tokens=1,
     )
+
+
+@pytest.fixture(scope="session")
+def tower_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tests.features.making import save_tiny_tower
+
+    return save_tiny_tower(tmp_path_factory.mktemp("tower"))
+
+
+@pytest.fixture(scope="session")
+def whisper_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tests.encoders import fake_whisper
+
+    return fake_whisper.write_openai(tmp_path_factory.mktemp("whisper") / "tiny.pt", fake_whisper.weights())
+
+
+@pytest.fixture(scope="session")
+def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder "clips" of eleven videos, one of them longer."""
+    from tests.features.making import make_films
+    from tests.media.making import film
+
+    folder = tmp_path_factory.mktemp("films") / "clips"
+    make_films(folder, 10)
+    film(folder / "long.mp4", seconds=3.0, audio_codec="aac", sample_format="fltp")
+    return folder

@@ -9,7 +9,7 @@ from torch import nn
 
 from llava_soundclip import SoundCLIP, patch
 from tests.conftest import TinyEncoder, build_tiny_llava, build_tiny_processor
-from tests.test_captioning import write_film
+from tests.media.making import write_film
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "weights" / "demo" / "README.md"]

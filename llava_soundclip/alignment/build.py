@@ -26,11 +26,7 @@ def build_alignment(
         ValueError: if `alignment` is none of these, or the projector is missing or of other widths.
     """
     raw = RawPad(width)
-    named = {"raw": 1.0, "projected": 0.0}
-    if isinstance(alignment, str) and alignment in named:
-        alpha = named[alignment]
-    else:
-        alpha = checked_alpha(alignment, name="alignment")
+    alpha = check_alignment(alignment)
     if alpha == 1:
         return raw
     if projector is None:
@@ -44,3 +40,15 @@ def build_alignment(
             f"{audio_dim} and the tower has {width}: take a projector that was trained on these."
         )
     return projector if alpha == 0 else Mix(alpha, raw, projector)
+
+
+def check_alignment(alignment: str | float) -> float:
+    """The alpha of an alignment: 1 for "raw", 0 for "projected", else the number itself.
+
+    Raises:
+        ValueError: if it is none of these.
+    """
+    named = {"raw": 1.0, "projected": 0.0}
+    if isinstance(alignment, str) and alignment in named:
+        return named[alignment]
+    return checked_alpha(alignment, name="alignment")

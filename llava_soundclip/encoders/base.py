@@ -70,6 +70,11 @@ class AudioEncoder(nn.Module, ABC):
         """What a projector must have been trained on to fit: its keys and values are compared."""
         return {"encoder": self.name, "checkpoint": self.checkpoint}
 
+    @property
+    def decoding_rate(self) -> int | None:
+        """Hz at which files are decoded for this encoder; None for each file's own rate."""
+        return None if self.resamples else self.sampling_rate
+
     @torch.no_grad()
     def embed(self, waveforms: Sequence[Waveform], sampling_rate: int | Sequence[int]) -> Tensor:
         """Encode sounds of any lengths.

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from llava_soundclip._version import __version__
 from llava_soundclip.alignment.projector import Projector
+from llava_soundclip.captioning.lines import listed
+from llava_soundclip.captioning.rows import OPTIONS, read_rows
 from llava_soundclip.evaluation.captions import (
     METRICS,
     BERTScore,
@@ -24,7 +26,7 @@ from llava_soundclip.evaluation.captions import (
     read_things,
     score,
 )
-from llava_soundclip.evaluation.captions.files import OPTIONS, listed, read_labels, read_rows
+from llava_soundclip.evaluation.captions.references import read_labels
 from llava_soundclip.evaluation.information import measure_information
 from llava_soundclip.evaluation.judge import Caption as JudgedCaption
 from llava_soundclip.evaluation.judge import Judge, Judgement, Usage
@@ -141,7 +143,7 @@ def evaluate_information(
         projector: None for raw alone.
         trained_in: as `evaluate_retrieval` takes it.
         rows: as `evaluate_retrieval` takes them.
-        labels: JSON Lines of what probes read off the vectors; see `captions.files.read_labels`. Clips are named
+        labels: JSON Lines of what probes read off the vectors; see `captions.references.read_labels`. Clips are named
             by their ids in the folder.
         apart: what the probes hold out together; "clip" is for labels that are finer than sources.
         seed: of what is drawn and the intervals.

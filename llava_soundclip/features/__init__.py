@@ -4,25 +4,26 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from llava_soundclip.clips import Clip, Columns, read_clips, read_dataset
     from llava_soundclip.features.cluster import extract_features_on_ray
-    from llava_soundclip.features.extract import Extraction, extract_features
-    from llava_soundclip.features.sources import Clip, Columns, read_clips, read_dataset
+    from llava_soundclip.features.extract import extract_features
+    from llava_soundclip.features.ledger import Extraction
     from llava_soundclip.features.store import FeatureFolder, FeatureHeader, FeatureWriter
     from llava_soundclip.features.towers import VisionTower
 
-# Where each name is. Nothing is imported before it is asked for: the worker processes decode without torch.
+# Module of each name. Nothing is imported before it is asked for: the worker processes decode without torch.
 _HOMES = {
-    "Clip": "sources",
-    "Columns": "sources",
-    "Extraction": "extract",
-    "FeatureFolder": "store",
-    "FeatureHeader": "store",
-    "FeatureWriter": "store",
-    "VisionTower": "towers",
-    "extract_features": "extract",
-    "extract_features_on_ray": "cluster",
-    "read_clips": "sources",
-    "read_dataset": "sources",
+    "Clip": "clips",
+    "Columns": "clips",
+    "Extraction": "features.ledger",
+    "FeatureFolder": "features.store",
+    "FeatureHeader": "features.store",
+    "FeatureWriter": "features.store",
+    "VisionTower": "features.towers",
+    "extract_features": "features.extract",
+    "extract_features_on_ray": "features.cluster",
+    "read_clips": "clips",
+    "read_dataset": "clips",
 }
 
 __all__ = [
@@ -42,5 +43,5 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
-        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+        return getattr(import_module(f"llava_soundclip.{_HOMES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

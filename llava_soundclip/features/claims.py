@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
-from llava_soundclip.features.sources import Clip
+from llava_soundclip.clips import Clip
 
 try:
     import fcntl

@@ -13,15 +13,14 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from llava_soundclip._extras import require
+from llava_soundclip.clips.clip import Clip, DatasetCell, Media, TarMember
 from llava_soundclip.features.decode import SORTED_AT_ONCE, SORTED_BYTES, Decoded, Decoder
-from llava_soundclip.features.sources import Clip, DatasetCell, Media, TarMember
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from llava_soundclip.encoders import AudioEncoder
-    from llava_soundclip.features.extract import Extraction
-    from llava_soundclip.features.ledger import Ledger
+    from llava_soundclip.features.ledger import Extraction, Ledger
     from llava_soundclip.features.store import FeatureHeader, StoredDType
     from llava_soundclip.features.towers import VisionTower
 
@@ -80,8 +79,7 @@ def extract_features_on_ray(
         RuntimeError: if the cluster is too small, or its actors don't start, also because a node has other weights
             than another.
     """
-    from llava_soundclip.features.extract import Extraction
-    from llava_soundclip.features.ledger import Ledger, check_ids
+    from llava_soundclip.features.ledger import Extraction, Ledger, check_ids
     from llava_soundclip.features.store import FeatureWriter
     from llava_soundclip.running import progress_bar
 

@@ -15,9 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL.Image import Image
 
-from llava_soundclip.features.sources import Clip, open_media
-from llava_soundclip.media import MediaError, Source, load_audio, load_audio_as_it_is, load_frame, probe
-from llava_soundclip.media.files import duration_of, is_still, opened
+from llava_soundclip.clips import Clip, load_frames, load_sound, open_media
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -71,68 +69,11 @@ class Decoder:
             sound = open_media(clip.sound)
             waveform, rate = load_sound(sound, self.sampling_rate, clip.start, clip.end)
             pictured = sound if clip.picture is None else open_media(clip.picture)
-            pictures = load_pictures(pictured, self.frames, clip.start, clip.end)
+            pictures = load_frames(pictured, self.frames, clip.start, clip.end)
             pixels = self.prepare(pictures)
         except Exception as error:  # noqa: BLE001 - whatever it is, the other clips are still to be decoded
             return str(error) or type(error).__name__
         return Decoded(waveform, rate, pixels, time.perf_counter() - began)
-
-
-def load_sound(
-    source: Source, sampling_rate: int | None, start: float | None, end: float | None
-) -> tuple[np.ndarray, int]:
-    """Decode a sound or a part of it.
-
-    Args:
-        source: as `load_audio` takes it.
-        sampling_rate: Hz; None for the sound's own.
-        start: seconds; None for the beginning.
-        end: seconds; None for the end.
-
-    Returns:
-        (channels, samples) float32 and its rate in Hz.
-
-    Raises:
-        MediaError: if there is no sound.
-    """
-    if sampling_rate is None:
-        if start is None and end is None:
-            return load_audio_as_it_is(source)
-        sampling_rate = probe(source).sampling_rate
-        if sampling_rate is None:
-            return load_audio_as_it_is(source)  # which says what is wrong
-    begin = start or 0.0
-    duration = None if end is None else end - begin
-    return load_audio(source, sampling_rate=sampling_rate, start=begin, duration=duration), sampling_rate
-
-
-def load_pictures(source: Source, frames: int, start: float | None, end: float | None) -> list[Image]:
-    """Decode evenly spaced pictures of a film or a part of it: the middles of as many equal parts.
-
-    Args:
-        source: a film, or a still picture, which comes once, whatever `frames` is.
-        frames: how many.
-        start: seconds; None for the beginning.
-        end: seconds; None for the end.
-
-    Raises:
-        MediaError: if there are no pictures.
-    """
-    if frames == 1 and start is None and end is None:
-        return [load_frame(source)]
-    with opened(source) as (container, name):
-        still, duration = is_still(container), duration_of(container)
-    if still:
-        return [load_frame(source)]
-    if end is None and duration is None:
-        raise MediaError(
-            f"{name}: it doesn't say how long it is, so its frames can't be spread: give its end"
-        )
-    begin = start or 0.0
-    stop = min(seconds for seconds in (end, duration) if seconds is not None)
-    return [
-        load_frame(source, time=begin + (i + 0.5) * max(0.0, stop - begin) / frames) for i in range(frames)
-    ]
 
 
 class DecodingPool:

@@ -92,8 +92,7 @@ def header_of(
 
 def decoder_of(encoder: AudioEncoder, tower: VisionTower, *, frames: int) -> Decoder:
     """What decodes clips for these."""
-    rate = None if encoder.resamples else encoder.sampling_rate
-    return Decoder(rate, frames, prepare_like(tower.processor))
+    return Decoder(encoder.decoding_rate, frames, prepare_like(tower.processor))
 
 
 def embed_sounds(encoder: AudioEncoder, sounds: Sequence[Any], rates: Sequence[int]) -> Tensor:

@@ -7,11 +7,11 @@ from itertools import islice
 
 import torch
 
+from llava_soundclip.clips import Clip
 from llava_soundclip.encoders import AudioEncoder
 from llava_soundclip.features.decode import SORTED_AT_ONCE, SORTED_BYTES, Decoded, DecodingPool
 from llava_soundclip.features.embed import Embedder, clock, decoder_of, header_of
 from llava_soundclip.features.ledger import Extraction, Ledger, check_ids
-from llava_soundclip.features.sources import Clip
 from llava_soundclip.features.store import FeatureWriter, StoredDType
 from llava_soundclip.features.towers import VisionTower
 from llava_soundclip.running import progress_bar

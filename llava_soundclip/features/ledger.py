@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from llava_soundclip.clips import Clip
 from llava_soundclip.features.claims import Claims
 from llava_soundclip.features.embed import clock
-from llava_soundclip.features.sources import Clip
 from llava_soundclip.features.store import FeatureWriter
 
 if TYPE_CHECKING:

@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from llava_soundclip.clips.clip import DatasetCell
 from llava_soundclip.features import (
     Clip,
     FeatureFolder,
@@ -24,7 +25,6 @@ from llava_soundclip.features import (
     read_clips,
 )
 from llava_soundclip.features.cluster import Pool
-from llava_soundclip.features.sources import DatasetCell
 from tests.conftest import TinyEncoder
 from tests.ray_cluster import two_nodes
 

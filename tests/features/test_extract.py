@@ -13,15 +13,16 @@ import pytest
 import torch
 from PIL import Image
 
+from llava_soundclip.clips import load_frames, load_sound
 from llava_soundclip.encoders import load_encoder
 from llava_soundclip.features import Clip, FeatureFolder, VisionTower, extract, extract_features, read_clips
 from llava_soundclip.features.claims import Claims, group_of
-from llava_soundclip.features.decode import Decoded, Decoder, DecodingPool, load_pictures, load_sound
+from llava_soundclip.features.decode import Decoded, Decoder, DecodingPool
 from llava_soundclip.features.pictures import ClipPictures, ProcessorPictures, prepare_like
 from llava_soundclip.fingerprints import clip_fingerprint
 from llava_soundclip.media import MediaError, load_audio, load_audio_as_it_is, load_frame
 from tests.conftest import TinyEncoder, tiny_vision_config
-from tests.features.conftest import make_films, save_tiny_tower
+from tests.features.making import make_films, save_tiny_tower
 from tests.media.making import GREY_STEP, chirp, film, picture_frames, to_format, write
 
 
@@ -166,7 +167,7 @@ def test_frames_of_a_segment(films):
         (1, None, 1.0, [0.5]),
         (2, 2.0, 99.0, [2.25, 2.75]),
     ):
-        found = load_pictures(long, frames, start, end)
+        found = load_frames(long, frames, start, end)
         assert len(found) == frames
         for picture, at in zip(found, times, strict=True):
             assert np.array_equal(np.asarray(picture), np.asarray(load_frame(long, time=at)))
@@ -174,14 +175,14 @@ def test_frames_of_a_segment(films):
 
 def test_a_still_picture_comes_once(tmp_path):
     Image.new("RGB", (40, 30), "red").save(tmp_path / "a.png")
-    assert len(load_pictures(str(tmp_path / "a.png"), 5, 1.0, 2.0)) == 1
+    assert len(load_frames(str(tmp_path / "a.png"), 5, 1.0, 2.0)) == 1
 
 
 def test_a_film_that_does_not_say_how_long_it_is(tmp_path):
     path = write(tmp_path / "a.m4v", container="m4v", pictures=picture_frames(5))
-    assert len(load_pictures(str(path), 1, None, None)) == 1
+    assert len(load_frames(str(path), 1, None, None)) == 1
     with pytest.raises(MediaError, match="doesn't say how long"):
-        load_pictures(str(path), 2, None, None)
+        load_frames(str(path), 2, None, None)
 
 
 # Bad clips

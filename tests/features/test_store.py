@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from llava_soundclip.features import FeatureFolder, FeatureHeader, FeatureWriter
-from tests.features.conftest import header
+from tests.features.making import header
 
 
 def write_rows(folder, ids, *, shard_size=3, head=None, patch_count=5):

@@ -15,7 +15,7 @@ from tests.conftest import IMAGE_TOKEN, PATCHES, TinyEncoder, build_tiny_llava_n
 from tests.encoders import fake_whisper
 from tests.hosts import reference
 from tests.hosts.families import FAMILIES, NEW, RATE, K, make_inputs, make_sounds
-from tests.test_captioning import write_film
+from tests.media.making import write_film
 
 NEXT = FAMILIES["llava_next-vicuna"]
 SIZES = [(60, 40), (15, 90), (60, 30), (33, 35), (200, 17), (7, 300), (64, 64)]  # (width, height)

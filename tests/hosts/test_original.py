@@ -28,7 +28,7 @@ from llava_soundclip import Projector, patch
 from tests.conftest import PAD, PATCHES, WIDTH, TinyEncoder
 from tests.encoders import fake_whisper
 from tests.hosts.reference import algorithm_1, pad_or_cut
-from tests.test_captioning import write_film
+from tests.media.making import write_film
 from tests.test_patching import snapshot
 
 pytest.importorskip(

@@ -122,3 +122,22 @@ def set_display_matrix(path: Path, matrix: tuple[int, int, int, int]) -> None:
     a, b, c, d = (value << 16 for value in matrix)
     data[at : at + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
     path.write_bytes(data)
+
+
+def write_film(path: Path) -> Path:
+    """A second of a rising tone, red at first and blue in the end."""
+    with av.open(str(path), "w", format="matroska") as container:
+        video = container.add_stream("mpeg4", rate=10)
+        video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
+        audio = container.add_stream("pcm_s16le", rate=16_000, layout="mono")
+        for i in range(10):
+            colour = np.zeros((48, 64, 3), np.uint8)
+            colour[..., 0 if i < 5 else 2] = 200
+            for packet in video.encode(av.VideoFrame.from_ndarray(colour)):
+                container.mux(packet)
+        samples = (np.sin(np.linspace(0, 60, 16_000) ** 2) * 20_000).astype("<i2")
+        frame = av.AudioFrame.from_ndarray(samples[None], layout="mono")
+        frame.sample_rate, frame.pts = 16_000, 0
+        for packet in [*audio.encode(frame), *audio.encode(None), *video.encode(None)]:
+            container.mux(packet)
+    return path

@@ -6,15 +6,14 @@ scores = score(captions, references, bertscore=BERTScore("all-MiniLM-L6-v2/"))
 print(scores.figures["BLEU"]["raw"], scores.difference("BLEU", "raw", "projected"))
 """
 
-from llava_soundclip.evaluation.captions.files import (
-    Caption,
+from llava_soundclip.captioning.rows import Caption, read_captions
+from llava_soundclip.evaluation.captions.models import BERTScore, CLIPScore
+from llava_soundclip.evaluation.captions.references import (
     Things,
-    read_captions,
     read_references,
     read_sources,
     read_things,
 )
-from llava_soundclip.evaluation.captions.models import BERTScore, CLIPScore
 from llava_soundclip.evaluation.captions.scores import METRICS, CaptionScores, score
 
 __all__ = [

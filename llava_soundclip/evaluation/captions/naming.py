@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from llava_soundclip.evaluation.captions.files import Things
+from llava_soundclip.evaluation.captions.references import Things
 
 NAMING = ("sounding named", "unseen named", "silent named", "absent named", "played named")
 

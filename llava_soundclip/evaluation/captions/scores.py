@@ -10,10 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from llava_soundclip.captioning.lines import listed
+from llava_soundclip.captioning.rows import Caption
 from llava_soundclip.evaluation.captions import overlap
-from llava_soundclip.evaluation.captions.files import Caption, Things, listed
 from llava_soundclip.evaluation.captions.models import BERTScore, CLIPScore
 from llava_soundclip.evaluation.captions.naming import naming
+from llava_soundclip.evaluation.captions.references import Things
 from llava_soundclip.evaluation.intervals import Interval, bootstrap, difference, mean, sums_by
 
 METRICS = ("bleu", "rouge", "bertscore", "clipscore")

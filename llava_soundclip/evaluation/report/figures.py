@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from llava_soundclip.evaluation.captions.files import OPTIONS
+from llava_soundclip.captioning.rows import OPTIONS
 from llava_soundclip.evaluation.report.read import CRITICS, DIMENSIONS, Run, is_interval
 from llava_soundclip.evaluation.report.settings import (
     LOWER_IS_BETTER,

@@ -30,11 +30,11 @@ from torch.nn import functional
 from world import KINDS, RATE, SOUNDING, World, augment, decode
 
 from llava_soundclip import patching
-from llava_soundclip.captioning import chat_prompt
 from llava_soundclip.demo import PROMPT, STOCK_PROMPT, K, load_demo
 from llava_soundclip.demo.kinds import DRAWN_KINDS, make_scene, synthesise
 from llava_soundclip.encoders import AudioEncoder
 from llava_soundclip.patching import SoundCLIP
+from llava_soundclip.prompts import chat_prompt
 from llava_soundclip.substitution import AudioTokenSubstituter, Selection
 
 BATCH = 18

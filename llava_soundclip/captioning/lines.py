@@ -1,0 +1,39 @@
+"""JSON Lines with one row per clip, read so that every fault is named."""
+
+import json
+from collections.abc import Iterator
+from os import PathLike
+from typing import Any
+
+
+def rows_of(file: str | PathLike[str], faults: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Rows with their line numbers, from 1 on. Lines that are no JSON objects are added to the faults."""
+    with open(file, encoding="utf-8-sig") as lines:
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                try:
+                    row = json.loads(line)
+                except ValueError:
+                    row = None
+                if isinstance(row, dict):
+                    yield number, row
+                else:
+                    faults.append(f"line {number} is no JSON object")
+
+
+def clip_of(row: dict[str, Any]) -> str | None:
+    """The clip that a row names by a text or a number; 7 and "7" are the same."""
+    clip = row.get("id", row.get("clip"))
+    return str(clip) if isinstance(clip, str | int) and not isinstance(clip, bool) and clip != "" else None
+
+
+def raise_for(file: str | PathLike[str], faults: list[str]) -> None:
+    """Raise a ValueError that lists the faults of a file, if there are any."""
+    if faults:
+        raise ValueError(f"{file}: {listed(faults)}")
+
+
+def listed(things: list[str], limit: int = 10) -> str:
+    """The first of many things, and how many more there are."""
+    more = f" and {len(things) - limit} more" if len(things) > limit else ""
+    return "; ".join(things[:limit]) + more

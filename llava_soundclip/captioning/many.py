@@ -1,0 +1,243 @@
+"""Many clips, captioned in batches: the one loop that commands, evaluations and servers share."""
+
+import os
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llava_soundclip.captioning.rows import CaptionFile
+from llava_soundclip.captioning.settings import CaptionOptions, Setting
+from llava_soundclip.clips import Clip, frame_of, open_media, sound_of
+from llava_soundclip.clips.find import file_name
+from llava_soundclip.controls import ANOTHER
+from llava_soundclip.running import work_through
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from llava_soundclip.patching import SoundCLIP
+
+Row = dict[str, Any]
+
+FRAMES = "frames"  # folder beside the rows, for pictures of clips that are parts of files
+
+
+@dataclass
+class Captioned:
+    """The result of a run.
+
+    Attributes:
+        rows: one per clip and setting that this run captioned.
+        bad: reasons of clips that could not be captioned, by id.
+    """
+
+    rows: list[Row] = field(default_factory=list)
+    bad: dict[str, str] = field(default_factory=dict)
+
+
+def caption_clips(
+    soundclip: "SoundCLIP",
+    clips: Sequence[Clip],
+    out: str | os.PathLike[str] | None = None,
+    *,
+    options: CaptionOptions | None = None,
+    settings: Sequence[Setting] | None = None,
+    model: str | None = None,
+    picture: str | os.PathLike[str] | None = None,
+    heard: Callable[[Sequence[Clip]], Mapping[str, str]] | None = None,
+    maps: str | os.PathLike[str] | None = None,
+    mapped: Collection[str] | None = None,
+    on_rows: Callable[[list[Row]], None] = lambda rows: None,
+    on_clips: Callable[[int], None] = lambda count: None,
+) -> Captioned:
+    """Caption clips. One bad clip doesn't stop the rest.
+
+        captioned = caption_clips(soundclip, read_clips(["clips/"]), "captions.jsonl")
+
+    A row has "clip", "caption", and what it was made with: "encoder", "alignment", "k", "tokens", "model", and
+    "setting", "control", "heard" (the clip whose sound was played instead), "image" and "map" where there are any.
+
+    Args:
+        soundclip: the handle. Its alignment, k and control are as before afterwards.
+        clips: what is captioned, with ids of their own; see `read_clips`.
+        out: JSON Lines file that rows are added to. Clips in it are done already, so an interrupted run resumes.
+        options: prompt, frame, lengths.
+        settings: with names of their own; by default one, the handle's own.
+        model: the model's name in rows.
+        picture: file of the picture that is seen with sounds that have none.
+        heard: for the control "another": given the good clips, the id of the clip whose sound is played with each
+            clip's picture, by id. By default `next_clips`.
+        maps: folder for a picture of each clip's kept patches, in the first setting.
+        mapped: ids of the clips that get one; by default all.
+        on_rows: called with the rows of each batch, after they were written.
+        on_clips: called with the number of captions that are done, or failed, since the last call.
+
+    Returns:
+        The new rows, and the bad clips.
+
+    Raises:
+        ValueError: for an option that can't be, two clips with one id, or a file that holds something else than
+            captions.
+        MediaError: if `picture` can't be decoded.
+        OSError: if a file can't be read or written.
+    """
+    settings = (
+        [Setting(soundclip.alignment, soundclip.k, soundclip.control)] if settings is None else settings
+    )
+    run = _Run(soundclip, clips, options or CaptionOptions(), out, picture, maps, mapped)
+    plays_others = any(setting.control == ANOTHER for setting in settings)
+    if plays_others and len(clips) < 2:
+        raise ValueError("the control another needs two clips or more")
+    captioned = Captioned()
+    if plays_others or len(settings) > 1:
+        # First, so that no clip is heard in place of another that can't be, and all settings have the same clips.
+        captioned.bad |= run.undecodable()
+        on_clips(len(captioned.bad) * len(settings))
+    good = [clip for clip in clips if clip.id not in captioned.bad]
+    if plays_others:
+        run.heard = dict((heard or next_clips)(good))
+    for setting in settings:
+        file = None if out is None else CaptionFile(Path(out), setting.name)
+        todo = [clip.id for clip in good if file is None or clip.id not in file]
+        on_clips(len(good) - len(todo))
+        with setting.applied_to(soundclip):
+            about = _about(soundclip, setting, model)
+            caption = partial(run.caption, setting=setting, draws=setting is settings[0])
+            for texts, failed in work_through(todo, caption, run.options.batch_size):
+                captioned.bad |= failed
+                rows = [{"clip": id, **row, **about} for id, row in texts.items()]
+                if file is not None:
+                    file.add(rows)
+                captioned.rows += rows
+                on_rows(rows)
+                on_clips(len(texts) + len(failed))
+    return captioned
+
+
+def next_clips(clips: Sequence[Clip]) -> dict[str, str]:
+    """The next clip of another source after each clip, by id. The last one is followed by the first."""
+    found = {}
+    for row, clip in enumerate(clips):
+        others = [*clips[row + 1 :], *clips[:row]] or [clip]
+        found[clip.id] = next((other for other in others if other.source != clip.source), others[0]).id
+    return found
+
+
+def _about(soundclip: "SoundCLIP", setting: Setting, model: str | None) -> Row:
+    """The fields that all rows of a setting share."""
+    about = {
+        "encoder": soundclip.encoder.name,
+        "alignment": soundclip.alignment,
+        "k": soundclip.k,
+        "tokens": soundclip.tokens,
+        "model": model,
+        "setting": setting.name,
+        "control": setting.control,
+    }
+    return {name: value for name, value in about.items() if value is not None}
+
+
+class _Run:
+    """One call of `caption_clips`."""
+
+    def __init__(
+        self,
+        soundclip: "SoundCLIP",
+        clips: Sequence[Clip],
+        options: CaptionOptions,
+        out: str | os.PathLike[str] | None,
+        picture: str | os.PathLike[str] | None,
+        maps: str | os.PathLike[str] | None,
+        mapped: Collection[str] | None,
+    ) -> None:
+        from llava_soundclip.media import load_frame
+
+        self.soundclip = soundclip
+        self.clips = {clip.id: clip for clip in clips}
+        if len(self.clips) < len(clips):
+            raise ValueError("two clips have one id: each needs one of its own")
+        self.options = options
+        self.folder = None if out is None else Path(out).parent
+        self.picture = None if picture is None else os.fspath(picture)
+        self.maps = None if maps is None else Path(maps)
+        self.mapped = self.clips.keys() if mapped is None else mapped
+        self.heard: dict[str, str] = {}
+        if self.picture is not None:
+            load_frame(self.picture)  # an error now, rather than for each clip
+
+    def undecodable(self) -> dict[str, str]:
+        """Reasons of clips that have no sound or no picture, by id."""
+
+        def decode(ids: Sequence[str]) -> list[None]:
+            for id in ids:
+                clip = self._shown(id)
+                sound_of(clip, self.soundclip.encoder.decoding_rate)
+                frame_of(clip, self.options.frame)
+            return [None] * len(ids)
+
+        return {id: why for _, failed in work_through([*self.clips], decode, 1) for id, why in failed.items()}
+
+    def caption(self, ids: Sequence[str], *, setting: Setting, draws: bool) -> list[Row]:
+        """The rows of a batch, without what all rows share."""
+        shown = [self._shown(id) for id in ids]
+        pictures = [frame_of(clip, self.options.frame) for clip in shown]
+        played = [self._shown(self.heard[id]) if setting.control == ANOTHER else clip
+                  for id, clip in zip(ids, shown, strict=True)]  # fmt: skip
+        sounds = [sound_of(clip, self.soundclip.encoder.decoding_rate) for clip in played]
+        sampling = {} if self.options.do_sample is None else {"do_sample": self.options.do_sample}
+        texts = self.soundclip.caption(
+            [wave for wave, _ in sounds],
+            prompt=self.options.prompt,
+            picture=pictures,
+            sampling_rate=[rate for _, rate in sounds],
+            max_new_tokens=self.options.max_new_tokens,
+            **sampling,
+        )
+        rows = []
+        for clip, other, (wave, rate), seen, text in zip(shown, played, sounds, pictures, texts, strict=True):
+            row: Row = {"caption": text}
+            if other.id != clip.id:
+                row["heard"] = other.id
+            if self.folder is not None:
+                row["image"] = self._image(clip, seen)
+            if draws and self.maps is not None and clip.id in self.mapped:
+                row["map"] = self._map(clip, wave, rate, seen, text)
+            rows.append(row)
+        return rows
+
+    def _shown(self, id: str) -> Clip:
+        """A clip as it is seen and heard: of a dataset it is read now, and a sound alone gets the run's picture."""
+        from llava_soundclip.media import probe
+
+        clip = self.clips[id].fetched()
+        if self.picture is None or clip.picture is not None or clip.fault is not None:
+            return clip
+        return clip if probe(open_media(clip.sound)).has_video else replace(clip, picture=self.picture)
+
+    def _image(self, clip: Clip, picture: "Image") -> str:
+        """The path of a row's picture: the clip's own file, or a copy of the picture if the clip is a part of one."""
+        assert self.folder is not None
+        file = clip.sound if clip.picture is None else clip.picture
+        if isinstance(file, str) and clip.start is None and clip.end is None:
+            return os.path.relpath(file, self.folder)
+        path = self.folder / FRAMES / f"{_file_for(clip)}.png"
+        if not path.exists():
+            path.parent.mkdir(exist_ok=True)
+            picture.save(path)
+        return os.path.relpath(path, self.folder)
+
+    def _map(self, clip: Clip, wave: Any, rate: int, picture: "Image", text: str) -> str:
+        from llava_soundclip.maps import save_map
+
+        assert self.maps is not None
+        path = self.maps / f"{_file_for(clip)}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_map(self.soundclip.trace(wave, picture, sampling_rate=rate), path, text)
+        return os.path.relpath(path, self.maps.parent if self.folder is None else self.folder)
+
+
+def _file_for(clip: Clip) -> str:
+    """A name for a clip's pictures. A file that was named by another path has the same one."""
+    return file_name(os.path.abspath(clip.sound) if clip.sound == clip.id else clip.id)

@@ -1,0 +1,118 @@
+"""The command `llava-soundclip caption`."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from llava_soundclip.cli import options as opt
+from llava_soundclip.running import progress_bar
+
+
+def caption(
+    clips: opt.Clips,
+    out: Annotated[Path | None, typer.Option(help="JSON Lines file; clips in it are done already.")] = None,
+    model: opt.Model = opt.DEMO,
+    encoder: opt.Encoder = None,
+    checkpoint: opt.Checkpoint = None,
+    encoder_option: opt.EncoderOption = None,
+    alignment: opt.Alignment = None,
+    projector: opt.Projector = None,
+    k: opt.Budget = None,
+    tokens: opt.Tokens = None,
+    norm: opt.Norm = None,
+    prompt: opt.Prompt = None,
+    picture: Annotated[
+        Path | None,
+        typer.Option(help="Picture for sounds that have none. One of the same name beside a sound is found."),
+    ] = None,
+    frame: Annotated[str, typer.Option(help="Frame of a video: middle, first, or seconds.")] = "middle",
+    batch_size: opt.Batch = 8,
+    max_new_tokens: opt.MaxNewTokens = 128,
+    setting: Annotated[
+        str | None, typer.Option(help="Name of this run in the rows of --out; one file may hold several.")
+    ] = None,
+    control: Annotated[
+        str | None,
+        typer.Option(
+            help="Baseline: another (the next clip's sound), noise or zero in the sound's place, random patches."
+        ),
+    ] = None,
+    maps: Annotated[
+        Path | None,
+        typer.Option(help="Folder for a picture of each clip's kept patches; rows of --out name it."),
+    ] = None,
+    device: opt.LLaVADevice = None,
+    dtype: opt.LLaVADType = "auto",
+) -> None:
+    """Caption clips. One bad clip doesn't stop the rest; bad ones are listed at the end (exit code 1).
+
+    With --out, an interrupted run resumes.
+    """
+    from llava_soundclip.captioning import CaptionFile, CaptionOptions, Setting, caption_clips
+    from llava_soundclip.clips import read_clips
+    from llava_soundclip.media import MediaError, load_frame
+
+    when = opt.parse_frame(frame)
+    hearing = opt.ModelOptions(
+        model=model,
+        device=device,
+        dtype=dtype,
+        encoder=encoder,
+        checkpoint=checkpoint,
+        encoder_option=encoder_option or (),
+        alignment=opt.parse_alignment(alignment),
+        projector=projector,
+        k=k,
+        tokens=tokens,
+        norm=norm,
+        prompt=prompt,
+    )
+    opt.prepare_file(out, "--out")
+    try:
+        if picture is not None:
+            load_frame(picture)
+    except MediaError as error:
+        raise typer.BadParameter(f"--picture {error}") from error
+    with opt.exit_codes():
+        found = read_clips(clips, by_path=True)
+        opt.check_found(found, clips)
+        planned = Setting(control=control, name=setting)  # type: ignore[arg-type]  # it is checked there
+        if control == "another" and len(found) < 2:
+            raise ValueError("--control another needs two clips or more")
+        file = None if out is None else CaptionFile(out, setting)
+        done = sum(clip.id in file for clip in found) if file is not None else 0
+        if done:
+            typer.echo(f"{done} of {len(found)} clips are in {out} already", err=True)
+        if done == len(found):
+            return
+        soundclip = hearing.load()
+        bar = progress_bar(shown=out is not None)
+        task = bar.add_task("captions", total=len(found))
+
+        def show(rows: list[dict[str, Any]]) -> None:
+            if out is None:
+                for row in rows:
+                    typer.echo(f"{row['clip']}\t{' '.join(row['caption'].split())}")
+            elif rows:
+                bar.update(task, description=_short(rows[-1]["caption"]))
+
+        with bar:
+            captioned = caption_clips(
+                soundclip,
+                found,
+                out,
+                options=CaptionOptions(frame=when, max_new_tokens=max_new_tokens, batch_size=batch_size),
+                settings=[planned],
+                model=model,
+                picture=picture,
+                maps=maps,
+                on_rows=show,
+                on_clips=lambda count: bar.advance(task, count),
+            )
+    opt.tell_failed(captioned.bad, len(found) - done, "could not be captioned")
+
+
+def _short(text: str, width: int = 40) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= width else line[: width - 1] + "…"

@@ -1,0 +1,47 @@
+"""The command `llava-soundclip embed`."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from llava_soundclip.cli import options as opt
+from llava_soundclip.running import default_device, progress_bar
+
+
+def embed(
+    clips: opt.Clips,
+    out: Annotated[Path, typer.Option(help="Safetensors file: one vector per clip, under its name.")],
+    encoder: Annotated[
+        str, typer.Option(help="Audio encoder; see `llava-soundclip encoders`.")
+    ] = "whisperclip",
+    checkpoint: opt.Checkpoint = None,
+    encoder_option: opt.EncoderOption = None,
+    batch_size: opt.Batch = 8,
+    device: opt.Device = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16.")] = None,
+) -> None:
+    """Embed clips. One bad clip doesn't stop the rest; bad ones are listed at the end (exit code 1).
+
+    The vectors are float32. The file's metadata name the encoder and its weights.
+    """
+    from llava_soundclip.clips import read_clips
+    from llava_soundclip.encoders import load_encoder
+    from llava_soundclip.features.vectors import embed_clips, save_vectors
+
+    opt.prepare_file(out, "--out")
+    given: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
+    with opt.exit_codes():
+        found = read_clips(clips, by_path=True)
+        opt.check_found(found, clips)
+        given |= opt.encoder_options(encoder_option, checkpoint)
+        hearing = load_encoder(encoder, device=device or default_device(), **given)
+        bar = progress_bar(shown=True)
+        task = bar.add_task("vectors", total=len(found))
+        with bar:
+            embedded = embed_clips(
+                found, hearing, batch_size=batch_size, on_clips=lambda count: bar.advance(task, count)
+            )
+        save_vectors(out, embedded.vectors, hearing)
+    typer.echo(f"{len(embedded.vectors)} vectors of {hearing.dim} numbers in {out}", err=True)
+    opt.tell_failed(embedded.bad, len(found), "could not be embedded")

@@ -1,0 +1,117 @@
+"""The command `llava-soundclip eval tradeoff`."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from llava_soundclip.cli import options as opt
+from llava_soundclip.running import progress_bar
+
+
+def tradeoff(
+    clips: opt.Clips,
+    references: Annotated[
+        Path,
+        typer.Option(
+            help='JSON Lines: {"id": ..., "references": [...], "sounding": [...], "silent": [...]}.'
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder; what is in it is done already.")],
+    model: opt.Model = opt.DEMO,
+    encoder: opt.Encoder = None,
+    checkpoint: opt.Checkpoint = None,
+    encoder_option: opt.EncoderOption = None,
+    projector: opt.Projector = None,
+    k: opt.Budget = None,
+    budgets: Annotated[
+        str | None, typer.Option(help="Further k, such as 15,64; by default those of Table 14 that fit.")
+    ] = None,
+    alphas: Annotated[
+        str | None,
+        typer.Option(help='Mixes of raw (1) and projected (0); 0.25,0.5,0.75 by default; "" for none.'),
+    ] = None,
+    tokens: opt.Tokens = None,
+    norm: opt.Norm = None,
+    prompt: opt.Prompt = None,
+    metrics: opt.Metrics = "all",
+    bertscore: opt.BERTScoreModel = "roberta-large",
+    clipscore: opt.CLIPScoreModel = "openai/clip-vit-base-patch32",
+    batch_size: opt.Batch = 8,
+    max_new_tokens: opt.MaxNewTokens = 128,
+    examples: Annotated[int, typer.Option(min=0, help="Number of clips that the report shows.")] = 6,
+    seed: Annotated[int, typer.Option(help="Random seed for draws and intervals.")] = 0,
+    device: opt.LLaVADevice = None,
+    dtype: opt.LLaVADType = "auto",
+) -> None:
+    """Measure what projecting gains in retrieval and costs in captions, for your model, with controls, in one go.
+
+    Writes features, figures, captions in every setting and report.html. An interrupted run resumes.
+    A judge comes after it: llava-soundclip eval captions OUT/captions.jsonl --judge ...
+    """
+    from llava_soundclip.clips import read_clips
+    from llava_soundclip.evaluation.tradeoff.run import REPORT, measure_tradeoff
+
+    hearing = opt.ModelOptions(
+        model=model,
+        device=device,
+        dtype=dtype,
+        encoder=encoder,
+        checkpoint=checkpoint,
+        encoder_option=encoder_option or (),
+        projector=projector,
+        k=k,
+        tokens=tokens,
+        norm=norm,
+        prompt=prompt,
+    )
+    further = None if budgets is None else opt.numbers(budgets, int, "--budgets")
+    mixes = None if alphas is None else opt.numbers(alphas, float, "--alphas")
+    wanted = opt.named_metrics(metrics)
+    bar = progress_bar(shown=True, unit="captions")
+    tasks: list[Any] = []
+
+    def start(part: str, count: int) -> None:
+        while tasks:
+            bar.remove_task(tasks.pop())
+        tasks.append(bar.add_task(part, total=count or None))
+
+    with opt.exit_codes():
+        found = read_clips(clips)
+        opt.check_found(found, clips)
+        soundclip = hearing.load()
+        texts, pictures = opt.load_scorers(wanted, bertscore, clipscore, device)
+        with bar:
+            measured = measure_tradeoff(
+                soundclip,
+                found,
+                references,
+                out,
+                model=model,
+                trained_in=projector,
+                budgets=further,
+                alphas=mixes,
+                metrics=wanted,
+                bertscore=texts,
+                clipscore=pictures,
+                max_new_tokens=max_new_tokens,
+                batch_size=batch_size,
+                examples=examples,
+                seed=seed,
+                on_start=start,
+                on_clips=lambda count: bar.advance(tasks[-1], count),
+            )
+    typer.echo(summary_text(measured.report))
+    for note in measured.notes:
+        typer.echo(f"note: {note}", err=True)
+    typer.echo(f"\n{out / REPORT}")
+    opt.tell_failed(measured.bad, len(found), "could not be measured")
+
+
+def summary_text(report: dict[str, Any]) -> str:
+    """The report's answers for a terminal."""
+    lines = []
+    for part in report["summary"]:
+        lines.append(f"{part['question']} ({part['measured']})")
+        lines += [f"  {answer}" for answer in part["answers"]]
+    return "\n".join(lines)

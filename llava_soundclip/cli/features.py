@@ -1,0 +1,143 @@
+"""The command `llava-soundclip features`."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from llava_soundclip.cli import options as opt
+from llava_soundclip.running import default_device
+
+if TYPE_CHECKING:
+    from llava_soundclip.features.store import StoredDType
+
+DEFAULT_TOWER = "openai/clip-vit-large-patch14-336"
+
+
+def features(
+    clips: opt.Clips,
+    out: Annotated[Path, typer.Option(help="Folder; clips in it are done already.")],
+    encoder: Annotated[
+        str, typer.Option(help="Audio encoder; see `llava-soundclip encoders`.")
+    ] = "whisperclip",
+    checkpoint: opt.Checkpoint = None,
+    encoder_option: opt.EncoderOption = None,
+    tower: Annotated[
+        str, typer.Option(help="Vision tower of the LLaVA: Hub id, folder or demo.")
+    ] = DEFAULT_TOWER,
+    frames: Annotated[int, typer.Option(min=1, help="Frames per clip; their mean is stored.")] = 1,
+    patches: Annotated[bool, typer.Option("--patches", help="Also store the patch tokens.")] = False,
+    dtype: Annotated[
+        str, typer.Option(help="Precision of the stored numbers: float16 or float32.")
+    ] = "float16",
+    workers: Annotated[
+        int | None,
+        typer.Option(min=0, help="Processes that decode; by default half of the cores, or all with a GPU."),
+    ] = None,
+    batch_size: opt.Batch = 8,
+    shard_size: Annotated[int, typer.Option(min=1, help="Clips per shard.")] = 1000,
+    device: opt.Device = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help='Work on a Ray cluster: "auto" for the one that this machine is part of, HOST:PORT, or "local" to '
+            "start Ray here.",
+        ),
+    ] = None,
+    ave2: Annotated[bool, typer.Option("--ave2", help="Tables have AVE-2's columns.")] = False,
+    root: Annotated[Path | None, typer.Option(help="Folder where a table's relative paths begin.")] = None,
+    path_column: Annotated[
+        str | None,
+        typer.Option(help='Column of the video or sound, or a pattern like "{youtube_id}.mp4".'),
+    ] = None,
+    picture_column: Annotated[str | None, typer.Option(help="Column of a picture for the sound.")] = None,
+    start_column: Annotated[
+        str | None, typer.Option(help='Column of the start in seconds; "" for none.')
+    ] = None,
+    end_column: Annotated[str | None, typer.Option(help='Column of the end in seconds; "" for none.')] = None,
+    id_column: Annotated[str | None, typer.Option(help="Column of the clip's name.")] = None,
+    source_column: Annotated[
+        str | None, typer.Option(help="Column of the video that the clip is from.")
+    ] = None,
+) -> None:
+    """Make the features that a projector is trained on. An interrupted run resumes.
+
+    One bad clip doesn't stop the rest; bad ones are listed at the end (exit code 1). Several processes may work on one
+    folder at the same time.
+    """
+    from llava_soundclip.clips import AVE2, Columns, read_clips
+    from llava_soundclip.encoders import load_encoder
+    from llava_soundclip.features.cluster import extract_features_on_ray
+    from llava_soundclip.features.extract import extract_features
+    from llava_soundclip.features.towers import VisionTower
+
+    if dtype not in ("float16", "float32"):
+        raise typer.BadParameter(f"--dtype is float16 or float32, not {dtype}")
+    if ray is not None and (workers is not None or device is not None):
+        raise typer.BadParameter(
+            "--workers and --device don't go with --ray: the cluster's CPUs and GPUs are used"
+        )
+    given = {
+        "path": path_column,
+        "picture": picture_column,
+        "start": start_column,
+        "end": end_column,
+        "id": id_column,
+        "source": source_column,
+    }
+    columns = replace(
+        AVE2 if ave2 else Columns(), **{name: value for name, value in given.items() if value is not None}
+    )
+    stored: StoredDType = "float16" if dtype == "float16" else "float32"
+    with opt.exit_codes():
+        options = opt.encoder_options(encoder_option, checkpoint)
+        tower = opt.named_model(tower, "tower")
+        found = read_clips(clips, columns=columns, root=root)
+        opt.check_found(found, clips)
+        if ray is None:
+            where = device or default_device()
+            done = extract_features(
+                found,
+                load_encoder(encoder, device=where, **options),
+                VisionTower.load(tower, device=where),
+                out,
+                frames=frames,
+                patches=patches,
+                dtype=stored,
+                shard_size=shard_size,
+                workers=workers,
+                batch_size=batch_size,
+                progress=True,
+            )
+        else:
+            options = {
+                name: _whole(str(value)) if name == "checkpoint" else value for name, value in options.items()
+            }
+            seeing = _whole(tower)
+            done = extract_features_on_ray(
+                found,
+                lambda device: load_encoder(encoder, device=device, **options),
+                lambda device: VisionTower.load(seeing, device=device),
+                out,
+                address=ray,
+                frames=frames,
+                patches=patches,
+                dtype=stored,
+                shard_size=shard_size,
+                batch_size=batch_size,
+                progress=True,
+            )
+    there = f", {done.there} were there already" if done.there else ""
+    typer.echo(f"{done.made} of {len(found)} clips' features made in {out}{there}", err=True)
+    if done.interrupted:
+        opt.list_failed(done.bad, len(found), "have no features")
+        opt.stopped()
+    opt.tell_failed(done.bad, len(found), "have no features")
+
+
+def _whole(name: str) -> str:
+    """A path that the nodes of a cluster also find; other names as they are."""
+    return os.path.abspath(name) if os.path.exists(name) else name

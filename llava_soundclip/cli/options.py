@@ -1,0 +1,260 @@
+"""Options, errors and exit codes that the commands share."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+
+import typer
+
+from llava_soundclip.running import default_device, failures_text
+
+if TYPE_CHECKING:
+    from llava_soundclip.clips import Clip, FrameTime
+    from llava_soundclip.evaluation.captions import BERTScore, CLIPScore
+    from llava_soundclip.patching import SoundCLIP
+
+DEMO = "demo"  # the name of the miniature, wherever a command takes a model
+
+# Arguments and options that several commands have. Each is described once, here.
+Clips = Annotated[
+    list[str],
+    typer.Argument(
+        help="Videos, sounds, folders of them, patterns; tables (csv, jsonl, parquet); WebDataset tars; "
+        "dataset:NAME[:SPLIT]."
+    ),
+]
+Model = Annotated[str, typer.Option(help="A LLaVA's Hub id or folder; the miniature by default.")]
+Encoder = Annotated[str | None, typer.Option(help="Audio encoder; see `llava-soundclip encoders`.")]
+Checkpoint = Annotated[str | None, typer.Option(help="Weights of the encoder, or demo.")]
+EncoderOption = Annotated[
+    list[str] | None,
+    typer.Option(help="Option of the encoder, such as window=clip; may be given several times."),
+]
+Alignment = Annotated[str | None, typer.Option(help="raw, projected, or alpha from 0 to 1.")]
+Projector = Annotated[str | None, typer.Option(help="Folder, .safetensors file or Hub id.")]
+Budget = Annotated[int | None, typer.Option("--k", min=0, help="Number of patches that keep their value.")]
+Tokens = Annotated[str | None, typer.Option(help="zero or drop.")]
+Norm = Annotated[str | None, typer.Option(help="keep or match.")]
+Prompt = Annotated[str | None, typer.Option(help="Question to the model.")]
+Batch = Annotated[int, typer.Option("--batch-size", min=1, help="Clips per batch.")]
+MaxNewTokens = Annotated[int, typer.Option(min=1, help="Maximum length of a caption, in tokens.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...")]
+LLaVADevice = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, auto ...")]
+LLaVADType = Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")]
+Features = Annotated[Path, typer.Argument(help="Folder made by `llava-soundclip features`.")]
+MeasuredProjector = Annotated[
+    str | None,
+    typer.Option(
+        "--projector", help="Folder, .safetensors file or Hub id; without one only raw is measured."
+    ),
+]
+MeasuredRows = Annotated[
+    str | None,
+    typer.Option(
+        "--rows",
+        help="validation: clips held out by the projector's training, the default if it was trained on this folder; "
+        "all: every clip.",
+    ),
+]
+Metrics = Annotated[str, typer.Option(help="all, or some of bleu,rouge,bertscore,clipscore; none.")]
+BERTScoreModel = Annotated[
+    str, typer.Option("--bertscore", help="Text encoder of BERTScore: Hub id, folder or demo.")
+]
+CLIPScoreModel = Annotated[
+    str, typer.Option("--clipscore", help="CLIP of CLIPScore: Hub id, folder or demo.")
+]
+Json = Annotated[Path | None, typer.Option("--json", help="Also write the figures to this file.")]
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """A LLaVA and how it hears, as typed. None leaves an option to `patch`, or to the miniature."""
+
+    model: str
+    device: str | None
+    dtype: str
+    encoder: str | None = None
+    checkpoint: str | None = None
+    encoder_option: Sequence[str] = ()
+    alignment: str | float | None = None
+    projector: str | None = None
+    k: int | None = None
+    tokens: str | None = None
+    norm: str | None = None
+    prompt: str | None = None
+
+    def load(self) -> "SoundCLIP":
+        """The handle of the model. Errors are those of `load_soundclip`."""
+        from llava_soundclip.loading import load_soundclip
+
+        names = ("encoder", "alignment", "projector", "k", "tokens", "norm")
+        given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        soundclip = load_soundclip(
+            self.model,
+            device=self.device,
+            dtype=self.dtype,
+            **given,
+            **encoder_options(self.encoder_option, self.checkpoint),
+        )
+        if self.prompt is not None:
+            soundclip.prompt = self.prompt
+        return soundclip
+
+
+@contextmanager
+def exit_codes() -> Iterator[None]:
+    """Turn errors that users can mend into one line and exit code 2, and Ctrl-C into 130."""
+    try:
+        yield
+    except (typer.Exit, typer.Abort):  # RuntimeErrors, both
+        raise
+    except KeyboardInterrupt:
+        stopped()
+    except (ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
+        typer.echo(f"Error: {error}", err=True)
+        raise typer.Exit(2) from error
+
+
+def stopped() -> NoReturn:
+    """Say that a run was interrupted, and end with exit code 130."""
+    typer.echo("Stopped; the same command resumes.", err=True)
+    raise typer.Exit(130)
+
+
+def list_failed(bad: Mapping[str, str], total: int, outcome: str) -> None:
+    """List the clips that failed, if there are any."""
+    if bad:
+        typer.echo(f"\n{failures_text(bad, total, outcome)}", err=True)
+
+
+def tell_failed(bad: Mapping[str, str], total: int, outcome: str) -> None:
+    """List the clips that failed, and end with exit code 1 if there are any."""
+    list_failed(bad, total, outcome)
+    if bad:
+        raise typer.Exit(1)
+
+
+def check_found(clips: "Sequence[Clip]", names: Sequence[str]) -> None:
+    """End with exit code 1 if there is no clip in what was named."""
+    if not clips:
+        typer.echo(
+            f"There are no clips in {', '.join(names)}: no file has the suffix of a video or a sound. "
+            "A file that is named by itself may have any suffix.",
+            err=True,
+        )
+        raise typer.Exit(1)
+
+
+def prepare_file(path: Path | None, option: str) -> None:
+    """See before the work that a file can be written: its folder is made if needed."""
+    if path is None:
+        return
+    if path.is_dir():
+        raise typer.BadParameter(f"{option}: {path} is a folder, not a file")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise typer.BadParameter(f"{option}: {error}") from error
+
+
+def encoder_options(pairs: Sequence[str] | None, checkpoint: str | None = None) -> dict[str, Any]:
+    """Options of an encoder from NAME=VALUE pairs and a checkpoint; whole numbers become ints.
+
+    Raises:
+        BadParameter: for something else.
+        FileNotFoundError, ValueError: see `named_model`.
+    """
+    options: dict[str, Any] = {}
+    for pair in pairs or ():
+        name, equals, value = pair.partition("=")
+        if not equals or not name.isidentifier():
+            raise typer.BadParameter(f"--encoder-option is NAME=VALUE, not {pair!r}")
+        options[name] = int(value) if value.isdecimal() else value
+    if checkpoint is not None:
+        options["checkpoint"] = named_model(checkpoint, "encoder")
+    return options
+
+
+def named_model(name: str, part: Literal["encoder", "tower"]) -> str:
+    """A Hub id, folder or file as it is; "demo" is the miniature's own Whisper, or a CLIP with its tower.
+
+    Raises:
+        FileNotFoundError: if a package or the demo's weights aren't there; the message has the pip line.
+        ValueError: if a package's file is not the expected one.
+    """
+    if name != DEMO:
+        return name
+    from llava_soundclip.demo import assemble
+    from llava_soundclip.demo.clip import clip_folder
+
+    return str(assemble.package_file(*assemble.WHISPER_FILE).parent if part == "encoder" else clip_folder())
+
+
+def load_scorers(
+    metrics: Sequence[str], bertscore: str, clipscore: str, device: str | None
+) -> "tuple[BERTScore | None, CLIPScore | None]":
+    """The models of BERTScore and CLIPScore, if they are among the metrics; by Hub id or folder, or "demo".
+
+    Errors are those of `named_model` and the models' own.
+    """
+    from llava_soundclip.demo.clip import TEXT_ENCODER, clip_folder, text_encoder_folder
+    from llava_soundclip.evaluation.captions import BERTScore, CLIPScore
+
+    where = default_device() if device in (None, "auto") else device
+    texts = pictures = None
+    if "bertscore" in metrics and bertscore == DEMO:
+        texts = BERTScore(text_encoder_folder(), known_as=TEXT_ENCODER, device=where)
+    elif "bertscore" in metrics:
+        texts = BERTScore(bertscore, device=where)
+    if "clipscore" in metrics and clipscore == DEMO:
+        pictures = CLIPScore(clip_folder(), known_as="the miniature's", device=where)
+    elif "clipscore" in metrics:
+        pictures = CLIPScore(clipscore, device=where)
+    return texts, pictures
+
+
+def named_metrics(metrics: str) -> tuple[str, ...]:
+    """The metrics of "all", "none", or names with commas between them."""
+    from llava_soundclip.evaluation.captions import METRICS
+
+    if metrics == "all":
+        return METRICS
+    return tuple(name for name in metrics.split(",") if name != "none")
+
+
+def numbers(text: str, kind: type, option: str) -> list[Any]:
+    """Numbers with commas between them.
+
+    Raises:
+        BadParameter: for something else.
+    """
+    try:
+        return [kind(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        raise typer.BadParameter(f"{option} are numbers with commas between them, not {text!r}") from None
+
+
+def parse_alignment(alignment: str | None) -> float | str | None:
+    """A number as one; "raw" and "projected" as they are."""
+    try:
+        return None if alignment is None else float(alignment)
+    except ValueError:
+        return alignment
+
+
+def parse_frame(frame: str) -> "FrameTime":
+    """ "middle", "first", or seconds.
+
+    Raises:
+        BadParameter: for something else.
+    """
+    if frame == "first":
+        return "first"
+    if frame == "middle":
+        return "middle"
+    try:
+        return float(frame)
+    except ValueError:
+        raise typer.BadParameter(f"--frame is middle, first, or seconds, not {frame!r}") from None

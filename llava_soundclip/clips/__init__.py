@@ -1,0 +1,26 @@
+"""Clips: found in files, folders, tables, tars and datasets, and decoded. Knows no model.
+
+Only `clips.given` imports torch: worker processes decode without it.
+"""
+
+from llava_soundclip.clips.clip import Clip, open_media
+from llava_soundclip.clips.datasets import read_dataset
+from llava_soundclip.clips.find import find_clips
+from llava_soundclip.clips.load import FrameTime, frame_of, load_frames, load_sound, sound_of
+from llava_soundclip.clips.read import read_clips
+from llava_soundclip.clips.tables import AVE2, Columns
+
+__all__ = [
+    "AVE2",
+    "Clip",
+    "Columns",
+    "FrameTime",
+    "find_clips",
+    "frame_of",
+    "load_frames",
+    "load_sound",
+    "open_media",
+    "read_clips",
+    "read_dataset",
+    "sound_of",
+]

@@ -1,0 +1,46 @@
+"""Finding media files: by name, in folders, by patterns."""
+
+import glob
+import os
+import re
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+
+# Suffixes that count in a folder. A file that is named by itself may have any.
+_VIDEOS = "mp4 m4v mov mkv webm avi flv wmv mpg mpeg ts mts m2ts 3gp ogv gif"
+_SOUNDS = "wav mp3 m4a aac flac ogg oga opus wma aif aiff ac3 amr caf mka"
+VIDEO_SUFFIXES = frozenset(f".{suffix}" for suffix in _VIDEOS.split())
+SOUND_SUFFIXES = frozenset(f".{suffix}" for suffix in _SOUNDS.split())
+MEDIA_SUFFIXES = VIDEO_SUFFIXES | SOUND_SUFFIXES
+PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+
+
+def find_clips(names: Iterable[str]) -> list[str]:
+    """Find media files: files by name, those in folders and below, and those that patterns match; each once.
+
+    A name that matches nothing stays in the list, so that it is reported as a bad clip.
+    """
+    clips: dict[str, str] = {}
+    for name in names:
+        matches = [name] if os.path.exists(name) else sorted(glob.glob(name, recursive=True)) or [name]
+        for match in map(Path, matches):
+            for path in sorted(match.rglob("*")) if match.is_dir() else [match]:
+                wanted = path is match or path.suffix.lower() in MEDIA_SUFFIXES
+                if wanted and not path.is_dir():
+                    clips.setdefault(os.path.abspath(path), str(path))
+    return list(clips.values())
+
+
+def file_name(name: str) -> str:
+    """A clip's path or id as the name of one file, with a few digits that tell "a/b" from "a_b"."""
+    readable = re.sub(r"[^\w.-]+", "_", os.path.basename(name))[-80:]
+    return f"{readable}-{zlib.crc32(name.encode('utf-8', 'surrogatepass')):08x}"
+
+
+def picture_beside(path: str) -> str | None:
+    """The picture that has a sound file's name and lies beside it, if there is one."""
+    stem, suffix = os.path.splitext(path)
+    if suffix.lower() not in SOUND_SUFFIXES:
+        return None
+    return next((stem + picture for picture in PICTURE_SUFFIXES if os.path.exists(stem + picture)), None)

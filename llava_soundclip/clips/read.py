@@ -1,0 +1,96 @@
+"""All the clips that a user names, from whatever they are in."""
+
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+
+from llava_soundclip.clips.cells import as_text
+from llava_soundclip.clips.clip import Clip, collect
+from llava_soundclip.clips.datasets import PREFIX, read_named_dataset
+from llava_soundclip.clips.find import find_clips, picture_beside
+from llava_soundclip.clips.tables import TABLE_SUFFIXES, Columns, read_table
+from llava_soundclip.clips.tars import read_tar
+
+_PACKED_TARS = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+
+
+def read_clips(
+    names: Iterable[str],
+    *,
+    columns: Columns | None = None,
+    root: str | os.PathLike[str] | None = None,
+    by_path: bool = False,
+) -> list[Clip]:
+    """All clips of files, folders, patterns, tables and tars, each once.
+
+    Ids don't depend on where the data lies: a file's is its folder's name and its own; in a named folder, or one that
+    a pattern begins with, that folder's name and the path below it. A sound file takes the picture beside it that has
+    its name, if there is one.
+
+    Args:
+        names: videos, sounds, folders and patterns of them; tables (.csv, .tsv, .json, .jsonl, .parquet); WebDataset
+            tars, not packed; "dataset:NAME[:SPLIT]", see `read_named_dataset`.
+        columns: of tables and datasets.
+        root: where a table's relative paths begin, instead of its own folder.
+        by_path: whether a file's id is its path as it was found, as rows of captions have it.
+
+    Returns:
+        The clips, also those that are known to be bad.
+
+    Raises:
+        ValueError: if a table lacks a column or can't be read, a tar is packed, or two clips have one id.
+    """
+    wanted = columns or Columns()
+    clips: dict[str, Clip] = {}
+    paths: set[str] = set()
+    for name in names:
+        if name.startswith(PREFIX):
+            collect(clips, read_named_dataset(name, wanted))
+            continue
+        base = _base_of(name)
+        for path in find_clips([name]):
+            suffix = Path(path).suffix.lower()
+            found: Iterable[Clip]
+            if path.lower().endswith(_PACKED_TARS):
+                raise ValueError(
+                    f"{path} is packed, so its clips can't be read one by one: unpack it to a .tar"
+                )
+            if suffix == ".tar":
+                found = read_tar(path)
+            elif suffix in TABLE_SUFFIXES and os.path.exists(path):
+                found = read_table(path, wanted, root)
+            elif by_path:
+                found = [] if os.path.abspath(path) in paths else [_path_clip(path)]
+                paths.add(os.path.abspath(path))
+            else:
+                found = [_file_clip(path, base)]
+            collect(clips, found)
+    return list(clips.values())
+
+
+def _base_of(name: str) -> str:
+    """The folder whose name ids begin with."""
+    path = os.path.abspath(name)
+    if os.path.isdir(path):
+        return path
+    if os.path.exists(path):
+        return os.path.dirname(path)
+    parts = Path(path).parts
+    fixed = next((i for i, part in enumerate(parts) if re.search(r"[*?\[]", part)), len(parts) - 1)
+    return str(Path(*parts[:fixed]))
+
+
+def _file_clip(path: str, base: str) -> Clip:
+    whole = os.path.abspath(path)
+    id = as_text(
+        PurePosixPath(os.path.basename(base), Path(os.path.relpath(whole, base)).as_posix()).as_posix()
+    )
+    assert id is not None
+    return Clip(id, id, path, picture_beside(path))
+
+
+def _path_clip(path: str) -> Clip:
+    id = as_text(path)
+    assert id is not None
+    return Clip(id, id, path, picture_beside(path))

@@ -1,0 +1,140 @@
+"""Clips of tables: CSV, TSV, JSON, JSON Lines and Parquet."""
+
+import csv
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from llava_soundclip.clips.cells import as_text, read_times, with_times
+from llava_soundclip.clips.clip import Clip
+from llava_soundclip.clips.find import picture_beside
+
+TABLE_SUFFIXES = frozenset({".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet"})
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns of a table that say what its clips are.
+
+    A default that a table lacks is left out (but `path`); a name of your own that it lacks is an error. "" turns a
+    column off. `path` and `picture` may be patterns of columns, like "{youtube_id}.mp4".
+
+    Attributes:
+        path: the film or sound; a relative path begins where the table is, or at `root`.
+        picture: a picture or film for the sound.
+        start: seconds.
+        end: seconds.
+        id: the clip's name; by default it is made of the path and the times.
+        source: the film's name; by default its path.
+    """
+
+    path: str = "path"
+    picture: str = "picture"
+    start: str = "start"
+    end: str = "end"
+    id: str = "id"
+    source: str = "source"
+
+    def resolve(self, there: Sequence[str], table: str) -> dict[str, str]:
+        """What to read of each row: the columns that are there, by their meaning.
+
+        Raises:
+            ValueError: if one that is asked for is missing; both it and the table's columns are named.
+        """
+        result = {}
+        for field in fields(self):
+            name = getattr(self, field.name)
+            missing = [column for column in columns_of(name, field.name) if column not in there]
+            if not name or (missing and name == field.default and field.name != "path"):
+                continue
+            if missing:
+                raise ValueError(
+                    f"{table} has no column {missing[0]!r} for the {field.name}; its columns are "
+                    f"{', '.join(there) or 'none'}. Say which one it is."
+                )
+            result[field.name] = name
+        if "path" not in result:
+            raise ValueError(f"{table}: which column is the path?")
+        return result
+
+
+# AVE-2's annotations name films by their YouTube ids; the media aren't part of it.
+AVE2 = Columns(
+    path="{youtube_id}.mp4", start="segment_start_time", end="segment_end_time", source="youtube_id"
+)
+
+
+def columns_of(name: str, meaning: str) -> list[str]:
+    """The columns that a name, or a pattern for a path, is about."""
+    patterned = re.findall(r"\{([^{}]+)\}", name) if meaning in ("path", "picture") else []
+    return patterned or ([name] if name else [])
+
+
+def read_table(path: str, columns: Columns, root: str | os.PathLike[str] | None) -> Iterator[Clip]:
+    there, rows = _rows_of(path)
+    meanings = columns.resolve(there, path)
+    folder = os.path.dirname(path) if root is None else os.fspath(root)
+    for number, row in enumerate(rows, 1):
+        cells = {meaning: _cell(row, name, meaning) for meaning, name in meanings.items()}
+        start, end, fault = read_times(cells)
+        film = as_text(cells.get("path"))
+        if film is None:
+            fault, film = f"row {number} of {path} has no path", f"{os.path.basename(path)}:{number}"
+        source = as_text(cells.get("source")) or PurePosixPath(film).as_posix()
+        id = as_text(cells.get("id")) or with_times(PurePosixPath(film).as_posix(), start, end)
+        sound = os.path.join(folder, film)
+        picture = as_text(cells.get("picture"))
+        pictured = picture_beside(sound) if picture is None else os.path.join(folder, picture)
+        yield Clip(id, source, sound, pictured, start, end, fault)
+
+
+def _rows_of(path: str) -> tuple[list[str], Iterable[Mapping[str, Any]]]:
+    """A table's columns and rows.
+
+    Raises:
+        ValueError: if it can't be read; it is named.
+    """
+    suffix = Path(path).suffix.lower()
+    try:
+        if suffix == ".parquet":
+            import pyarrow.parquet as pq
+
+            table = pq.read_table(path)
+            return table.column_names, table.to_pylist()
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            if suffix in (".csv", ".tsv"):
+                reader = csv.DictReader(file, delimiter="," if suffix == ".csv" else "\t")
+                records = list(reader)
+                return list(reader.fieldnames or []), records
+            text = file.read()
+        objects = json.loads(text) if text.lstrip().startswith("[") else _json_lines(text)
+        if not all(isinstance(row, dict) for row in objects):
+            raise ValueError("its rows aren't objects")
+    except (OSError, ValueError, csv.Error) as error:
+        raise ValueError(f"{path} can't be read as a table: {error}") from error
+    return list(dict.fromkeys(name for row in objects for name in row)), objects
+
+
+def _json_lines(text: str) -> list[Any]:
+    rows = []
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            try:
+                rows.append(json.loads(line))
+            except ValueError as error:
+                raise ValueError(f"line {number}: {error}") from error
+    return rows
+
+
+def _cell(row: Mapping[str, Any], name: str, meaning: str) -> Any:
+    columns = columns_of(name, meaning)
+    if columns == [name]:
+        return row.get(name)
+    values = {column: as_text(row.get(column)) for column in columns}
+    if None in values.values():
+        return None
+    return re.sub(r"\{([^{}]+)\}", lambda found: str(values[found[1]]), name)

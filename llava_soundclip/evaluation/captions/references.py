@@ -1,0 +1,168 @@
+"""References, and what clips hold, in JSON Lines."""
+
+from dataclasses import dataclass
+from os import PathLike
+from typing import Any
+
+from llava_soundclip.captioning.lines import clip_of, raise_for, rows_of
+
+_NO_LABELS = ("id", "clip", "source", "references", "reference", "caption", "image")
+
+
+@dataclass(frozen=True)
+class Things:
+    """What a clip holds.
+
+    Attributes:
+        sounding: names of what is heard.
+        silent: names of what is only seen.
+        unseen: those of `sounding` that aren't in the picture: a caption that names them has heard them.
+    """
+
+    sounding: tuple[str, ...] = ()
+    silent: tuple[str, ...] = ()
+    unseen: tuple[str, ...] = ()
+
+
+def read_references(file: str | PathLike[str]) -> dict[str, list[str]]:
+    """Read what people wrote of the clips.
+
+    Rows are {"id": ..., "references": [...]}, or "reference" or "caption" with one. A clip may have several
+    rows, as in AudioCaps' tables; all of their references count.
+
+    Args:
+        file: JSON Lines.
+
+    Returns:
+        References by clip, each clip with one at least.
+
+    Raises:
+        ValueError: if rows aren't such, or have an empty reference; all of them are named.
+        OSError: if it can't be read.
+    """
+    references: dict[str, list[str]] = {}
+    faults: list[str] = []
+    for line, row in rows_of(file, faults):
+        clip = clip_of(row)
+        given = next((row[name] for name in ("references", "reference", "caption") if name in row), None)
+        texts = [given] if isinstance(given, str) else given
+        if clip is None:
+            faults.append(f'line {line} has no "id"')
+        elif not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
+            faults.append(f'line {line} has no "references", a list of texts')
+        elif not all(text.strip() for text in texts):
+            faults.append(f"line {line} has an empty reference")
+        else:
+            references.setdefault(clip, []).extend(texts)
+    if not references and not faults:
+        faults.append("it is empty")
+    raise_for(file, faults)
+    return references
+
+
+def read_things(file: str | PathLike[str]) -> dict[str, Things]:
+    """Read what clips hold, from rows {"id": ..., "sounding": [...], "silent": [...]}, such as references are.
+
+    "unseen" may name those of "sounding" that aren't in the picture.
+
+    Returns:
+        By clip; empty if no row has such fields.
+
+    Raises:
+        ValueError: if some rows have neither field, something else than texts in them, or unseen things that don't
+            sound; all of them are named.
+        OSError: if it can't be read.
+    """
+    things: dict[str, Things] = {}
+    faults: list[str] = []
+    bare: list[int] = []
+    for line, row in rows_of(file, faults):
+        clip = clip_of(row)
+        if clip is None:
+            continue  # `read_references` says so
+        if not {"sounding", "silent"} & row.keys():
+            bare.append(line)
+            continue
+        names = [row.get(field) or [] for field in ("sounding", "silent", "unseen")]
+        if not all(isinstance(part, list) and all(isinstance(name, str) for name in part) for part in names):
+            faults.append(f'line {line} has no lists of texts in "sounding" and "silent"')
+        elif set(names[2]) - set(names[0]):
+            faults.append(f'line {line} has things in "unseen" that aren\'t in "sounding"')
+        else:
+            things[clip] = Things(*map(tuple, names))
+    if things:
+        faults += [f'line {line} has neither "sounding" nor "silent", other lines have' for line in bare]
+    raise_for(file, faults)
+    return things
+
+
+def read_sources(file: str | PathLike[str]) -> dict[str, str]:
+    """Read of which film or recording clips are, from rows {"id": ..., "source": ...}, such as references are.
+
+    Returns:
+        By clip, of the rows that have it.
+
+    Raises:
+        ValueError: for a source that is no text, or two of one clip; all of them are named.
+        OSError: if it can't be read.
+    """
+    sources: dict[str, str] = {}
+    faults: list[str] = []
+    for line, row in rows_of(file, faults):
+        clip, source = clip_of(row), row.get("source")
+        if clip is None or source is None:
+            continue
+        if not isinstance(source, str) or sources.setdefault(clip, source) != source:
+            faults.append(f'line {line} has another "source" than a text, or than {clip!r} had before')
+    raise_for(file, faults)
+    return sources
+
+
+def read_labels(file: str | PathLike[str]) -> dict[str, dict[str, Any]]:
+    """Read labels of clips, from rows {"id": ..., "kind": "dog", "speech_band": -3.5}, such as references may be.
+
+    Each field but the id and what references have for people is a label by that name: texts, numbers, true and
+    false. A list of one text counts as that text; other lists, empty texts and null as no label.
+
+    Returns:
+        By label, each clip's value by id. A label that has a value for no clip isn't there.
+
+    Raises:
+        ValueError: if rows aren't such, a label's values are of several kinds, a clip has two, or there are none;
+            all of them are named.
+        OSError: if it can't be read.
+    """
+    labels: dict[str, dict[str, Any]] = {}
+    kinds: dict[str, tuple[str, int]] = {}
+    faults: list[str] = []
+    for line, row in rows_of(file, faults):
+        clip = clip_of(row)
+        if clip is None:
+            faults.append(f'line {line} has no "id"')
+            continue
+        for name, given in row.items():
+            if name in _NO_LABELS:
+                continue
+            value = _label_of(given)
+            if isinstance(value, dict):
+                faults.append(f"line {line} has an object in {name!r}, not a text, a number, true or false")
+                continue
+            if value is None:
+                continue
+            kind = {str: "a text", bool: "true or false"}.get(type(value), "a number")
+            expected, before = kinds.setdefault(name, (kind, line))
+            if kind != expected:
+                faults.append(f"{name!r} is {kind} in line {line} and {expected} in line {before}")
+            elif labels.setdefault(name, {}).setdefault(clip, value) != value:
+                faults.append(f"line {line} has another {name!r} of {clip!r} than a line before")
+    if not labels and not faults:
+        faults.append("it has no labels")
+    raise_for(file, faults)
+    return labels
+
+
+def _label_of(given: Any) -> Any:
+    """The label in a field; None for none."""
+    if isinstance(given, list):
+        return given[0] if len(given) == 1 and isinstance(given[0], str) and given[0] else None
+    return None if given == "" else given

@@ -1,0 +1,217 @@
+"""The trade-off over encoders (4.4): the correlation of gain and loss, and the Pareto front.
+
+A gain is in percentage points, projected minus raw. A loss is in percent of the raw figure, (raw - projected)
+/ raw, and positive where raw is better.
+"""
+
+import math
+from collections.abc import Hashable, Iterator, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar
+
+import numpy as np
+
+from llava_soundclip._extras import require
+from llava_soundclip.evaluation.intervals import LEVEL, Interval
+
+Name = TypeVar("Name", bound=Hashable)
+
+
+@dataclass(frozen=True, eq=False)
+class Tradeoff(Mapping[str, Any]):
+    """How loss goes with gain over encoders (Finding 6). Every attribute is a key, too.
+
+    The intervals are what to read. They take the encoders as drawn at random from all encoders, and both
+    figures as roughly normal; neither can be seen from five. With five, an r of 0.89 lies anywhere from 0.04
+    to 0.99. They know nothing of how well each figure was measured, and nothing of causes.
+
+    Attributes:
+        pearson_r: correlation of gain and loss.
+        slope: percent lost for each further point gained, by least squares.
+        intercept: percent lost at no gain, of the same line.
+        spearman_rho: correlation of the ranks.
+        spearman_p: share of all orders of the losses whose rho is as far from 0; exact up to seven encoders.
+            With five it can't be below 1/60.
+        intervals: of "pearson_r" (Fisher's z), "slope" and "intercept" (Student's t); their n counts encoders.
+        leave_one_out: "pearson_r" and "slope" of the others, by the encoder that was left out; NaN where the
+            others' gains, or for r also losses, are all alike.
+        loss_per_point: loss / gain by encoder; NaN at no gain. Where a gain is below 0 it is no price.
+    """
+
+    pearson_r: float
+    slope: float
+    intercept: float
+    spearman_rho: float
+    spearman_p: float
+    intervals: dict[str, Interval]
+    leave_one_out: dict[str, dict[str, float]]
+    loss_per_point: dict[str, float]
+
+    def __getitem__(self, key: str) -> Any:
+        if key not in tuple(self):
+            raise KeyError(key)
+        return getattr(self, key)
+
+    def __iter__(self) -> Iterator[str]:
+        return (field.name for field in fields(self))
+
+    def __len__(self) -> int:
+        return len(fields(self))
+
+    def leave_one_out_range(self, figure: str = "pearson_r") -> dict[str, float]:
+        """The lowest and the highest figure that is left, by the encoder without which it is so.
+
+        Args:
+            figure: "pearson_r" or "slope".
+        """
+        left = {
+            name: found[figure] for name, found in self.leave_one_out.items() if not math.isnan(found[figure])
+        }
+        return {
+            name: left[name] for name in (min(left, key=left.__getitem__), max(left, key=left.__getitem__))
+        }
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {**self, "intervals": {name: each.as_dict() for name, each in self.intervals.items()}}
+
+    def __str__(self) -> str:
+        r, slope, intercept = (self.intervals[name] for name in ("pearson_r", "slope", "intercept"))
+        left = ", ".join(f"{value:.3g} without {name}" for name, value in self.leave_one_out_range().items())
+        costs = ", ".join(f"{name} {cost:.3g}" for name, cost in self.loss_per_point.items())
+        return (
+            f"r = {r}, n = {r.n}; {left}\n"
+            f"loss = {slope} a point + {intercept}\n"
+            f"Spearman's rho = {self.spearman_rho:.3g}, p = {self.spearman_p:.3g}\n"
+            f"loss a point: {costs}"
+        )
+
+
+def analyse(gain: Mapping[str, float], loss: Mapping[str, float]) -> Tradeoff:
+    """Finding 6: does more gained by projecting mean more lost?
+
+    Args:
+        gain: retrieval gain in percentage points, by encoder.
+        loss: quality lost in percent of raw, by encoder; positive where raw is better.
+
+    Returns:
+        The correlation, the line and their intervals, in whatever order the encoders are given.
+
+    Raises:
+        ValueError: if the two don't name the same encoders, there are fewer than three, a figure isn't
+            finite, or all gains or all losses are alike.
+        ImportError: if scipy isn't installed.
+    """
+    stats = require("scipy.stats", extra="evaluation")
+    if gain.keys() != loss.keys():
+        raise ValueError(
+            f"gain and loss name different encoders: {sorted(gain.keys() ^ loss.keys())} in one only"
+        )
+    names = sorted(gain)
+    if len(names) < 3:
+        raise ValueError(f"a line through {len(names)} encoders says nothing: three are needed at least")
+    x, y = (np.array([float(side[name]) for name in names]) for side in (gain, loss))
+    for what, column in (("gain", x), ("loss", y)):
+        if not np.isfinite(column).all():
+            raise ValueError(f"a {what} is NaN or infinite: {dict(zip(names, column.tolist(), strict=True))}")
+        if _is_level(column):
+            raise ValueError(f"every {what} is {column[0]:g}: nothing can go with it")
+    n = len(names)
+    line = stats.linregress(x, y)
+    t = stats.t.ppf((1 + LEVEL) / 2, n - 2)
+    intervals = {
+        "pearson_r": Interval(float(line.rvalue), *_fisher(line.rvalue, n, stats), n),
+        **{
+            what: Interval(float(value), float(value - t * error), float(value + t * error), n)
+            for what, value, error in (
+                ("slope", line.slope, line.stderr),
+                ("intercept", line.intercept, line.intercept_stderr),
+            )
+        },
+    }
+    rho, p = _spearman(x, y, stats)
+    return Tradeoff(
+        pearson_r=float(line.rvalue),
+        slope=float(line.slope),
+        intercept=float(line.intercept),
+        spearman_rho=rho,
+        spearman_p=p,
+        intervals=intervals,
+        leave_one_out={name: _without(row, x, y, stats) for row, name in enumerate(names)},
+        loss_per_point={
+            name: float(lost / gained) if gained else math.nan
+            for name, gained, lost in zip(names, x, y, strict=True)
+        },
+    )
+
+
+def _is_level(column: np.ndarray) -> bool:
+    return bool((column == column[0]).all())
+
+
+def _fisher(r: float, n: int, stats: Any) -> tuple[float, float]:
+    """atanh(r) is nearly normal with variance 1 / (n - 3): of three points nothing is known."""
+    if n == 3:
+        return -1.0, 1.0
+    half = stats.norm.ppf((1 + LEVEL) / 2) / math.sqrt(n - 3)
+    with np.errstate(divide="ignore"):  # a perfect r is at infinity, and comes back from there
+        z = np.arctanh(r)
+    return float(np.tanh(z - half)), float(np.tanh(z + half))
+
+
+def _spearman(x: np.ndarray, y: np.ndarray, stats: Any) -> tuple[float, float]:
+    # Twice the ranks around their mean are whole numbers, so that orders as far from 0 are exactly level.
+    first, second = (2 * stats.rankdata(column) - len(column) - 1 for column in (x, y))
+
+    def distance(order: np.ndarray, axis: int) -> np.ndarray:
+        return abs((first * order).sum(axis=axis))
+
+    # All orders are tried while there are no more of them than resamples: 7! is 5040.
+    test = stats.permutation_test(
+        (second,),
+        distance,
+        permutation_type="pairings",
+        alternative="greater",
+        vectorized=True,
+        n_resamples=9999,
+        rng=np.random.default_rng(0),
+    )
+    rho = (first * second).sum() / math.sqrt((first**2).sum() * (second**2).sum())
+    return float(rho), float(test.pvalue)
+
+
+def _without(row: int, x: np.ndarray, y: np.ndarray, stats: Any) -> dict[str, float]:
+    x, y = np.delete(x, row), np.delete(y, row)
+    if _is_level(x):
+        return {"pearson_r": math.nan, "slope": math.nan}
+    line = stats.linregress(x, y)
+    return {"pearson_r": math.nan if _is_level(y) else float(line.rvalue), "slope": float(line.slope)}
+
+
+def pareto_front(points: Mapping[Name, tuple[float, float]]) -> list[Name]:
+    """The settings that no other beats in one figure without losing in the other (Finding 7).
+
+    Of two that are level in one figure the better in the other stays. Several at the very same point stay
+    together, in the order given.
+
+    Args:
+        points: (retrieval, quality) by name; of both, higher is better.
+
+    Returns:
+        Names, from the best retrieval to the best quality.
+
+    Raises:
+        ValueError: if a figure isn't finite.
+    """
+    for name, point in points.items():
+        if not np.isfinite(point).all():
+            raise ValueError(f"{name!r} is at {tuple(point)}: NaN and infinity can't be compared")
+    front: list[Name] = []
+    for name in sorted(points, key=lambda name: (-points[name][0], -points[name][1])):
+        if (
+            not front
+            or points[name][1] > points[front[-1]][1]
+            or tuple(points[name]) == tuple(points[front[-1]])
+        ):
+            front.append(name)
+    return front

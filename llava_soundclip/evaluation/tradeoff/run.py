@@ -1,0 +1,260 @@
+"""From a model and clips to figures and a page: `eval tradeoff`."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llava_soundclip._version import __version__
+from llava_soundclip.captioning import CaptionOptions, caption_clips
+from llava_soundclip.clips import Clip
+from llava_soundclip.evaluation.tradeoff.plan import ALPHAS, BUDGETS, partners, plan_settings
+from llava_soundclip.features.splits import RECIPE as TRAINING
+
+if TYPE_CHECKING:
+    from llava_soundclip.evaluation.captions import BERTScore, CLIPScore
+    from llava_soundclip.patching import SoundCLIP
+
+FEATURES, CAPTIONS, MAPS, REPORT = "features", "captions.jsonl", "maps", "report.html"
+RUN = "run.json"  # what the run is of, so that another one doesn't continue it
+
+
+@dataclass
+class Measured:
+    """What a run did.
+
+    Attributes:
+        report: every figure of the page.
+        bad: reasons of clips that have no features or captions, by id.
+        notes: what couldn't be measured, and what may flatter the figures.
+    """
+
+    report: dict[str, Any]
+    bad: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def measure_tradeoff(
+    soundclip: "SoundCLIP",
+    clips: Sequence[Clip],
+    references: Path,
+    out: Path,
+    *,
+    model: str,
+    trained_in: str | Path | None = None,
+    budgets: Sequence[int] | None = None,
+    alphas: Sequence[float] | None = None,
+    metrics: Sequence[str] | None = None,
+    bertscore: "BERTScore | None" = None,
+    clipscore: "CLIPScore | None" = None,
+    max_new_tokens: int = 128,
+    batch_size: int = 8,
+    examples: int = 6,
+    seed: int = 0,
+    on_start: Callable[[str, int], None] = lambda what, count: None,
+    on_clips: Callable[[int], None] = lambda count: None,
+) -> Measured:
+    """Measure what a model retrieves and what it captions, raw and projected, with controls beside both.
+
+    Writes into `out`: `features/`, `retrieval.json`, `information.json`, `captions.jsonl`, `captions.json`,
+    `report.html`. A run that was stopped goes on where it was. Clips that the projector was trained on are left out,
+    if the features are those that it was trained on. Features are of the clips whose picture shows what sounds: one
+    whose references say otherwise ("unseen") is captioned, but is no pair that retrieval could find.
+
+    Args:
+        soundclip: a patched model, its processor known. Its k is that of what isn't about k; its other options are
+            those of all captions.
+        clips: with ids that the references have, too.
+        references: JSON Lines; see `evaluation.run.evaluate_captions`.
+        out: the folder; it may be one of an earlier run of the same model with the same options.
+        model: what rows call the model.
+        trained_in: the projector's folder, which says what its training kept aside.
+        budgets: further k; by default those of Table 14 that fit.
+        alphas: mixes; by default those of B.1, if there is a projector.
+        metrics: some of `evaluation.captions.METRICS`; all by default.
+        bertscore: the model for it.
+        clipscore: the model for it.
+        max_new_tokens: length of a caption at most.
+        batch_size: clips at once.
+        examples: clips shown in the report, with maps.
+        seed: of what is drawn, and the intervals.
+        on_start: told of each part, and of how many steps it has, 0 where that isn't known.
+        on_clips: told how many more steps are done.
+
+    Returns:
+        The figures, and what couldn't be had.
+
+    Raises:
+        ValueError: for clips without references, an option that can't be, or a folder of another run; what differs is
+            named.
+        OSError: if something can't be read or written.
+        ImportError: if the extra `evaluation` isn't installed.
+    """
+    from llava_soundclip.captioning.lines import listed
+    from llava_soundclip.evaluation.captions import METRICS, read_references, read_things
+    from llava_soundclip.evaluation.output import write_figures
+    from llava_soundclip.evaluation.report.page import drawn_examples, write_report
+    from llava_soundclip.evaluation.run import evaluate_captions, evaluate_information, evaluate_retrieval
+    from llava_soundclip.features.extract import extract_features
+
+    metrics = METRICS if metrics is None else metrics
+    if unknown := [name for name in metrics if name not in METRICS]:
+        raise ValueError(f"metrics are some of {', '.join(METRICS)}, not {listed([*map(repr, unknown)])}")
+    rows, columns = soundclip._host.grid
+    projector = soundclip.projector
+    settings = plan_settings(
+        k=soundclip.k,
+        patches=rows * columns,
+        projected=projector is not None,
+        budgets=[k for k in BUDGETS if k <= rows * columns] if budgets is None else budgets,
+        alphas=(ALPHAS if projector is not None else ()) if alphas is None else alphas,
+    )
+    _check_references(clips, read_references(references), references)
+    things = read_things(references)
+    out.mkdir(parents=True, exist_ok=True)
+    _check_run(out / RUN, _describe(soundclip, model, max_new_tokens))
+
+    pairs = [clip for clip in clips if clip.id not in things or not things[clip.id].unseen]
+    if not pairs:
+        raise ValueError(f"{references} says of every clip that its picture doesn't show what sounds")
+    on_start("features", 0)
+    made = extract_features(
+        pairs, soundclip.encoder, tower_of(soundclip), out / FEATURES, batch_size=batch_size
+    )
+    if made.interrupted:
+        raise KeyboardInterrupt
+    bad = dict(made.bad)
+
+    on_start("retrieval", 0)
+    common: dict[str, Any] = {"trained_in": trained_in, "seed": seed}
+    mixes = [setting.alignment for setting in settings if isinstance(setting.alignment, float)]
+    found = evaluate_retrieval(out / FEATURES, projector, alphas=sorted(set(mixes)), **common)
+    write_figures(out / "retrieval.json", found)
+    measured = Measured({}, bad)
+    on_start("information", 0)
+    try:
+        labels = references if things else None
+        found = evaluate_information(out / FEATURES, projector, labels=labels, **common)
+        write_figures(out / "information.json", found)
+    except ValueError as error:  # too few clips, or labels of which there are too few
+        (out / "information.json").unlink(missing_ok=True)
+        measured.notes.append(f"information is left out: {error}")
+
+    rows_name, trained_on = _trained_on(out / FEATURES, trained_in)
+    if rows_name == "all" and trained_in is not None and (Path(trained_in) / TRAINING).is_file():
+        measured.notes.append(
+            f"{trained_in} was trained on other features: if these clips were among them, the figures flatter it"
+        )
+    captioned = [clip for clip in clips if clip.id not in trained_on and clip.id not in bad]
+    on_start("captions", len(settings) * len(captioned))
+    captions = caption_clips(
+        soundclip,
+        captioned,
+        out / CAPTIONS,
+        options=CaptionOptions(max_new_tokens=max_new_tokens, batch_size=batch_size, do_sample=False),
+        settings=settings,
+        model=model,
+        heard=lambda good: partners(good, things),
+        maps=out / MAPS,
+        mapped=drawn_examples([clip.id for clip in captioned], examples, seed),
+        on_clips=on_clips,
+    )
+    bad |= captions.bad
+    on_start("scores", 0)
+    found = evaluate_captions(
+        out / CAPTIONS,
+        references,
+        metrics,
+        bertscore=bertscore,
+        clipscore=clipscore,
+    )
+    write_figures(out / "captions.json", {**found, "folder": "."})
+    on_start("report", 0)
+    measured.report = write_report(
+        out, out / REPORT, examples=examples, seed=seed, title=f"SoundCLIP on {model}"
+    )
+    return measured
+
+
+def tower_of(soundclip: "SoundCLIP") -> Any:
+    """The model's own vision tower with its image processor, as features are made with."""
+    from PIL import Image
+
+    from llava_soundclip.features.towers import VisionTower
+
+    host = soundclip._host
+    tower: Any = host.vision_tower
+    processor = soundclip.load_processor().image_processor
+    trial = processor(Image.new("RGB", (16, 16)), return_tensors="np")["pixel_values"]
+    if trial.ndim == 5:
+        processor = FirstTile(processor)
+    inside = getattr(
+        tower, "vision_tower", tower
+    )  # the original package has a tower of its own around CLIP's
+    return VisionTower(inside, processor, layer=host.tower_layer)
+
+
+@dataclass(frozen=True)
+class FirstTile:
+    """An image processor that cuts pictures into tiles, without all of them but the first, which shows all."""
+
+    processor: Any
+
+    def __call__(self, pictures: Sequence[Any], **options: Any) -> dict[str, Any]:
+        return {"pixel_values": self.processor(pictures, **options)["pixel_values"][:, 0]}
+
+
+def _check_references(clips: Sequence[Clip], known: Mapping[str, Any], file: Path) -> None:
+    from llava_soundclip.captioning.lines import listed
+
+    missing = [clip.id for clip in clips if clip.id not in known]
+    if missing:
+        raise ValueError(
+            f"{len(missing)} of {len(clips)} clips have no references in {file}: {listed([*map(repr, missing)], 3)}; it has "
+            f"references of {listed([*map(repr, known)], 3)}"
+        )
+    if not clips:
+        raise ValueError("there are no clips")
+
+
+def _describe(soundclip: "SoundCLIP", model: str, max_new_tokens: int) -> dict[str, Any]:
+    """What changes captions: rows made with something else can't stand beside these."""
+    from llava_soundclip.fingerprints import fingerprint
+
+    state = None if soundclip.projector is None else soundclip.projector.state_dict()
+    return {
+        "model": model,
+        "encoder": dict(soundclip.encoder.signature()),
+        "projector": state and fingerprint(state),
+        "k": soundclip.k,
+        "tokens": soundclip.tokens,
+        "norm": soundclip.norm,
+        "prompt": soundclip.prompt,
+        "max_new_tokens": max_new_tokens,
+    }
+
+
+def _check_run(file: Path, described: Mapping[str, Any]) -> None:
+    if not file.exists():
+        text = json.dumps({**described, "library": __version__}, indent=2)
+        file.write_text(text + "\n", encoding="utf-8")
+        return
+    before = json.loads(file.read_text(encoding="utf-8"))
+    other = [
+        f"{name} {before.get(name)!r}, not {value!r}"
+        for name, value in described.items()
+        if before.get(name) != value
+    ]
+    if other:
+        raise ValueError(f"{file.parent} holds a run with {'; '.join(other)}: give another folder")
+
+
+def _trained_on(features: Path, trained_in: str | Path | None) -> tuple[str, set[str]]:
+    """Which rows of a features folder are measured, and the clips that aren't: the projector was trained on them."""
+    from llava_soundclip.evaluation.run import measured_rows
+    from llava_soundclip.features.store import FeatureFolder
+
+    folder = FeatureFolder(features)
+    name, rows = measured_rows(folder, trained_in)
+    return name, set(folder.ids).difference(folder.ids[row] for row in rows.tolist())

@@ -1,1 +1,0 @@
-"""One model measured whole: what it retrieves, what it captions, with controls beside both (`eval tradeoff`)."""

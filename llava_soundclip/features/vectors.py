@@ -1,0 +1,71 @@
+"""Vectors of sounds alone: one per clip, for search and for other programs."""
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from safetensors.torch import save
+from torch import Tensor
+
+from llava_soundclip._version import __version__
+from llava_soundclip.alignment.files import METADATA_KEY
+from llava_soundclip.clips import Clip, sound_of
+from llava_soundclip.encoders import AudioEncoder
+from llava_soundclip.running import work_through, write_file
+
+
+@dataclass
+class Embedded:
+    """The result of a run.
+
+    Attributes:
+        vectors: (d_a,) float32 on the CPU, by clip id.
+        bad: reasons of clips that could not be embedded, by id.
+    """
+
+    vectors: dict[str, Tensor] = field(default_factory=dict)
+    bad: dict[str, str] = field(default_factory=dict)
+
+
+def embed_clips(
+    clips: Sequence[Clip],
+    encoder: AudioEncoder,
+    *,
+    batch_size: int = 8,
+    on_clips: Callable[[int], None] = lambda count: None,
+) -> Embedded:
+    """Embed the sounds of clips. One bad clip doesn't stop the rest.
+
+    Args:
+        clips: with ids of their own; see `read_clips`.
+        encoder: the audio encoder.
+        batch_size: clips per batch.
+        on_clips: called with the number of clips that are done, or failed, since the last call.
+    """
+    by_id = {clip.id: clip for clip in clips}
+
+    def embed(ids: Sequence[str]) -> Sequence[Tensor]:
+        sounds = [sound_of(by_id[id].fetched(), encoder.decoding_rate) for id in ids]
+        return encoder.embed([wave for wave, _ in sounds], [rate for _, rate in sounds]).cpu().unbind()
+
+    embedded = Embedded()
+    for vectors, failed in work_through([*by_id], embed, batch_size):
+        embedded.vectors |= vectors
+        embedded.bad |= failed
+        on_clips(len(vectors) + len(failed))
+    return embedded
+
+
+def save_vectors(path: str | os.PathLike[str], vectors: Mapping[str, Tensor], encoder: AudioEncoder) -> None:
+    """Write vectors as a safetensors file, with the encoder's signature in its metadata.
+
+    Args:
+        path: the file.
+        vectors: (d_a,) by name.
+        encoder: the encoder that made them.
+    """
+    about = json.dumps({**encoder.signature(), "library_version": __version__})
+    copies = {name: vector.clone() for name, vector in vectors.items()}  # they may share one tensor's memory
+    write_file(Path(path), save(copies, metadata={METADATA_KEY: about}))

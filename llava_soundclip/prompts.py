@@ -1,0 +1,32 @@
+"""Prompts and pictures in the words and numbers of a model's processor."""
+
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, tensor
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+def chat_prompt(processor: Any, question: str) -> str:
+    """A question about one image in the words of the model's chat template, or of LLaVA-1.5's.
+
+    A question that has an image token already is a whole prompt and stays as it is.
+    """
+    if processor.image_token in question:
+        return question
+    if processor.chat_template is None:
+        return f"USER: {processor.image_token}\n{question} ASSISTANT:"
+    content = [{"type": "image"}, {"type": "text", "text": question}]
+    return processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+
+
+def as_seen(pixel_values: Tensor, image_processor: Any) -> "Image":
+    """Undo the processor's normalisation: (3, H, W) to an RGB picture."""
+    from PIL import Image
+
+    mean, std = (
+        tensor(values).view(3, 1, 1) for values in (image_processor.image_mean, image_processor.image_std)
+    )
+    pixels = (pixel_values * std + mean).clamp(0, 1).mul(255).round().byte()
+    return Image.fromarray(pixels.permute(1, 2, 0).numpy())

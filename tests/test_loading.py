@@ -1,0 +1,80 @@
+"""A LLaVA by its name: loaded or refused, patched with what was given."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from llava_soundclip import loading
+
+
+def test_a_folder_of_a_llava_is_loaded(tmp_path, tiny_llava, monkeypatch):
+    import transformers
+
+    tiny_llava.save_pretrained(tmp_path)
+    monkeypatch.setattr(transformers.AutoProcessor, "from_pretrained", lambda name: f"processor of {name}")
+    model, processor = loading.load_llava(str(tmp_path), device="cpu", dtype="bfloat16")
+    assert type(model) is type(tiny_llava) and str(model.dtype) == "torch.bfloat16"
+    assert processor == f"processor of {tmp_path}"
+
+
+def test_another_family_is_refused_before_its_weights_are_read(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "clip", "architectures": ["CLIPModel"]}')
+    with pytest.raises(TypeError, match="is a CLIPModel; supported are .*LlavaForConditionalGeneration"):
+        loading.load_llava(str(tmp_path))
+
+
+def test_the_original_packages_models_are_not_loaded_from_here(tmp_path):
+    config = '{"model_type": "llava", "architectures": ["LlavaLlamaForCausalLM"]}'
+    (tmp_path / "config.json").write_text(config)
+    with pytest.raises(
+        TypeError, match="is a LlavaLlamaForCausalLM; supported are LlavaForConditionalGen"
+    ) as error:
+        loading.load_llava(str(tmp_path))
+    assert "supported are" in str(error.value) and str(error.value).count("LlavaLlama") == 1
+
+
+def test_the_miniature_goes_where_it_is_told(monkeypatch):
+
+    import llava_soundclip.demo
+
+    def load_demo(**options):
+        return SimpleNamespace(model=torch.nn.Linear(2, 2), options=options)
+
+    monkeypatch.setattr(llava_soundclip.demo, "load_demo", load_demo)
+    soundclip = loading.load_soundclip("demo", device="cpu", dtype="float16", k=3)
+    assert soundclip.model.weight.dtype == torch.float16 and soundclip.options == {"k": 3}
+    assert loading.load_soundclip("demo", device=None, dtype="auto").model.weight.dtype == torch.float32
+
+
+def test_another_model_is_patched_with_its_processor(monkeypatch):
+    monkeypatch.setattr(
+        loading, "load_llava", lambda name, device, dtype: (f"{name} on {device}", "its processor")
+    )
+    monkeypatch.setattr(loading, "patch", lambda model, **options: (model, options))
+    assert loading.load_soundclip("some/llava", device="cuda", dtype="auto", k=3) == (
+        "some/llava on cuda",
+        {"processor": "its processor", "k": 3},
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"encoder": "ears"}, "unknown encoder 'ears'"),
+        ({"alignment": "middle"}, "alignment must be 'raw', 'projected' or a number"),
+        ({"alignment": 1.5}, "alignment must be"),
+        ({"k": -1}, "k must be 0 or more"),
+    ],
+)
+@pytest.mark.parametrize("model", ["demo", "some/llava"])
+def test_a_wrong_option_is_an_error_before_the_model_is_loaded(monkeypatch, model, options, message):
+    import llava_soundclip.demo
+
+    def load(*arguments, **options):
+        pytest.fail("it was loaded")
+
+    monkeypatch.setattr(llava_soundclip.demo, "load_demo", load)
+    monkeypatch.setattr(loading, "load_llava", load)
+    with pytest.raises(ValueError, match=message):
+        loading.load_soundclip(model, **options)
