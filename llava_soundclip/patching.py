@@ -150,6 +150,14 @@ class Trace:
     k: int
     encoder: str
 
+    def __repr__(self) -> str:
+        rows, columns = self.kept.shape
+        low, high = self.similarity.min(), self.similarity.max()
+        return (
+            f"Trace(encoder={self.encoder!r}, k={self.k} of {rows}x{columns} patches, "
+            f"similarity {low:.3f} to {high:.3f})"
+        )
+
 
 class SoundCLIP:
     """A LLaVA's hearing: what `patch` returns.
@@ -202,6 +210,14 @@ class SoundCLIP:
         self.tokens = tokens
         self.norm = norm
         self.control = None
+
+    def __repr__(self) -> str:
+        has_projector = "none" if self.projector is None else f"for {self.projector.encoder or 'any encoder'}"
+        state = "" if self._is_installed else ", unpatched"
+        return (
+            f"SoundCLIP({type(self.model).__name__}, encoder={self.encoder.name!r}, alignment={self.alignment!r}, "
+            f"k={self.k}, tokens={self.tokens!r}, projector: {has_projector}{state})"
+        )
 
     @property
     def k(self) -> int:

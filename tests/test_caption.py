@@ -110,3 +110,17 @@ def test_mistakes(soundclip: SoundCLIP, film: Path, tmp_path: Path) -> None:
     soundclip.processor = None
     with pytest.raises(ValueError, match="give patch its processor="):
         soundclip.caption(film)
+
+
+def test_handle_and_trace_print_in_one_line(soundclip: SoundCLIP, film: Path) -> None:
+    assert repr(soundclip) == (
+        "SoundCLIP(LlavaForConditionalGeneration, encoder='tiny', alignment='raw', k=4, tokens='zero', "
+        "projector: none)"
+    )
+    trace = soundclip.trace(film)
+    similarity = trace.similarity.reshape(-1)
+    assert repr(trace) == (
+        f"Trace(encoder='tiny', k=4 of 3x3 patches, similarity {min(similarity):.3f} to {max(similarity):.3f})"
+    )
+    soundclip.unpatch()
+    assert repr(soundclip).endswith("projector: none, unpatched)")
