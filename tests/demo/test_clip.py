@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
 
-from llava_soundclip import commands
+from llava_soundclip.cli import options
 from llava_soundclip.demo import CACHE_VARIABLE, assemble, clip, weights_folder
 from llava_soundclip.demo.clip import TEXT_ENCODER, TEXT_ENCODER_FILE, TEXT_ENCODER_PIP_LINE
 from llava_soundclip.demo.kinds import DRAWN_KINDS, make_scene
@@ -177,9 +177,9 @@ def test_other_weights_are_another_folder(tmp_path, folder, monkeypatch):
 
 def test_the_command_line_means_these_by_demo(folder, monkeypatch):
     monkeypatch.setenv(CACHE_VARIABLE, str(folder.parent))
-    assert commands.named_model("demo", "tower") == str(folder)
-    assert commands.named_model("openai/clip-vit-base-patch32", "tower") == "openai/clip-vit-base-patch32"
-    assert commands.load_clipscore("demo", "cpu").about([])["model"] == "the miniature's"
+    assert options.named_model("demo", "tower") == str(folder)
+    assert options.named_model("openai/clip-vit-base-patch32", "tower") == "openai/clip-vit-base-patch32"
+    assert options.load_scorers(["clipscore"], "", "demo", "cpu")[1].about([])["model"] == "the miniature's"
     tower = VisionTower.load(folder)
     own = assemble.tower_state(weights_folder())
     found = {name.removeprefix("vision_model."): weight for name, weight in tower.model.state_dict().items()}
@@ -189,13 +189,13 @@ def test_the_command_line_means_these_by_demo(folder, monkeypatch):
 
 @pytest.mark.skipif(not is_installed(assemble.WHISPER_FILE[0]), reason=assemble.PIP_LINE)
 def test_the_encoders_weights_are_the_miniatures():
-    encoder = load_encoder("whisperclip", checkpoint=commands.named_model("demo", "encoder"))
+    encoder = load_encoder("whisperclip", checkpoint=options.named_model("demo", "encoder"))
     assert encoder.dim == assemble.WIDTH
 
 
 @pytest.mark.skipif(not is_installed(TEXT_ENCODER_FILE[0]), reason=TEXT_ENCODER_PIP_LINE)
 def test_bertscore_by_the_package_names_its_model_not_this_machines_folder():
-    score = commands.load_bertscore("demo", "cpu")
+    score, _ = options.load_scorers(["bertscore"], "demo", "", "cpu")
     assert score.about([])["model"] == TEXT_ENCODER
     near, far = score.score(["A dog barks.", "A violin."], [["A dog is barking."]] * 2)
     assert near > far

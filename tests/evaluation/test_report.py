@@ -14,10 +14,10 @@ import typer
 from PIL import Image
 from typer.testing import CliRunner
 
+from llava_soundclip.cli.report import report as report_command
 from llava_soundclip.evaluation.information.limits import LIMITS
 from llava_soundclip.evaluation.intervals import bootstrap, difference
 from llava_soundclip.evaluation.report import write_report
-from llava_soundclip.evaluation.report.command import report as report_command
 from llava_soundclip.evaluation.report.figures import captions_figures, information_figures, retrieval_figures
 from llava_soundclip.evaluation.report.read import Run, read_runs
 from llava_soundclip.evaluation.report.series import caption_sweeps, retrieval_sweep, tradeoffs
