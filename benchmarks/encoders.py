@@ -75,7 +75,7 @@ def clap_checkpoint(folder: Path) -> Path:
 
 
 def imagebind_checkpoint(folder: Path) -> Path:
-    from llava_soundclip.encoders.imagebind import ImageBindTower, original_name
+    from llava_soundclip.encoders.imagebind.encoder import ImageBindTower, original_name
 
     with torch.device("meta"):
         tower = ImageBindTower(768, 12, 3072, 228, 1024)
@@ -85,7 +85,7 @@ def imagebind_checkpoint(folder: Path) -> Path:
 
 
 def audioclip_checkpoint(folder: Path) -> Path:
-    from llava_soundclip.encoders.audioclip import AudioTower
+    from llava_soundclip.encoders.audioclip.encoder import AudioTower
 
     with torch.device("meta"):
         tower = AudioTower()
@@ -182,15 +182,17 @@ PLAIN = {
 
 def frontend(encoder: AudioEncoder, sound: np.ndarray) -> object:
     """What comes before the network, for one clip."""
-    from llava_soundclip.encoders import clap_frontend, imagebind_fbank, wav2clip
-    from llava_soundclip.encoders.whisper_mel import log_mel
+    from llava_soundclip.encoders import wav2clip
+    from llava_soundclip.encoders.clap import frontend as clap_frontend
+    from llava_soundclip.encoders.imagebind import fbank
+    from llava_soundclip.encoders.whisper.mel import log_mel
 
     if encoder.name == "whisperclip":
         return log_mel(torch.from_numpy(sound), 80)
     if encoder.name == "clap":
         return clap_frontend.plain_input(clap_frontend.quantised(torch.from_numpy(sound)))
     if encoder.name == "imagebind":
-        return imagebind_fbank.frontend(sound[None])
+        return fbank.frontend(sound[None])
     if encoder.name == "audioclip":
         return encoder._frontend(sound)
     return wav2clip.frontend(sound[None])

@@ -18,9 +18,9 @@ import numpy as np
 import torch
 
 from llava_soundclip.encoders.whisper import WhisperCLIPEncoder
-from llava_soundclip.encoders.whisper_checkpoints import read_checkpoint
-from llava_soundclip.encoders.whisper_mel import SAMPLING_RATE
-from llava_soundclip.encoders.whisper_weights import WhisperWeights, encoder_shapes
+from llava_soundclip.encoders.whisper.formats import read_checkpoint
+from llava_soundclip.encoders.whisper.mel import SAMPLING_RATE
+from llava_soundclip.encoders.whisper.weights import WhisperWeights, encoder_shapes
 from llava_soundclip.media import load_audio
 
 GOAL = 5.0

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llava_soundclip.encoders.checkpoint_files import check_tensors
+from llava_soundclip.encoders.checkpoints import check_tensors
 
 _COMPUTED = ("num_batches_tracked", "window")  # stored in some files, and not read
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llava_soundclip.encoders.base import AtOnce, AudioEncoder, DType, EncoderCard, batches, check_dtype
-from llava_soundclip.encoders.checkpoint_files import (
+from llava_soundclip.encoders.checkpoints import (
     find_checkpoint,
     read_tensors,
 )

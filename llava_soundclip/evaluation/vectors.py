@@ -7,7 +7,7 @@ from torch import Tensor
 
 from llava_soundclip.alignment import build_alignment
 from llava_soundclip.alignment.projector import Projector
-from llava_soundclip.encoders.whisper import fuse_layers
+from llava_soundclip.encoders.whisper.encoder import fuse_layers
 from llava_soundclip.features.store import FeatureFolder
 
 _AT_ONCE = 4096  # rows

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from llava_soundclip._extras import require
 from llava_soundclip.alignment.projector import Projector
 from llava_soundclip.encoders.base import check_choice
-from llava_soundclip.encoders.whisper import Fusion, check_fusion, fuse_layers
+from llava_soundclip.encoders.whisper.encoder import Fusion, check_fusion, fuse_layers
 from llava_soundclip.evaluation.retrieval import ITEMS, POOL, TOPS, retrieval
 from llava_soundclip.features.splits import RECIPE, split_by_source
 from llava_soundclip.features.store import FeatureFolder, FeatureHeader

@@ -14,8 +14,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from llava_soundclip.encoders.clap_towers import laion_htsat
-from llava_soundclip.encoders.clap_weights import CLAPWeights, clap_shapes, transformers_state
+from llava_soundclip.encoders.clap.towers import laion_htsat
+from llava_soundclip.encoders.clap.weights import CLAPWeights, clap_shapes, transformers_state
 from tests.encoders.fake_whisper import drawn
 
 SMALL: dict[str, Any] = {"width": 16, "depths": (2, 1, 1, 1), "heads": (2, 4, 4, 8), "dim": 24}

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from llava_soundclip.encoders.whisper_weights import WhisperWeights, encoder_shapes, transformers_name
+from llava_soundclip.encoders.whisper.weights import WhisperWeights, encoder_shapes, transformers_name
 
 ENGLISH, MULTILINGUAL = 51_864, 51_865  # vocabularies
 

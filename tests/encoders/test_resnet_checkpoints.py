@@ -12,8 +12,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from llava_soundclip.encoders import audioclip, wav2clip
+from llava_soundclip.encoders import wav2clip
 from llava_soundclip.encoders.audioclip import AudioCLIPEncoder
+from llava_soundclip.encoders.audioclip import encoder as audioclip
 from llava_soundclip.encoders.wav2clip import Wav2CLIPEncoder
 from tests.encoders.fake_resnets import (
     file_content,

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llava_soundclip.encoders.whisper_mel import log_mel, token_count
+from llava_soundclip.encoders.whisper.mel import log_mel, token_count
 
 LENGTHS = [1, 159, 160, 161, 320, 321, 12_345, 48_000, 479_700, 479_961, 480_000]
 

@@ -20,8 +20,8 @@ from llava_soundclip.encoders.base import (
     check_choice,
     check_dtype,
 )
-from llava_soundclip.encoders.whisper_checkpoints import check_checkpoint, read_checkpoint
-from llava_soundclip.encoders.whisper_mel import (
+from llava_soundclip.encoders.whisper.formats import check_checkpoint, read_checkpoint
+from llava_soundclip.encoders.whisper.mel import (
     SAMPLING_RATE,
     WINDOW_FRAMES,
     WINDOW_SAMPLES,
@@ -29,8 +29,8 @@ from llava_soundclip.encoders.whisper_mel import (
     log_mel,
     token_count,
 )
-from llava_soundclip.encoders.whisper_towers import TOWERS, WhisperTower
-from llava_soundclip.encoders.whisper_weights import WhisperWeights
+from llava_soundclip.encoders.whisper.towers import TOWERS, WhisperTower
+from llava_soundclip.encoders.whisper.weights import WhisperWeights
 
 Backend = Literal["transformers", "openai"]
 Pooling = Literal["valid", "all"]

@@ -15,10 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from llava_soundclip.encoders import imagebind, load_encoder
-from llava_soundclip.encoders import imagebind_fbank as module
+from llava_soundclip.encoders import load_encoder
 from llava_soundclip.encoders.imagebind import ImageBindEncoder
-from llava_soundclip.encoders.imagebind_fbank import frontend, resample, windows
+from llava_soundclip.encoders.imagebind import encoder as encoder_module
+from llava_soundclip.encoders.imagebind import fbank as module
+from llava_soundclip.encoders.imagebind.fbank import frontend, resample, windows
 from tests.encoders.fake_imagebind import (
     FULL,
     SMALL,
@@ -29,7 +30,7 @@ from tests.encoders.fake_imagebind import (
     write_safetensors,
 )
 
-GOLDENS = load_file(Path(__file__).parent / "data" / "imagebind.safetensors")
+GOLDENS = load_file(Path(__file__).parents[1] / "data" / "imagebind.safetensors")
 SILENT_COLUMNS = 204 - GOLDENS["short/frontend"].shape[1]
 
 
@@ -404,7 +405,7 @@ def test_wrong_options(options, error, message):
 
 
 def test_the_licence_is_told_once(tmp_path, caplog):
-    imagebind._say_licence.cache_clear()
+    encoder_module._say_licence.cache_clear()
     path = write_pth(tmp_path / "imagebind_huge.pth")
     with caplog.at_level(logging.WARNING):
         for _ in range(2):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from llava_soundclip.encoders.whisper import WhisperCLIPEncoder
-from llava_soundclip.encoders.whisper_mel import log_mel, token_count
+from llava_soundclip.encoders.whisper.mel import log_mel, token_count
 from tests.encoders.fake_whisper import weights
 from tests.encoders.parity import Goldens, frontend_stages
 

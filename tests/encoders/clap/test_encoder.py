@@ -19,11 +19,10 @@ from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from llava_soundclip.encoders import clap as module
-from llava_soundclip.encoders import clap_frontend, clap_towers
-from llava_soundclip.encoders.clap import CLAPEncoder
-from llava_soundclip.encoders.clap_frontend import crop_starts, fused_input, log_mel, quantised, repeat_pad
-from llava_soundclip.encoders.clap_weights import KNOWN, CLAPWeights, clap_shapes, read_checkpoint
+from llava_soundclip.encoders.clap import CLAPEncoder, frontend, towers
+from llava_soundclip.encoders.clap import encoder as module
+from llava_soundclip.encoders.clap.frontend import crop_starts, fused_input, log_mel, quantised, repeat_pad
+from llava_soundclip.encoders.clap.weights import KNOWN, CLAPWeights, clap_shapes, read_checkpoint
 from tests.encoders.fake_clap import (
     BASE,
     GOLDEN_CASES,
@@ -40,7 +39,7 @@ from tests.hub_server import HubServer
 
 RATE = 48_000
 WINDOW = 480_000
-GOLDENS = load_file(Path(__file__).parent / "data" / "clap.safetensors")
+GOLDENS = load_file(Path(__file__).parents[1] / "data" / "clap.safetensors")
 
 
 @lru_cache
@@ -105,7 +104,7 @@ def test_log_mel_by_its_definition(samples, fused):
 def test_log_mel_in_parts(monkeypatch):
     signal = torch.from_numpy(sound(100_000))
     whole = log_mel(signal, fused=True)
-    monkeypatch.setattr(clap_frontend, "_FRAMES_AT_ONCE", 7)
+    monkeypatch.setattr(frontend, "_FRAMES_AT_ONCE", 7)
     assert (log_mel(signal, fused=True) - whole).abs().max() < 1e-4
 
 
@@ -191,13 +190,13 @@ def symmetric_window(monkeypatch):
 
 
 def filters_from_0_hertz(monkeypatch):
-    monkeypatch.setattr(clap_frontend, "_LOWEST", 0.0)
-    monkeypatch.setattr(clap_frontend, "_mel_filters", clap_frontend._mel_filters.__wrapped__)
+    monkeypatch.setattr(frontend, "_LOWEST", 0.0)
+    monkeypatch.setattr(frontend, "_mel_filters", frontend._mel_filters.__wrapped__)
 
 
 def other_filters(monkeypatch):
-    original = clap_frontend._mel_filters
-    monkeypatch.setattr(clap_frontend, "_mel_filters", lambda fused: original(not fused))
+    original = frontend._mel_filters
+    monkeypatch.setattr(frontend, "_mel_filters", lambda fused: original(not fused))
 
 
 def no_quantisation(monkeypatch):
@@ -209,7 +208,7 @@ def rounded_quantisation(monkeypatch):
 
 
 def zeros_only(monkeypatch):
-    monkeypatch.setattr(clap_frontend, "repeat_pad", lambda x: F.pad(x, (0, WINDOW - len(x))))
+    monkeypatch.setattr(frontend, "repeat_pad", lambda x: F.pad(x, (0, WINDOW - len(x))))
 
 
 def zeros_in_front(monkeypatch):
@@ -217,19 +216,19 @@ def zeros_in_front(monkeypatch):
         repeated = signal.repeat(WINDOW // len(signal))
         return F.pad(repeated, (WINDOW - len(repeated), 0))
 
-    monkeypatch.setattr(clap_frontend, "repeat_pad", padded)
+    monkeypatch.setattr(frontend, "repeat_pad", padded)
 
 
 def repeated_to_the_end(monkeypatch):
-    monkeypatch.setattr(clap_frontend, "repeat_pad", lambda x: x.repeat(WINDOW // len(x) + 1)[:WINDOW])
+    monkeypatch.setattr(frontend, "repeat_pad", lambda x: x.repeat(WINDOW // len(x) + 1)[:WINDOW])
 
 
 def no_floor(monkeypatch):
-    monkeypatch.setattr(clap_frontend, "_FLOOR", 0.0)
+    monkeypatch.setattr(frontend, "_FLOOR", 0.0)
 
 
 def lower_floor(monkeypatch):
-    monkeypatch.setattr(clap_frontend, "_FLOOR", 1e-12)
+    monkeypatch.setattr(frontend, "_FLOOR", 1e-12)
 
 
 def zeros_at_the_ends(monkeypatch):
@@ -323,7 +322,7 @@ def test_memory_is_bounded(monkeypatch, fused):
         sizes.append(len(mel))
         return torch.ones(len(mel), SMALL["dim"])
 
-    monkeypatch.setattr(clap_towers.TransformersTower, "forward", forward)
+    monkeypatch.setattr(towers.TransformersTower, "forward", forward)
     monkeypatch.setattr(module, "plain_input", lambda signal: torch.zeros(1, 1001, 64))
     encoder(fused).embed([sound(1000)] * 9 + [sound(20 * WINDOW)], RATE)
     assert max(sizes) == 2
@@ -400,14 +399,14 @@ def test_the_resize_falls_back_to_the_cpu_on_mps():
         given.append(mel)
         return mel * 3
 
-    image = clap_towers._fold(original, patches, standing_in)
+    image = towers._fold(original, patches, standing_in)
     assert given[0] is on_cpu
     assert (image.dtype, image.device) == (torch.float16, patches.weight.device)
-    clap_towers._fold(original, patches, on_cpu * 2)
+    towers._fold(original, patches, on_cpu * 2)
     assert torch.equal(given[1], on_cpu * 2)
     for fused in (False, True):
         branch = encoder(fused).tower.branch
-        assert branch.reshape_mel2img.func is clap_towers._fold
+        assert branch.reshape_mel2img.func is towers._fold
 
 
 @pytest.mark.gpu

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from llava_soundclip.encoders.checkpoint_files import check_tensors
-from llava_soundclip.encoders.whisper_mel import WINDOW_TOKENS
+from llava_soundclip.encoders.checkpoints import check_tensors
+from llava_soundclip.encoders.whisper.mel import WINDOW_TOKENS
 from llava_soundclip.fingerprints import fingerprint
 
 _ENGLISH_VOCABULARY = 51_864  # tokens; the multilingual checkpoints have one more, or two

@@ -113,7 +113,7 @@ def test_whisper_is_the_last_block_after_the_final_norm(backend):
 
 
 def module_mel(waveform: np.ndarray) -> torch.Tensor:
-    from llava_soundclip.encoders.whisper_mel import log_mel
+    from llava_soundclip.encoders.whisper.mel import log_mel
 
     return log_mel(torch.from_numpy(waveform), 80, 21)[None]
 

@@ -16,12 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llava_soundclip.encoders.base import AtOnce, AudioEncoder, DType, EncoderCard, check_dtype
-from llava_soundclip.encoders.checkpoint_files import (
+from llava_soundclip.encoders.checkpoints import (
     check_tensors,
     find_checkpoint,
     read_tensors,
 )
-from llava_soundclip.encoders.imagebind_fbank import SAMPLING_RATE, WINDOWS, frontend, resample
+from llava_soundclip.encoders.imagebind.fbank import SAMPLING_RATE, WINDOWS, frontend, resample
 from llava_soundclip.fingerprints import fingerprint
 
 KNOWN = {

@@ -13,7 +13,7 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from llava_soundclip.encoders.whisper_weights import WhisperWeights
+from llava_soundclip.encoders.whisper.weights import WhisperWeights
 
 _VERSION = 6  # of the container; the only one since CTranslate2 3.0
 _SPECIFICATION = "WhisperSpec"

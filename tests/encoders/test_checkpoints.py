@@ -9,9 +9,9 @@ import torch
 from huggingface_hub import constants
 from safetensors.torch import save, save_file
 
-from llava_soundclip.encoders import checkpoint_files as module
+from llava_soundclip.encoders import checkpoints as module
 from llava_soundclip.encoders import load_encoder
-from llava_soundclip.encoders.checkpoint_files import (
+from llava_soundclip.encoders.checkpoints import (
     check_tensors,
     find_checkpoint,
     read_tensors,

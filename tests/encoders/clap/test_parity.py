@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llava_soundclip.encoders.clap import CLAPEncoder
-from llava_soundclip.encoders.clap_frontend import fused_input, log_mel, quantised, repeat_pad
-from llava_soundclip.encoders.clap_weights import CLAPWeights, clap_shapes
+from llava_soundclip.encoders.clap.frontend import fused_input, log_mel, quantised, repeat_pad
+from llava_soundclip.encoders.clap.weights import CLAPWeights, clap_shapes
 from tests.encoders.fake_clap import import_laion
 from tests.encoders.parity import Goldens, fill, frontend_stages
 

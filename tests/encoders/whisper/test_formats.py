@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import save_file
 
 from llava_soundclip.encoders.whisper import WhisperEncoder
-from llava_soundclip.encoders.whisper_checkpoints import read_checkpoint
-from llava_soundclip.encoders.whisper_weights import WhisperWeights, encoder_shapes
+from llava_soundclip.encoders.whisper.formats import read_checkpoint
+from llava_soundclip.encoders.whisper.weights import WhisperWeights, encoder_shapes
 from tests.encoders.fake_whisper import (
     ENGLISH,
     MULTILINGUAL,

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llava_soundclip.encoders.base import AtOnce, AudioEncoder, DType, EncoderCard, check_choice, check_dtype
-from llava_soundclip.encoders.checkpoint_files import check_checkpoint
-from llava_soundclip.encoders.clap_frontend import (
+from llava_soundclip.encoders.checkpoints import check_checkpoint
+from llava_soundclip.encoders.clap.frontend import (
     SAMPLING_RATE,
     WINDOW_SAMPLES,
     Crops,
@@ -19,8 +19,8 @@ from llava_soundclip.encoders.clap_frontend import (
     plain_input,
     quantised,
 )
-from llava_soundclip.encoders.clap_towers import TOWERS, CLAPTower, laion_htsat
-from llava_soundclip.encoders.clap_weights import KNOWN, CLAPWeights, read_checkpoint
+from llava_soundclip.encoders.clap.towers import TOWERS, CLAPTower, laion_htsat
+from llava_soundclip.encoders.clap.weights import KNOWN, CLAPWeights, read_checkpoint
 
 Backend = Literal["transformers", "laion"]
 
@@ -44,7 +44,7 @@ class CLAPEncoder(AudioEncoder):
 
     The spectrogram and the first normalisation are float32 in any case. With float16 weights a vector differs from
     that of float32 by 0.1 % of its length (cosine 0.999999), with bfloat16 by 1 % (cosine 0.9999): measured with
-    drawn weights on the recordings of `tests/encoders/test_clap_parity.py`.
+    drawn weights on the recordings of `tests/encoders/clap/test_parity.py`.
 
     Attributes:
         tower: the network; `tower.network` is the library's module.

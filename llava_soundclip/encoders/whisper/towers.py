@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llava_soundclip._extras import require
-from llava_soundclip.encoders.whisper_mel import WINDOW_TOKENS
-from llava_soundclip.encoders.whisper_weights import WhisperWeights, transformers_name
+from llava_soundclip.encoders.whisper.mel import WINDOW_TOKENS
+from llava_soundclip.encoders.whisper.weights import WhisperWeights, transformers_name
 
 
 class WhisperTower(nn.Module, ABC):

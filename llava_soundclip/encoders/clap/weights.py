@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from llava_soundclip.encoders.checkpoint_files import (
+from llava_soundclip.encoders.checkpoints import (
     check_tensors,
     find_checkpoint,
     read_tensors,

@@ -17,13 +17,13 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
 
-from llava_soundclip.encoders import audioclip as module
-from llava_soundclip.encoders import audioclip_fbsp
-from llava_soundclip.encoders.audioclip import AudioCLIPEncoder, AudioTower
-from llava_soundclip.encoders.audioclip_fbsp import FBSP, blackman_harris, cut, frame_count, scale
+from llava_soundclip.encoders.audioclip import encoder as module
+from llava_soundclip.encoders.audioclip import fbsp as fbsp_module
+from llava_soundclip.encoders.audioclip.encoder import AudioCLIPEncoder, AudioTower
+from llava_soundclip.encoders.audioclip.fbsp import FBSP, blackman_harris, cut, frame_count, scale
 from tests.encoders.fake_resnets import weights
 
-GOLDENS = load_file(Path(__file__).parent / "data" / "audioclip.safetensors")
+GOLDENS = load_file(Path(__file__).parents[1] / "data" / "audioclip.safetensors")
 RATE = 44_100
 AVX2 = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
 
@@ -120,14 +120,14 @@ def check_frontend() -> None:
 def check_scale() -> None:
     x = torch.tensor([0.0, 1.0, -32768.0, 32767.0, 0.3, 1e-5])
     expected = [1.52587890625e-05, 4.57763671875e-05, -1.0, 1.0]
-    assert audioclip_fbsp.scale(x)[:4].tolist() == pytest.approx(expected, rel=1e-6)
-    assert audioclip_fbsp.scale(x)[5] == audioclip_fbsp.scale(x)[0]  # lost beside 32768
+    assert fbsp_module.scale(x)[:4].tolist() == pytest.approx(expected, rel=1e-6)
+    assert fbsp_module.scale(x)[5] == fbsp_module.scale(x)[0]  # lost beside 32768
 
 
 def check_silence() -> None:
     """The constant that scale() makes of 0 is far above the rounding noise at 0 Hz."""
     transform = fbsp()
-    frame = cut(audioclip_fbsp.scale(torch.zeros(3000)))[1:2] * transform.window
+    frame = cut(fbsp_module.scale(torch.zeros(3000)))[1:2] * transform.window
     golden = GOLDENS["silence_2s/spectrum"][:1]
     assert_close(transform(frame), golden, 5e-4)
 
@@ -169,7 +169,7 @@ def zeros_at_the_end(monkeypatch):
         missing = (frame_count(len(signal)) - 1) * 561 + 1654 - len(signal)
         return F.pad(signal, (0, missing)).unfold(0, 1654, 561)
 
-    monkeypatch.setattr(audioclip_fbsp, "cut", behind)
+    monkeypatch.setattr(fbsp_module, "cut", behind)
 
 
 def frames_filled_on_one_side(monkeypatch):
@@ -178,13 +178,13 @@ def frames_filled_on_one_side(monkeypatch):
 
 
 def absolute_sinc(monkeypatch):
-    monkeypatch.setattr(audioclip_fbsp, "power", lambda base, m: (base.abs() ** m, torch.zeros_like(base)))
+    monkeypatch.setattr(fbsp_module, "power", lambda base, m: (base.abs() ** m, torch.zeros_like(base)))
 
 
 def float64_kernel(monkeypatch):
-    make = audioclip_fbsp.make_kernel
+    make = fbsp_module.make_kernel
     monkeypatch.setattr(
-        audioclip_fbsp,
+        fbsp_module,
         "make_kernel",
         lambda *filters: make(*(part.double() for part in filters)).float(),
     )
@@ -215,7 +215,7 @@ def no_32768(monkeypatch):
 
 
 def division_for_scale(monkeypatch):
-    monkeypatch.setattr(audioclip_fbsp, "scale", lambda x: x / 32768)
+    monkeypatch.setattr(fbsp_module, "scale", lambda x: x / 32768)
 
 
 def symmetric_window(monkeypatch):
@@ -224,7 +224,7 @@ def symmetric_window(monkeypatch):
         terms = (0.35875, -0.48829, 0.14128, -0.01168)
         return torch.stack([term * torch.cos(k * angle) for k, term in enumerate(terms)]).sum(0).float()
 
-    monkeypatch.setattr(audioclip_fbsp, "blackman_harris", symmetric)
+    monkeypatch.setattr(fbsp_module, "blackman_harris", symmetric)
 
 
 def top_filters_for_the_lowest(monkeypatch):
@@ -279,13 +279,13 @@ def test_frames(samples, frames):
 def test_frames_in_parts_are_the_whole(monkeypatch):
     transform, samples = fbsp(), torch.from_numpy(sounds()[0])
     whole = transform.frontend(samples)
-    monkeypatch.setattr(audioclip_fbsp, "_FRAMES_AT_ONCE", 2)
+    monkeypatch.setattr(fbsp_module, "_FRAMES_AT_ONCE", 2)
     assert (transform.frontend(samples) - whole).abs().mean() < 0.01
 
 
 def test_power_of_zero_is_finite():
-    assert audioclip_fbsp.decibels(torch.zeros(1, 2, 2)).tolist() == [[-180.0, -180.0]]
-    assert audioclip_fbsp.decibels(torch.full((1, 1, 2), 1e-15)).item() < -180
+    assert fbsp_module.decibels(torch.zeros(1, 2, 2)).tolist() == [[-180.0, -180.0]]
+    assert fbsp_module.decibels(torch.full((1, 1, 2), 1e-15)).item() < -180
 
 
 def test_a_batch_is_single_runs():

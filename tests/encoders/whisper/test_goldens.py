@@ -11,14 +11,14 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
 
-from llava_soundclip.encoders import whisper as module
-from llava_soundclip.encoders import whisper_mel
 from llava_soundclip.encoders.whisper import WhisperEncoder
-from llava_soundclip.encoders.whisper_mel import log_mel
-from llava_soundclip.encoders.whisper_towers import TransformersTower
+from llava_soundclip.encoders.whisper import encoder as module
+from llava_soundclip.encoders.whisper import mel as mel_module
+from llava_soundclip.encoders.whisper.mel import log_mel
+from llava_soundclip.encoders.whisper.towers import TransformersTower
 from tests.encoders.fake_whisper import GOLDEN_SIZES, golden_sound, weights
 
-GOLDENS = load_file(Path(__file__).parent / "data" / "whisper.safetensors")
+GOLDENS = load_file(Path(__file__).parents[1] / "data" / "whisper.safetensors")
 RUNS: list[tuple[str, dict[str, Any]]] = [
     ("valid", {"pooling": "valid"}),
     ("all", {"pooling": "all"}),
@@ -75,13 +75,13 @@ def htk_filters(monkeypatch):
 
     original = audio_utils.mel_filter_bank
     monkeypatch.setattr(audio_utils, "mel_filter_bank", filters)
-    monkeypatch.setattr(whisper_mel, "_mel_filters", whisper_mel._mel_filters.__wrapped__)
+    monkeypatch.setattr(mel_module, "_mel_filters", mel_module._mel_filters.__wrapped__)
 
 
 def mel_of_the_bare_clip(monkeypatch):
     def bare(waveform: Tensor, n_mels: int, frames: int = 3000) -> Tensor:
         spectrum = torch.stft(waveform, 400, 160, window=torch.hann_window(400), return_complex=True)
-        mel = whisper_mel._mel_filters(n_mels) @ spectrum[:, :-1].abs() ** 2
+        mel = mel_module._mel_filters(n_mels) @ spectrum[:, :-1].abs() ** 2
         mel = F.pad(mel, (0, max(frames - mel.shape[1], 0)))[:, :frames].clamp(min=1e-10).log10()
         return (mel.maximum(mel.max() - 8.0) + 4.0) / 4.0
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llava_soundclip.encoders.audioclip import AudioCLIPEncoder
-from llava_soundclip.encoders.audioclip_fbsp import blackman_harris, cut, frame_count, scale
+from llava_soundclip.encoders.audioclip.fbsp import blackman_harris, cut, frame_count, scale
 from tests.encoders.fake_resnets import weights
 from tests.encoders.parity import Goldens, frontend_stages
 

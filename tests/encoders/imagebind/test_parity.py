@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from llava_soundclip.encoders.imagebind import ImageBindEncoder, ImageBindTower, original_name
-from llava_soundclip.encoders.imagebind_fbank import SAMPLING_RATE, frontend
+from llava_soundclip.encoders.imagebind.encoder import ImageBindEncoder, ImageBindTower, original_name
+from llava_soundclip.encoders.imagebind.fbank import SAMPLING_RATE, frontend
 from tests.encoders.parity import Goldens, fill, frontend_stages
 
 pytestmark = pytest.mark.parity
@@ -68,7 +68,7 @@ def test_every_stage(name):
 
 
 def test_the_windows_are_the_originals():
-    from llava_soundclip.encoders.imagebind_fbank import windows
+    from llava_soundclip.encoders.imagebind.fbank import windows
 
     for case in GOLDENS.cases.values():
         assert [list(window) for window in windows(case["samples_16k"])] == case["windows"]

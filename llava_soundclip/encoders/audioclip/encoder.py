@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llava_soundclip.encoders.audioclip_fbsp import BANDS, FBSP, SAMPLING_RATE, frame_count
+from llava_soundclip.encoders.audioclip.fbsp import BANDS, FBSP, SAMPLING_RATE, frame_count
 from llava_soundclip.encoders.base import (
     AtOnce,
     AudioEncoder,
@@ -19,7 +19,7 @@ from llava_soundclip.encoders.base import (
     check_choice,
     check_dtype,
 )
-from llava_soundclip.encoders.checkpoint_files import (
+from llava_soundclip.encoders.checkpoints import (
     find_checkpoint,
     read_tensors,
 )

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from llava_soundclip.encoders import load_encoder
-from llava_soundclip.encoders.whisper_ctranslate2 import _Reader
-from llava_soundclip.encoders.whisper_mel import log_mel
+from llava_soundclip.encoders.whisper.ctranslate2 import _Reader
+from llava_soundclip.encoders.whisper.mel import log_mel
 from llava_soundclip.media import load_audio
 
 JFK = (

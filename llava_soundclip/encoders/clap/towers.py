@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from llava_soundclip._extras import require
-from llava_soundclip.encoders.clap_frontend import HOP, N_FFT, N_MELS, SAMPLING_RATE
-from llava_soundclip.encoders.clap_weights import (
+from llava_soundclip.encoders.clap.frontend import HOP, N_FFT, N_MELS, SAMPLING_RATE
+from llava_soundclip.encoders.clap.weights import (
     ATTENTION_WINDOW,
     PATCH,
     STAGES,

@@ -15,9 +15,9 @@ from typing import Any
 
 from torch import Tensor
 
-from llava_soundclip.encoders.checkpoint_files import first_line, read_json, unpickle_tensors
-from llava_soundclip.encoders.whisper_ctranslate2 import is_ctranslate2, read_ctranslate2
-from llava_soundclip.encoders.whisper_weights import WhisperWeights, encoder_shapes, transformers_name
+from llava_soundclip.encoders.checkpoints import first_line, read_json, unpickle_tensors
+from llava_soundclip.encoders.whisper.ctranslate2 import is_ctranslate2, read_ctranslate2
+from llava_soundclip.encoders.whisper.weights import WhisperWeights, encoder_shapes, transformers_name
 
 HUB_IDS = {
     **{

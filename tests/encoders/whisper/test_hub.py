@@ -6,7 +6,7 @@ import pytest
 from huggingface_hub import constants
 
 from llava_soundclip.encoders import load_encoder
-from llava_soundclip.encoders.whisper_checkpoints import HUB_IDS, read_checkpoint
+from llava_soundclip.encoders.whisper.formats import HUB_IDS, read_checkpoint
 from tests.encoders.fake_whisper import weights, write_ctranslate2, write_transformers
 from tests.hub_server import HubServer
 

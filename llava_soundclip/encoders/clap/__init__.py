@@ -1,0 +1,5 @@
+"""CLAP, the audio side of LAION's contrastive language-audio models."""
+
+from llava_soundclip.encoders.clap.encoder import CLAPEncoder
+
+__all__ = ["CLAPEncoder"]

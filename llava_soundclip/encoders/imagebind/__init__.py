@@ -1,0 +1,5 @@
+"""ImageBind's audio tower."""
+
+from llava_soundclip.encoders.imagebind.encoder import ImageBindEncoder
+
+__all__ = ["ImageBindEncoder"]
