@@ -8,7 +8,7 @@ import numpy as np
 import soxr
 
 from llava_soundclip.media.files import MediaError, Source, Track, check_seconds, opened
-from llava_soundclip.media.waveforms import MAX_RATE, check_rate, check_waveform
+from llava_soundclip.media.waveforms import MAX_RATE, QUALITY, check_rate, check_waveform
 
 _MIN_RATE = 100  # Hz; below this a header is wrong, and resampling would blow the sound up
 _CONTEXT = 0.1  # seconds round a cut, so that the resampler's filter sees what the whole sound has there
@@ -99,7 +99,7 @@ def _cut(
     if duration is not None:
         end = math.ceil((start + duration + _CONTEXT) * rate)
         high = max(round((start + duration) * to_rate), round(start * to_rate) + 1)
-    stream = soxr.ResampleStream(rate, to_rate, channels, dtype="float32", quality="HQ")
+    stream = soxr.ResampleStream(rate, to_rate, channels, dtype="float32", quality=QUALITY)
     out = round(begin * to_rate / rate)
     kept: list[np.ndarray] = []
 

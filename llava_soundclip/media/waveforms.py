@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MAX_RATE = 768_000  # Hz, the highest that audio interfaces and formats use
+QUALITY = "HQ"  # soxr's, of every resampling
 
 _MAX_CHANNELS = 64  # more "channels" than this are samples: a (samples, channels) array
 _MAX_PEAK = 8.0  # float sound may exceed 1 a little; far more is integer samples in a float array
@@ -84,7 +85,7 @@ def resample(waveform: np.ndarray, from_rate: float, to_rate: float) -> np.ndarr
         return waveform
     import soxr
 
-    result = soxr.resample(np.ascontiguousarray(waveform.T), from_rate, to_rate, quality="HQ")
+    result = soxr.resample(np.ascontiguousarray(waveform.T), from_rate, to_rate, quality=QUALITY)
     if len(result) == 0:  # shorter than one sample at the new rate
         return waveform.mean(axis=1, keepdims=True)
     return np.ascontiguousarray(result.T)
