@@ -75,7 +75,8 @@ def clap_checkpoint(folder: Path) -> Path:
 
 
 def imagebind_checkpoint(folder: Path) -> Path:
-    from llava_soundclip.encoders.imagebind.encoder import ImageBindTower, original_name
+    from llava_soundclip.encoders.imagebind.tower import ImageBindTower
+    from llava_soundclip.encoders.imagebind.weights import original_name
 
     with torch.device("meta"):
         tower = ImageBindTower(768, 12, 3072, 228, 1024)
@@ -85,7 +86,7 @@ def imagebind_checkpoint(folder: Path) -> Path:
 
 
 def audioclip_checkpoint(folder: Path) -> Path:
-    from llava_soundclip.encoders.audioclip.encoder import AudioTower
+    from llava_soundclip.encoders.audioclip.tower import AudioTower
 
     with torch.device("meta"):
         tower = AudioTower()

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from llava_soundclip.encoders.whisper import WhisperCLIPEncoder
+from llava_soundclip.encoders.whisper.encoder import WhisperCLIPEncoder, WhisperCLIPOptions
 from llava_soundclip.encoders.whisper.formats import read_checkpoint
 from llava_soundclip.encoders.whisper.mel import SAMPLING_RATE
 from llava_soundclip.encoders.whisper.weights import WhisperWeights, encoder_shapes
@@ -87,7 +87,7 @@ def encoders(arguments: argparse.Namespace) -> tuple[WhisperCLIPEncoder, Whisper
     else:
         weights = read_checkpoint(checkpoint)
     padded, clip = (
-        WhisperCLIPEncoder(weights, window=window, dtype=getattr(torch, arguments.dtype))
+        WhisperCLIPEncoder(weights, WhisperCLIPOptions(window=window, dtype=arguments.dtype))
         .eval()
         .requires_grad_(False)
         .to(arguments.device)

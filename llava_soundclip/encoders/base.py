@@ -2,8 +2,10 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, TypeAlias, get_args
+from dataclasses import MISSING, dataclass, fields
+from itertools import chain
+from os import PathLike
+from typing import Any, ClassVar, Literal, TypeAlias, get_args, get_origin
 
 import numpy as np
 import torch
@@ -75,6 +77,12 @@ class AudioEncoder(nn.Module, ABC):
         """Hz at which files are decoded for this encoder; None for each file's own rate."""
         return None if self.resamples else self.sampling_rate
 
+    @property
+    def _device(self) -> torch.device:
+        """Device of the weights; the CPU for an encoder that has none."""
+        tensor = next(chain(self.parameters(), self.buffers()), None)
+        return torch.device("cpu") if tensor is None else tensor.device
+
     @torch.no_grad()
     def embed(self, waveforms: Sequence[Waveform], sampling_rate: int | Sequence[int]) -> Tensor:
         """Encode sounds of any lengths.
@@ -94,7 +102,7 @@ class AudioEncoder(nn.Module, ABC):
                 is another number of rates than of sounds.
         """
         if not waveforms:
-            return torch.empty(0, self.dim)
+            return torch.empty(0, self.dim, device=self._device)
         return self._embed(self._prepare(waveforms, sampling_rate))
 
     def _prepare(self, waveforms: Sequence[Waveform], sampling_rate: int | Sequence[int]) -> list[np.ndarray]:
@@ -114,6 +122,40 @@ class AudioEncoder(nn.Module, ABC):
         from llava_soundclip.media import resample
 
         return resample(waveform, sampling_rate, self.sampling_rate)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadOptions:
+    """Options of an encoder's `load`, with their defaults. A subclass adds its own and the default checkpoint.
+
+    None stands for the default. An option whose type is a Literal takes that one's values only.
+
+    Attributes:
+        checkpoint: name of a published checkpoint, file, folder or Hub id.
+        device: device of the encoder; the CPU by default.
+        dtype: dtype of the weights and hidden states.
+        revision: branch, tag or commit on the Hub.
+
+    Raises:
+        ValueError: for an option that isn't one of these values.
+    """
+
+    checkpoint: str | PathLike[str]
+    device: str | torch.device | None = None
+    dtype: DType | torch.dtype = "float32"
+    revision: str | None = None
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            if getattr(self, field.name) is None and field.default is not MISSING:
+                object.__setattr__(self, field.name, field.default)  # the one way in a frozen class
+            if get_origin(field.type) is Literal:
+                check_choice(field.name, getattr(self, field.name), field.type)
+        check_dtype(self.dtype)
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        return check_dtype(self.dtype)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ import re
 import urllib.request
 import uuid
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from pickle import UnpicklingError
@@ -20,9 +21,11 @@ from urllib.parse import urlsplit
 import torch
 from torch import Tensor
 
+INDEX = "model.safetensors.index.json"  # of weights in several files
+
 _CHUNK = 2**20  # bytes
 _TIMEOUT = 30  # seconds without a byte
-_HUB_FILES = ("model.safetensors", "pytorch_model.bin")
+_FILES = ("model.safetensors", INDEX, "pytorch_model.bin")
 
 
 class _Ignored:
@@ -46,13 +49,35 @@ _IGNORED: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
 ]
 
 
-def check_checkpoint(checkpoint: str | PathLike[str], known: Iterable[str], what: str) -> None:
+@dataclass(frozen=True)
+class Layout:
+    """Files that a checkpoint of an encoder consists of.
+
+    Attributes:
+        files: names of the file of weights on the Hub; the first one that is there is taken.
+        config: name of a file that is needed beside the weights. Then a checkpoint is a folder, and a published
+            name goes before a folder of that name: write "./small" for the folder.
+        accepted: end of the list of what `checkpoint=` takes, for messages.
+    """
+
+    files: Sequence[str] = _FILES
+    config: str | None = None
+    accepted: str = "or a file"
+
+
+_LAYOUT = Layout()
+
+
+def check_checkpoint(
+    checkpoint: str | PathLike[str], known: Iterable[str], what: str, layout: Layout = _LAYOUT
+) -> None:
     """Refuse what can't be a checkpoint, before anything is read or downloaded.
 
     Args:
         checkpoint: what the user gave.
         known: names of published checkpoints.
-        what: the encoder, for messages.
+        what: name of the encoder, for messages.
+        layout: files of a checkpoint.
 
     Raises:
         ValueError: for an unknown name; the known ones are listed.
@@ -66,34 +91,41 @@ def check_checkpoint(checkpoint: str | PathLike[str], known: Iterable[str], what
         raise FileNotFoundError(f"no {what} checkpoint at {name}")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise ValueError(
-            f"unknown {what} checkpoint {name!r}: give one of {', '.join(known)}; a Hub id; or a file"
+            f"unknown {what} checkpoint {name!r}: give one of {', '.join(known)}; a Hub id; {layout.accepted}"
         )
 
 
 def find_checkpoint(
-    checkpoint: str | PathLike[str], known: Mapping[str, str], what: str, revision: str | None = None
+    checkpoint: str | PathLike[str],
+    known: Mapping[str, str],
+    what: str,
+    revision: str | None = None,
+    layout: Layout = _LAYOUT,
 ) -> Path:
     """The file, or folder, of a checkpoint; downloaded where it isn't here.
 
     Args:
-        checkpoint: a file or folder, a name in `known`, or a Hub id. A path goes before a name.
+        checkpoint: a file or folder, a name in `known`, or a Hub id. A path goes before a name, if `layout`
+            doesn't say otherwise.
         known: published checkpoints: a Hub id, "owner/name/file" for a file on the Hub, or an https address.
-        what: the encoder, for messages.
+        what: name of the encoder, for messages.
         revision: branch, tag or commit on the Hub.
+        layout: files of a checkpoint.
 
     Raises:
         ValueError: for an unknown name.
         OSError: for a path that doesn't exist, or a server that can't be reached or doesn't have it.
     """
-    check_checkpoint(checkpoint, known, what)
-    path = Path(str(checkpoint)).expanduser()
-    if path.exists():
+    check_checkpoint(checkpoint, known, what, layout)
+    name = str(checkpoint)
+    path = Path(name).expanduser()
+    if path.exists() and not (layout.config and name in known):
         return path
-    source = known.get(str(checkpoint), str(checkpoint))
+    source = known.get(name, name)
     if "://" in source:
         return download(source)
-    owner, name, *file = source.split("/", 2)
-    return _from_hub(f"{owner}/{name}", file or _HUB_FILES, revision)
+    owner, repository, *file = source.split("/", 2)
+    return _from_hub(f"{owner}/{repository}", file or layout.files, layout.config, revision)
 
 
 def download(url: str) -> Path:
@@ -137,24 +169,33 @@ def _fetch(url: str, path: Path) -> None:
             raise OSError(f"only {file.tell()} of {size} bytes came")
 
 
-def _from_hub(repo: str, files: Iterable[str], revision: str | None) -> Path:
-    """The first of a repository's files that it, or the cache, has."""
+def _from_hub(repo: str, files: Sequence[str], config: str | None, revision: str | None) -> Path:
+    """The first of a repository's files that it, or the cache, has; its folder where a config belongs to it."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
 
-    failure: Exception | None = None
-    for name in files:
-        try:
-            return Path(hf_hub_download(repo, name, revision=revision))
-        except EntryNotFoundError as error:  # also if offline, and not in the cache
-            failure = failure or error
-        except OSError as error:  # the Hub's errors are some
-            failure = error
-            break
-    raise OSError(
-        f"no file or folder {repo} here, and the Hub didn't give {' or '.join(files)} of it: "
-        f"{first_line(failure or OSError())}"
-    ) from failure
+    wanted: Sequence[str] = [config] if config else files
+    missing: Exception | None = None
+    try:
+        if config:
+            # The rest comes from the same commit, should the branch move on.
+            revision = Path(hf_hub_download(repo, config, revision=revision)).parent.name
+            wanted = files
+        for name in wanted:
+            try:
+                path = Path(hf_hub_download(repo, name, revision=revision))
+            except EntryNotFoundError as error:  # also if offline, and not in the cache
+                missing = missing or error
+                continue
+            for shard in _shards(path) if name == INDEX else ():
+                hf_hub_download(repo, shard, revision=path.parent.name)
+            return path.parent if config else path
+        raise missing or FileNotFoundError()
+    except OSError as error:  # the Hub's errors are some
+        raise OSError(
+            f"no file or folder {repo} here, and the Hub didn't give {' or '.join(wanted)} of it: "
+            f"{first_line(error)}"
+        ) from error
 
 
 def read_tensors(path: Path, prefixes: Iterable[str] = ("",)) -> dict[str, Tensor]:
@@ -163,8 +204,8 @@ def read_tensors(path: Path, prefixes: Iterable[str] = ("",)) -> dict[str, Tenso
     Weights inside "state_dict" or "model" are found there, and a leading "module." (DataParallel's) is left out.
 
     Args:
-        path: a file, or a folder with one that is named as on the Hub.
-        prefixes: what the names start with.
+        path: a file, or a folder with one that is named as on the Hub, also in shards.
+        prefixes: beginnings of the names.
 
     Returns:
         Tensors by name, the prefix kept. They may be mapped to the file: copy what is to outlive it.
@@ -175,10 +216,15 @@ def read_tensors(path: Path, prefixes: Iterable[str] = ("",)) -> dict[str, Tenso
     """
     prefixes = tuple(prefixes)
     if path.is_dir():
-        inside = [path / name for name in _HUB_FILES if (path / name).is_file()]
+        inside = [path / name for name in _FILES if (path / name).is_file()]
         if not inside:
-            raise ValueError(f"{path} holds none of {', '.join(_HUB_FILES)}")
+            raise ValueError(f"{path} holds none of {', '.join(_FILES)}")
         path = inside[0]
+    if path.name == INDEX:
+        tensors: dict[str, Tensor] = {}
+        for shard in _shards(path):
+            tensors |= _read_safetensors(path.parent / shard, prefixes)
+        return tensors
     if path.suffix == ".safetensors":
         return _read_safetensors(path, prefixes)
     content: Mapping[Any, Any] = unpickle_tensors(path)
@@ -191,6 +237,14 @@ def read_tensors(path: Path, prefixes: Iterable[str] = ("",)) -> dict[str, Tenso
         for name, value in named.items()
         if name.startswith(prefixes) and isinstance(value, Tensor)
     }
+
+
+def _shards(index: Path) -> list[str]:
+    """The names of the files that an index lists, which must be beside it."""
+    shards = read_json(index).get("weight_map")
+    if not isinstance(shards, dict) or any(Path(str(shard)).name != shard for shard in shards.values()):
+        raise ValueError(f"{index} doesn't list the files beside it")
+    return sorted(set(shards.values()))
 
 
 def _read_safetensors(path: Path, prefixes: tuple[str, ...]) -> dict[str, Tensor]:

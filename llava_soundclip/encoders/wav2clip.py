@@ -1,15 +1,16 @@
 """Wav2CLIP: a ResNet-18 on the spectrogram of a whole sound, distilled from CLIP's image side."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from os import PathLike
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llava_soundclip.encoders.base import AtOnce, AudioEncoder, DType, EncoderCard, batches, check_dtype
+from llava_soundclip.encoders.base import AtOnce, AudioEncoder, EncoderCard, LoadOptions, batches
 from llava_soundclip.encoders.checkpoints import (
     find_checkpoint,
     read_tensors,
@@ -31,6 +32,19 @@ _STRIDE = 32  # frames to a column of the network's output
 _HALO = 7 * _STRIDE  # frames; a column reaches 217 frames to either side of its first one
 _FRAMES_AT_ONCE = 4096  # 90 s; bounds the memory of an hour of sound
 _BATCH = AtOnce(cpu=1024, accelerator=4 * _FRAMES_AT_ONCE)  # frames
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wav2CLIPOptions(LoadOptions):
+    """Options of `Wav2CLIPEncoder.load`.
+
+    Attributes:
+        checkpoint: "Wav2CLIP.pt" (the release on GitHub, kept in torch's cache), a file of it, a safetensors
+            file with the same names, or a Hub id.
+        dtype: dtype of the network; the spectrogram is always float32.
+    """
+
+    checkpoint: str | PathLike[str] = "Wav2CLIP.pt"
 
 
 class Wav2CLIPEncoder(AudioEncoder):
@@ -65,57 +79,51 @@ class Wav2CLIPEncoder(AudioEncoder):
     )
 
     def __init__(
-        self, state: Mapping[str, Tensor], *, dtype: torch.dtype = torch.float32, source: object = "the state"
+        self,
+        state: Mapping[str, Tensor],
+        options: Wav2CLIPOptions | None = None,
+        *,
+        source: object = "the state",
     ) -> None:
         """Take weights under the original names.
 
         Args:
             state: tensors by name; copied.
-            dtype: of the network.
+            options: the defaults if None.
             source: the file, for messages.
 
         Raises:
             ValueError: if they aren't Wav2CLIP's.
         """
         super().__init__()
+        options = options or Wav2CLIPOptions()
         with torch.device("meta"):  # no memory and no random numbers for weights that are replaced at once
             self.audio_encoder = ResNet(BasicBlock, (2, 2, 2, 2), 1)
             projection = (nn.Linear(_DIM, _DIM), nn.ReLU(), nn.Identity(), nn.Linear(_DIM, _DIM))
             self.audio_transform = nn.ModuleDict({"sequential": nn.Sequential(*projection)})
-        assign_weights(self, state, source=source, what="Wav2CLIP audio encoder", dtype=dtype)
+        assign_weights(self, state, source=source, what="Wav2CLIP audio encoder", dtype=options.torch_dtype)
         self.checkpoint = f"wav2clip-{fingerprint(state)}"
 
     @classmethod
-    def load(
-        cls,
-        *,
-        checkpoint: str | PathLike[str] | None = "Wav2CLIP.pt",
-        device: str | torch.device | None = None,
-        dtype: DType | torch.dtype | None = None,
-        revision: str | None = None,
-    ) -> "Wav2CLIPEncoder":
+    def load(cls, **options: Any) -> "Wav2CLIPEncoder":
         """Build the encoder from a checkpoint, of which only the audio part is read.
 
         Args:
-            checkpoint: "Wav2CLIP.pt" (the release on GitHub, kept in torch's cache), a file of it, a safetensors
-                file with the same names, or a Hub id.
-            device: where the network runs; the CPU by default.
-            dtype: of the network, float32 by default.
-            revision: branch, tag or commit on the Hub.
+            **options: those of `Wav2CLIPOptions`.
 
         Raises:
-            ValueError: for an option that isn't one of these (before anything is read), or a checkpoint that
+            TypeError: for an option that there isn't.
+            ValueError: for an option's value that isn't known (before anything is read), or a checkpoint that
                 is cut, foreign or holds code.
             OSError: if the checkpoint isn't there, or a server can't be reached.
         """
-        checkpoint = "Wav2CLIP.pt" if checkpoint is None else checkpoint
-        checked_dtype = check_dtype(dtype)
-        path = find_checkpoint(checkpoint, KNOWN, "Wav2CLIP", revision)
+        chosen = Wav2CLIPOptions(**options)
+        path = find_checkpoint(chosen.checkpoint, KNOWN, "Wav2CLIP", chosen.revision)
         state = read_tensors(path, ("audio_encoder.", "audio_transform."))
-        return cls(state, dtype=checked_dtype, source=path).to(device)
+        return cls(state, chosen, source=path).to(chosen.device)
 
     def _embed(self, waveforms: Sequence[np.ndarray]) -> Tensor:
-        device = self.audio_encoder.conv1.weight.device
+        device = self._device
         vectors = torch.empty(len(waveforms), _DIM, device=device)
         frames = [1 + max(waveform.shape[1], _SHORTEST) // _HOP for waveform in waveforms]
         for batch in batches(frames, _BATCH.on(device)):
@@ -125,7 +133,7 @@ class Wav2CLIPEncoder(AudioEncoder):
 
     def _pool(self, spectrograms: Tensor) -> Tensor:
         """(B, 512) float32: the network's mean over frequency and time, of (B, 1, 257, frames)."""
-        device, frames = self.audio_encoder.conv1.weight.device, spectrograms.shape[-1]
+        device, frames = self._device, spectrograms.shape[-1]
         total, count = torch.zeros(len(spectrograms), _DIM, device=device), 0
         for start in range(0, frames, _FRAMES_AT_ONCE):
             halo = min(start, _HALO)

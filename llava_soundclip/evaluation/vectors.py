@@ -1,13 +1,11 @@
 """The vectors of a features folder as they would stand in the CLS slot, raw or projected."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from llava_soundclip.alignment import build_alignment
 from llava_soundclip.alignment.projector import Projector
-from llava_soundclip.encoders.whisper.encoder import fuse_layers
+from llava_soundclip.encoders.whisper.fusion import Fusion
 from llava_soundclip.features.store import FeatureFolder
 
 _AT_ONCE = 4096  # rows
@@ -59,10 +57,8 @@ def fused(audio: Tensor, projector: Projector | None = None) -> Tensor:
     """One vector a sound, (n, d_a), of (n, d_a) or Whisper's blocks (n, L, d_a)."""
     if audio.ndim == 2:
         return audio
-    fusion, _, n = ((projector and projector.fusion) or "average_all").partition(":")
-    weights = getattr(projector, "layer_weights", None)
-    name: Any = fusion
-    return fuse_layers(audio, name, int(n) if n else None, weights)
+    fusion = Fusion.parse(projector.fusion) if projector and projector.fusion else Fusion()
+    return fusion(audio, getattr(projector, "layer_weights", None))
 
 
 def check_projector(folder: FeatureFolder, projector: Projector) -> None:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from llava_soundclip._extras import require
 from llava_soundclip.alignment.projector import Projector
 from llava_soundclip.encoders.base import check_choice
-from llava_soundclip.encoders.whisper.encoder import Fusion, check_fusion, fuse_layers
+from llava_soundclip.encoders.whisper.fusion import Fusion, FusionName
 from llava_soundclip.evaluation.retrieval import ITEMS, POOL, TOPS, retrieval
 from llava_soundclip.features.splits import RECIPE, split_by_source
 from llava_soundclip.features.store import FeatureFolder, FeatureHeader
@@ -58,7 +58,7 @@ class Recipe:
     """
 
     loss: str = "infonce+distribution"
-    fusion: Fusion | None = None
+    fusion: FusionName | None = None
     n: int | None = None
     hidden: int = 1024
     dropout: float = 0.1
@@ -77,8 +77,8 @@ class Recipe:
         if self.loss not in LOSSES:
             raise ValueError(f"loss={self.loss!r} is unknown; known: {', '.join(LOSSES)}")
         check_choice("precision", self.precision, Precision)
-        if self.fusion is not None:
-            check_fusion(self.fusion, self.n)
+        if self.fusion is not None or self.n is not None:
+            Fusion(self.fusion or Fusion.name, self.n)
         for name in ("hidden", "epochs", "batch_size", "accumulate"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be 1 or more, not {getattr(self, name)}")
@@ -89,14 +89,14 @@ class Recipe:
 class Model(nn.Module):
     """The projector, and the fusion of Whisper's blocks in front of it where the features hold them all."""
 
-    def __init__(self, projector: Projector, fusion: Fusion | None, n: int | None) -> None:
+    def __init__(self, projector: Projector, fusion: Fusion | None) -> None:
         super().__init__()
-        self.projector, self.fusion, self.n = projector, fusion, n
+        self.projector, self.fusion = projector, fusion
 
     def forward(self, audio: Tensor) -> Tensor:
         """(B, D) of (B, d_a) or (B, L, d_a)."""
         if self.fusion is not None:
-            audio = fuse_layers(audio, self.fusion, self.n, getattr(self.projector, "layer_weights", None))
+            audio = self.fusion(audio, getattr(self.projector, "layer_weights", None))
         return self.projector(audio)
 
 
@@ -162,15 +162,15 @@ def train(
         tower=data.header.tower,
         tower_layer=data.header.tower_layer,
         loss=recipe.loss,
-        layers=data.header.layers if fusion == "weighted_sum" else None,
-        **Projector.labels(_signature(data.header, fusion, recipe.n)),
+        layers=data.header.layers if fusion and fusion.name == "weighted_sum" else None,
+        **Projector.labels(_signature(data.header, fusion)),
     )
     optimiser = torch.optim.Adam(projector.parameters(), lr=recipe.learning_rate, fused=True)
     schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(
         optimiser, factor=recipe.factor, patience=recipe.patience
     )
     loss_of = make_loss(recipe.loss)
-    model, optimiser = accelerator.prepare(Model(projector, fusion, recipe.n), optimiser)
+    model, optimiser = accelerator.prepare(Model(projector, fusion), optimiser)
     steps = len(_batches(training, recipe.batch_size))
     run = _Run(folder, recipe, data, projector, optimiser, schedule, accelerator)
     if tensorboard:
@@ -218,7 +218,7 @@ def validate(
     device: torch.device,
 ) -> dict[str, float]:
     """Loss and retrieval (Appendix E) on rows that aren't trained on; every process computes the same."""
-    model = Model(projector, fusion, recipe.n).eval()
+    model = Model(projector, fusion).eval()
     loss_of = make_loss(recipe.loss, gather=False)
 
     def pairs(batch: Tensor) -> tuple[Tensor, Tensor]:
@@ -416,16 +416,16 @@ def _fusion(recipe: Recipe, header: FeatureHeader) -> Fusion | None:
                 f"a clip, of {header.encoder.get('encoder')}"
             )
         return None
-    if recipe.n is not None and recipe.n > header.layers:
-        raise ValueError(f"n={recipe.n} is above the {header.layers} blocks of these features")
-    return recipe.fusion or "average_all"
+    fusion = Fusion(recipe.fusion, recipe.n) if recipe.fusion else Fusion()
+    fusion.check_blocks(header.layers, "these features")
+    return fusion
 
 
-def _signature(header: FeatureHeader, fusion: Fusion | None, n: int | None) -> dict[str, str]:
+def _signature(header: FeatureHeader, fusion: Fusion | None) -> dict[str, str]:
     """The encoder's signature with the fusion that was chosen, as `WhisperCLIPEncoder` writes it."""
     if fusion is None:
         return dict(header.encoder)
-    return {**header.encoder, "fusion": fusion if n is None else f"{fusion}:{n}"}
+    return {**header.encoder, "fusion": str(fusion)}
 
 
 def _batches(rows: Tensor, size: int) -> list[Tensor]:

@@ -6,7 +6,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from llava_soundclip.encoders.imagebind.encoder import ImageBindEncoder, ImageBindTower, original_name
+from llava_soundclip.encoders.imagebind import ImageBindEncoder
+from llava_soundclip.encoders.imagebind.tower import ImageBindTower
+from llava_soundclip.encoders.imagebind.weights import original_name
 from tests.encoders.drawn import drawn
 
 FULL = {"width": 768, "depth": 12, "mlp_width": 3072, "patches": 228, "dim": 1024}

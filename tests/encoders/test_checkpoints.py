@@ -1,5 +1,6 @@
 """Where checkpoints come from, and what is read of them, for every encoder alike."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from safetensors.torch import save, save_file
 from llava_soundclip.encoders import checkpoints as module
 from llava_soundclip.encoders import load_encoder
 from llava_soundclip.encoders.checkpoints import (
+    INDEX,
+    Layout,
     check_tensors,
     find_checkpoint,
     read_tensors,
@@ -49,6 +52,24 @@ def test_a_path_goes_before_a_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.save(STATE, "small.pt")
     assert find_checkpoint("small.pt", KNOWN, "Some") == Path("small.pt")
+
+
+def test_a_name_goes_before_a_folder_where_checkpoints_are_folders(hub, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("small").mkdir()
+    hub.commit("somebody/small", {"config.json": b"{}", "model.safetensors": save(STATE)})
+    known, layout = {"small": "somebody/small"}, Layout(config="config.json")
+    found = find_checkpoint("small", known, "Some", layout=layout)
+    assert {file.name for file in found.iterdir()} == {"config.json", "model.safetensors"}
+    assert find_checkpoint("./small", known, "Some", layout=layout) == Path("small")
+
+
+def test_shards_on_the_hub(hub):
+    index = json.dumps({"weight_map": {"audio.weight": "a.safetensors"}}).encode()
+    hub.commit(
+        "somebody/mirror", {INDEX: index, "a.safetensors": save({"audio.weight": STATE["audio.weight"]})}
+    )
+    assert read_tensors(find_checkpoint("somebody/mirror", KNOWN, "Some")).keys() == {"audio.weight"}
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "pytorch_model.bin"])
@@ -125,10 +146,16 @@ def test_tensors_are_mapped_to_the_file(tmp_path):
 
 
 def test_folders(tmp_path):
-    with pytest.raises(ValueError, match="holds none of model.safetensors, pytorch_model.bin"):
+    with pytest.raises(ValueError, match="holds none of model.safetensors, .*, pytorch_model.bin"):
         read_tensors(tmp_path)
     torch.save({"old": torch.zeros(1)}, tmp_path / "pytorch_model.bin")
     assert read_tensors(tmp_path).keys() == {"old"}
+    shards = {"audio.weight": "a.safetensors", "visual.weight": "b.safetensors"}
+    for name, file in shards.items():
+        save_file({name: STATE[name]}, tmp_path / file)
+    (tmp_path / INDEX).write_text(json.dumps({"weight_map": shards}))
+    assert read_tensors(tmp_path, ("audio.",)).keys() == {"audio.weight"}
+    assert read_tensors(tmp_path / INDEX).keys() == STATE.keys()
     save_file(STATE, tmp_path / "model.safetensors")
     assert read_tensors(tmp_path).keys() == STATE.keys()
 

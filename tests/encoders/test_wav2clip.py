@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from llava_soundclip.encoders import wav2clip as module
-from llava_soundclip.encoders.wav2clip import Wav2CLIPEncoder, frontend, log_power, normalise
+from llava_soundclip.encoders.wav2clip import Wav2CLIPEncoder, Wav2CLIPOptions, frontend, log_power, normalise
 from tests.encoders.fake_resnets import weights
 
 GOLDENS = load_file(Path(__file__).parent / "data" / "wav2clip.safetensors")
@@ -30,7 +30,7 @@ def no_grad():
 
 @lru_cache
 def encoder(dtype: torch.dtype = torch.float32) -> Wav2CLIPEncoder:
-    return Wav2CLIPEncoder(weights("wav2clip"), dtype=dtype)
+    return Wav2CLIPEncoder(weights("wav2clip"), Wav2CLIPOptions(dtype=dtype))
 
 
 def noise(samples: int, seed: int = 0, channels: int = 1) -> np.ndarray:

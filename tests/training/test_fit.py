@@ -263,6 +263,7 @@ def test_another_run_is_not_gone_on_with(features, blocks, tmp_path):
         ({"precision": "fp8"}, "precision='fp8' is unknown"),
         ({"fusion": "first"}, "fusion='first' is unknown"),
         ({"fusion": "last_n"}, "needs n"),
+        ({"n": 2}, 'for fusion="last_n" only'),
         ({"epochs": 0}, "epochs must be 1 or more"),
         ({"batch_size": -1}, "batch_size must be 1 or more"),
         ({"learning_rate": 0.0}, "learning_rate must be above 0"),

@@ -1,15 +1,16 @@
 """CLAP: the audio side of LAION's contrastive language-audio models."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from os import PathLike
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llava_soundclip.encoders.base import AtOnce, AudioEncoder, DType, EncoderCard, check_choice, check_dtype
+from llava_soundclip.encoders.base import AtOnce, AudioEncoder, EncoderCard, LoadOptions
 from llava_soundclip.encoders.checkpoints import check_checkpoint
 from llava_soundclip.encoders.clap.frontend import (
     SAMPLING_RATE,
@@ -24,8 +25,22 @@ from llava_soundclip.encoders.clap.weights import KNOWN, CLAPWeights, read_check
 
 Backend = Literal["transformers", "laion"]
 
-_DEFAULT = "laion/clap-htsat-unfused"
 _WINDOWS_AT_ONCE = AtOnce(cpu=2, accelerator=32)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CLAPOptions(LoadOptions):
+    """Options of `CLAPEncoder.load`.
+
+    Attributes:
+        checkpoint: a Hub id ("laion/clap-htsat-unfused", "laion/larger_clap_music"), the name of one of LAION's
+            files ("630k-audioset-best.pt"; it comes from the Hub), a transformers folder, or a file. The weights
+            tell its size, and whether it is fused.
+        backend: library whose module runs: "transformers", or "laion" (the extra `clap`).
+    """
+
+    checkpoint: str | PathLike[str] = "laion/clap-htsat-unfused"
+    backend: Backend = "transformers"
 
 
 class CLAPEncoder(AudioEncoder):
@@ -58,57 +73,41 @@ class CLAPEncoder(AudioEncoder):
         window="10 s, of longer sounds windows, averaged; fused: the whole and three crops",
         code="CC0-1.0",
         weights="Apache-2.0 (laion/clap-htsat-*); none stated for LAION's .pt files",
-        source=f"Hub: {_DEFAULT}",
+        source=f"Hub: {CLAPOptions.checkpoint}",
     )
 
-    def __init__(
-        self, weights: CLAPWeights, *, backend: Backend = "transformers", dtype: torch.dtype = torch.float32
-    ) -> None:
+    def __init__(self, weights: CLAPWeights, options: CLAPOptions | None = None) -> None:
         super().__init__()
-        self.tower: CLAPTower = TOWERS[backend](weights, dtype)
+        options = options or CLAPOptions()
+        self.tower: CLAPTower = TOWERS[options.backend](weights, options.torch_dtype)
         self.checkpoint = weights.identity
         self.dim = weights.dim
         self.fused = weights.fused
 
     @classmethod
-    def load(
-        cls,
-        *,
-        checkpoint: str | PathLike[str] | None = _DEFAULT,
-        backend: Backend | None = "transformers",
-        device: str | torch.device | None = None,
-        dtype: DType | torch.dtype | None = None,
-        revision: str | None = None,
-    ) -> "CLAPEncoder":
-        """Build the encoder from a checkpoint. The weights tell which size it is, and whether it is fused.
+    def load(cls, **options: Any) -> "CLAPEncoder":
+        """Build the encoder from a checkpoint.
 
         Args:
-            checkpoint: a Hub id ("laion/clap-htsat-unfused", "laion/larger_clap_music"), the name of one of LAION's
-                files ("630k-audioset-best.pt"; it comes from the Hub), a transformers folder, or a file.
-            backend: whose module runs: "transformers" (the default), or "laion" (the extra `clap`).
-            device: where it runs; the CPU by default.
-            dtype: of the weights and the hidden states, float32 by default.
-            revision: branch, tag or commit on the Hub.
+            **options: those of `CLAPOptions`.
 
         Raises:
-            ValueError: for an option that isn't one of these (before anything is read), or a checkpoint that is
-                cut, foreign or holds code.
+            TypeError: for an option that there isn't.
+            ValueError: for an option's value that isn't known (before anything is read), or a checkpoint that
+                is cut, foreign or holds code.
             OSError: if the checkpoint isn't there, or the Hub can't be reached.
             ImportError: if laion_clap isn't installed; the message has the pip line.
         """
-        checkpoint = _DEFAULT if checkpoint is None else checkpoint
-        backend = "transformers" if backend is None else backend
-        check_choice("backend", backend, Backend)
-        checked_dtype = check_dtype(dtype)
-        check_checkpoint(checkpoint, KNOWN, "CLAP")
-        if backend == "laion":
+        chosen = CLAPOptions(**options)
+        check_checkpoint(chosen.checkpoint, KNOWN, "CLAP")
+        if chosen.backend == "laion":
             laion_htsat()
-        return cls(read_checkpoint(checkpoint, revision), backend=backend, dtype=checked_dtype).to(device)
+        return cls(read_checkpoint(chosen.checkpoint, chosen.revision), chosen).to(chosen.device)
 
     def _embed(self, waveforms: Sequence[np.ndarray], crops: Crops | None = None) -> Tensor:
         """(B, dim) float32; `crops` are where the crops of all longer sounds begin, if the network is fused."""
         windows = [(i, window) for i, waveform in enumerate(waveforms) for window in self._windows(waveform)]
-        device = self.tower.first_norm.weight.device
+        device = self._device
         totals = torch.zeros(len(waveforms), self.dim, device=device)
         size = _WINDOWS_AT_ONCE.on(device)
         for start in range(0, len(windows), size):

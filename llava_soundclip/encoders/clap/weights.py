@@ -150,12 +150,6 @@ def read_checkpoint(checkpoint: str | PathLike[str], revision: str | None = None
         OSError: for a path that doesn't exist, or a Hub that can't be reached or doesn't have it.
     """
     path = find_checkpoint(checkpoint, KNOWN, "CLAP", revision)
-    if path.is_dir():
-        files = [path / name for name in ("model.safetensors", "pytorch_model.bin")]
-        found = next((file for file in files if file.is_file()), None)
-        if found is None:
-            raise ValueError(f"{path} holds neither model.safetensors nor pytorch_model.bin")
-        path = found
     tensors = read_tensors(path, _PREFIXES)
     return CLAPWeights(
         path,

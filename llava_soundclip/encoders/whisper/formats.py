@@ -7,7 +7,6 @@
 | folder with `model.bin` | CTranslate2, faster-whisper |
 """
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
@@ -15,7 +14,14 @@ from typing import Any
 
 from torch import Tensor
 
-from llava_soundclip.encoders.checkpoints import first_line, read_json, unpickle_tensors
+from llava_soundclip.encoders.checkpoints import (
+    INDEX,
+    Layout,
+    find_checkpoint,
+    read_json,
+    read_tensors,
+    unpickle_tensors,
+)
 from llava_soundclip.encoders.whisper.ctranslate2 import is_ctranslate2, read_ctranslate2
 from llava_soundclip.encoders.whisper.weights import WhisperWeights, encoder_shapes, transformers_name
 
@@ -32,28 +38,13 @@ HUB_IDS = {
     "large-v3-turbo": "openai/whisper-large-v3-turbo",
     "turbo": "openai/whisper-large-v3-turbo",
 }
-_INDEX = "model.safetensors.index.json"
+LAYOUT = Layout(
+    files=("model.safetensors", INDEX, "model.bin"),
+    config="config.json",
+    accepted="a transformers or CTranslate2 folder; or an openai-whisper .pt",
+)
 
 _PREFIXES = ("model.encoder.", "encoder.")  # with and without a head, in transformers' files
-
-
-def check_checkpoint(checkpoint: str | PathLike[str]) -> None:
-    """Refuse what can't be a checkpoint, before anything is read or downloaded.
-
-    Raises:
-        ValueError: for an unknown name; the known ones are listed.
-        FileNotFoundError: for a path that doesn't exist.
-    """
-    name = str(checkpoint)
-    if name in HUB_IDS or Path(name).expanduser().exists():
-        return
-    if isinstance(checkpoint, PathLike) or name.startswith((".", "/", "~")) or name.endswith((".pt", ".bin")):
-        raise FileNotFoundError(f"no Whisper checkpoint at {name}")
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        raise ValueError(
-            f"unknown Whisper checkpoint {name!r}: give one of {', '.join(HUB_IDS)}; a Hub id; "
-            "a transformers or CTranslate2 folder; or an openai-whisper .pt"
-        )
 
 
 def read_checkpoint(checkpoint: str | PathLike[str], revision: str | None = None) -> WhisperWeights:
@@ -69,11 +60,7 @@ def read_checkpoint(checkpoint: str | PathLike[str], revision: str | None = None
         ValueError: for an unknown name, and for a file that is cut, foreign or holds code.
         OSError: for a path that doesn't exist, or a Hub that can't be reached or doesn't have it.
     """
-    check_checkpoint(checkpoint)
-    name = str(checkpoint)
-    path = Path(name).expanduser()
-    if name in HUB_IDS or not path.exists():
-        path = _from_hub(HUB_IDS.get(name, name), revision)
+    path = find_checkpoint(checkpoint, HUB_IDS, "Whisper", revision, LAYOUT)
     if path.is_dir():
         if (path / "model.bin").is_file():
             path = path / "model.bin"
@@ -86,28 +73,6 @@ def read_checkpoint(checkpoint: str | PathLike[str], revision: str | None = None
     if path.suffix in (".safetensors", ".json"):
         raise ValueError(f"{path}: give its folder, {path.parent}, where config.json and the weights are")
     return _read_openai(path)
-
-
-def _from_hub(repo: str, revision: str | None) -> Path:
-    """The cache's folder of a repository, with what is needed of it."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
-
-    try:
-        config = Path(hf_hub_download(repo, "config.json", revision=revision))
-        commit = config.parent.name  # the rest of the same one, should the branch move on
-        for name in ("model.safetensors", _INDEX, "model.bin"):
-            try:
-                weights = hf_hub_download(repo, name, revision=commit)
-            except EntryNotFoundError as error:
-                missing = error
-                continue
-            for shard in _shards(Path(weights)) if name == _INDEX else ():
-                hf_hub_download(repo, shard, revision=commit)
-            return config.parent
-        raise missing
-    except OSError as error:
-        raise OSError(f"no folder {repo} here, and the Hub didn't give it: {first_line(error)}") from error
 
 
 def _read_openai(path: Path) -> WhisperWeights:
@@ -133,59 +98,21 @@ def _read_transformers(folder: Path) -> WhisperWeights:
     sizes = _numbers(
         config, ("encoder_attention_heads", "vocab_size", "decoder_layers"), folder / "config.json"
     )
-    tensors = _read_folder(folder)
+    tensors = _encoder_part(read_tensors(folder, _PREFIXES), _PREFIXES)
     layers = len({name.split(".")[1] for name in tensors if name.startswith("layers.")})
     ours = {transformers_name(name): name for name in encoder_shapes(0, 0, layers)}
     state = {ours.get(name, name): tensor for name, tensor in tensors.items()}
     return WhisperWeights(folder, state, *sizes)
 
 
-def _read_folder(folder: Path) -> dict[str, Tensor]:
-    """The encoder's tensors of a transformers folder, without their prefix."""
-    if (folder / "model.safetensors").is_file():
-        return _read_safetensors(folder / "model.safetensors")
-    if (folder / _INDEX).is_file():
-        state: dict[str, Tensor] = {}
-        for shard in _shards(folder / _INDEX):
-            state |= _read_safetensors(folder / shard)
-        return state
-    if (folder / "pytorch_model.bin").is_file():
-        return _encoder_part(unpickle_tensors(folder / "pytorch_model.bin"), _PREFIXES)
-    raise ValueError(f"{folder} has a config.json but no model.safetensors")
-
-
-def _shards(index: Path) -> list[str]:
-    """The names of the files that an index lists, which must be beside it."""
-    shards = read_json(index).get("weight_map")
-    if not isinstance(shards, dict) or any(Path(str(shard)).name != shard for shard in shards.values()):
-        raise ValueError(f"{index} doesn't list the files beside it")
-    return sorted(set(shards.values()))
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {
-                ours: file.get_tensor(theirs)
-                for ours, theirs in _encoder_names(file.keys(), _PREFIXES).items()
-            }
-    except SafetensorError as error:
-        raise ValueError(f"{path} is cut or no safetensors file: {error}") from error
-    except FileNotFoundError:
-        raise ValueError(f"{path} is listed in the index but missing") from None
-
-
-def _encoder_part(tensors: dict[str, Tensor], prefixes: Iterable[str]) -> dict[str, Tensor]:
-    return {ours: tensors[theirs] for ours, theirs in _encoder_names(tensors, prefixes).items()}
-
-
-def _encoder_names(names: Iterable[str], prefixes: Iterable[str]) -> dict[str, str]:
-    """The encoder's names without their prefix, and with it; empty if there are none (as in a shard)."""
-    names = [name for name in names if isinstance(name, str)]
+def _encoder_part(tensors: Mapping[str, Tensor], prefixes: Iterable[str]) -> dict[str, Tensor]:
+    """The tensors under the first prefix that there is, without it; none if there is no such prefix."""
     for prefix in prefixes:
-        found = {name.removeprefix(prefix): name for name in names if name.startswith(prefix)}
+        found = {
+            name.removeprefix(prefix): tensor
+            for name, tensor in tensors.items()
+            if isinstance(name, str) and name.startswith(prefix)
+        }
         if found:
             return found
     return {}

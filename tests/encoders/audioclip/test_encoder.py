@@ -19,8 +19,9 @@ from torch import Tensor
 
 from llava_soundclip.encoders.audioclip import encoder as module
 from llava_soundclip.encoders.audioclip import fbsp as fbsp_module
-from llava_soundclip.encoders.audioclip.encoder import AudioCLIPEncoder, AudioTower
+from llava_soundclip.encoders.audioclip.encoder import AudioCLIPEncoder, AudioCLIPOptions
 from llava_soundclip.encoders.audioclip.fbsp import FBSP, blackman_harris, cut, frame_count, scale
+from llava_soundclip.encoders.audioclip.tower import AudioTower
 from tests.encoders.fake_resnets import weights
 
 GOLDENS = load_file(Path(__file__).parents[1] / "data" / "audioclip.safetensors")
@@ -36,7 +37,7 @@ def no_grad():
 
 @lru_cache
 def encoder(dtype: torch.dtype = torch.float32, amplitude: str = "int16") -> AudioCLIPEncoder:
-    return AudioCLIPEncoder(weights("audioclip"), dtype=dtype, amplitude=amplitude)
+    return AudioCLIPEncoder(weights("audioclip"), AudioCLIPOptions(dtype=dtype, amplitude=amplitude))
 
 
 def fbsp() -> FBSP:

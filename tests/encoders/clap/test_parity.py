@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llava_soundclip.encoders.clap import CLAPEncoder
+from llava_soundclip.encoders.clap.encoder import CLAPEncoder, CLAPOptions
 from llava_soundclip.encoders.clap.frontend import fused_input, log_mel, quantised, repeat_pad
 from llava_soundclip.encoders.clap.weights import CLAPWeights, clap_shapes
 from tests.encoders.fake_clap import import_laion
@@ -42,7 +42,7 @@ def weights(model: str) -> CLAPWeights:
 
 @lru_cache(maxsize=1)
 def encoder(model: str, backend: str) -> CLAPEncoder:
-    return CLAPEncoder(weights(model), backend=backend)
+    return CLAPEncoder(weights(model), CLAPOptions(backend=backend))
 
 
 def stages(name: str, backend: str) -> dict[str, Tensor]:

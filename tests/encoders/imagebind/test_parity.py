@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from llava_soundclip.encoders.imagebind.encoder import ImageBindEncoder, ImageBindTower, original_name
+from llava_soundclip.encoders.imagebind import ImageBindEncoder
 from llava_soundclip.encoders.imagebind.fbank import SAMPLING_RATE, frontend
+from llava_soundclip.encoders.imagebind.tower import ImageBindTower
+from llava_soundclip.encoders.imagebind.weights import original_name
 from tests.encoders.parity import Goldens, fill, frontend_stages
 
 pytestmark = pytest.mark.parity

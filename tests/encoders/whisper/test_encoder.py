@@ -34,7 +34,7 @@ def checkpoint(tmp_path_factory):
 
 @lru_cache
 def encoder(cls: type = WhisperCLIPEncoder, **options: Any) -> Any:
-    return cls(weights(n_layer=LAYERS), **options).eval().requires_grad_(False)
+    return cls(weights(n_layer=LAYERS), cls.options(**options)).eval().requires_grad_(False)
 
 
 def sound(samples: int, seed: int = 0) -> np.ndarray:

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
 
-from llava_soundclip.encoders.whisper import WhisperEncoder
 from llava_soundclip.encoders.whisper import encoder as module
 from llava_soundclip.encoders.whisper import mel as mel_module
+from llava_soundclip.encoders.whisper.encoder import WhisperEncoder, WhisperOptions
 from llava_soundclip.encoders.whisper.mel import log_mel
 from llava_soundclip.encoders.whisper.towers import TransformersTower
 from tests.encoders.fake_whisper import GOLDEN_SIZES, golden_sound, weights
@@ -33,7 +33,7 @@ def assert_close(ours: Tensor, golden: Tensor) -> None:
 def compare(case: str, run: str, options: dict[str, Any], backend: str) -> None:
     """Every block's mean, and the last one's after the final LayerNorm."""
     sound, sizes = GOLDEN_SIZES[case]
-    encoder = WhisperEncoder(weights(**sizes), backend=backend, long="trim", **options)
+    encoder = WhisperEncoder(weights(**sizes), WhisperOptions(backend=backend, long="trim", **options))
     means = encoder._means([golden_sound(sound)[None]])[0]
     assert_close(means[:-1], GOLDENS[f"{case}/layer_means.{run}"])
     assert_close(means[-1], GOLDENS[f"{case}/ln_post_mean.{run}"])

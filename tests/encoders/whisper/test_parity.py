@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from llava_soundclip.encoders.whisper import WhisperCLIPEncoder
+from llava_soundclip.encoders.whisper.encoder import WhisperCLIPEncoder, WhisperCLIPOptions
 from llava_soundclip.encoders.whisper.mel import log_mel, token_count
 from tests.encoders.fake_whisper import weights
 from tests.encoders.parity import Goldens, frontend_stages
@@ -29,7 +29,7 @@ def no_grad(shared: Path):
 def encoder(size: str, backend: str) -> WhisperCLIPEncoder:
     dims = GOLDENS.specification["dimensions"][size]
     sizes = dims["n_audio_state"], dims["n_audio_layer"], dims["n_audio_head"]
-    return WhisperCLIPEncoder(weights(*sizes), backend=backend, long="trim")
+    return WhisperCLIPEncoder(weights(*sizes), WhisperCLIPOptions(backend=backend, long="trim"))
 
 
 def stages(name: str, backend: str) -> dict[str, Tensor]:
