@@ -41,6 +41,19 @@ def pickled(tmp_path: Path, content: object) -> bytes:
     return (tmp_path / "content").read_bytes()
 
 
+def test_the_name_that_docs_showed_still_works():
+    from llava_soundclip.encoders import checkpoint_files
+
+    with pytest.warns(
+        DeprecationWarning, match=r"find_checkpoint has moved to llava_soundclip.encoders.checkpoints"
+    ):
+        assert checkpoint_files.find_checkpoint is find_checkpoint
+    with pytest.warns(DeprecationWarning, match=r"moved to llava_soundclip.fingerprints.fingerprint"):
+        assert checkpoint_files.fingerprint is fingerprint
+    with pytest.raises(AttributeError, match="nonsense"):
+        _ = checkpoint_files.nonsense
+
+
 def test_a_known_name_is_a_file_of_a_repository(hub, tmp_path):
     hub.commit("somebody/models", {"small.pt": pickled(tmp_path, STATE), "other.pt": b"not asked for"})
     found = find_checkpoint("small.pt", KNOWN, "Some")

@@ -44,6 +44,18 @@ def test_every_encoder_keeps_the_contract(name, tmp_path):
     assert_keeps_the_contract(encoder, name)
 
 
+@pytest.mark.filterwarnings(
+    "ignore:.*non-meta parameter in the checkpoint:UserWarning"
+)  # CLAP's float32 norm
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_no_sounds_give_no_vectors_on_the_encoders_device(name, tmp_path):
+    encoder = load_encoder(name, checkpoint=CHECKPOINTS[name](tmp_path))
+    assert encoder.embed([], 16_000).device.type == "cpu"
+    moved = encoder.to("meta")  # a device that every machine has
+    assert moved.embed([], 16_000).shape == (0, encoder.dim)
+    assert moved.embed([], 16_000).device.type == "meta"
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize("name", CHECKPOINTS)
 def test_half_precision(name, dtype, tmp_path):

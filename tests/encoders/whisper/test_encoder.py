@@ -75,6 +75,8 @@ def test_vectors_are_float32_rows(backend):
     assert not vectors.requires_grad
     assert encoder(backend=backend).embed([], RATE).shape == (0, 32)
     assert encoder(backend=backend).layer_means([], RATE).shape == (0, LAYERS, 32)
+    moved = WhisperCLIPEncoder(weights(n_layer=LAYERS)).to("meta")
+    assert moved.layer_means([], RATE).device.type == "meta"
 
 
 @pytest.mark.parametrize(
