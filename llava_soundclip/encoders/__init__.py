@@ -1,4 +1,4 @@
-"""Audio encoders: a table of names, so that listing them costs nothing."""
+"""Audio encoders by name. The table holds strings, so that listing the names imports nothing."""
 
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -21,16 +21,16 @@ _ENCODERS: dict[str, str | type[AudioEncoder]] = {
 
 
 def available_encoders() -> list[str]:
-    """Names that `load_encoder` and `patch` take: the built-in ones, registered ones and entry points."""
+    """Names that `load_encoder` and `patch` take: built-in encoders, registered ones and entry points."""
     return sorted({*_ENCODERS, *(point.name for point in entry_points(group=_GROUP))})
 
 
 def register_encoder(name: str, target: str | type[AudioEncoder]) -> None:
-    """Make an encoder of your own known by name.
+    """Register an encoder of your own under a name.
 
     Args:
-        name: what users pass as `encoder=`.
-        target: an `AudioEncoder` subclass, or "package.module:Class", imported when it is asked for.
+        name: value that users pass as `encoder=`.
+        target: an `AudioEncoder` subclass, or "package.module:Class", imported on first use.
 
     Raises:
         ValueError: if the name is taken.
@@ -41,10 +41,10 @@ def register_encoder(name: str, target: str | type[AudioEncoder]) -> None:
 
 
 def encoder_class(name: str) -> type[AudioEncoder]:
-    """The class behind a name, imported now.
+    """Import the class behind a name.
 
     Raises:
-        ValueError: for an unknown name; the known ones are listed.
+        ValueError: for an unknown name; the message lists the known ones.
     """
     target = _ENCODERS.get(name)
     if target is None:
@@ -63,7 +63,7 @@ def load_encoder(name: str, **options: Any) -> AudioEncoder:
 
     Args:
         name: one of `available_encoders()`.
-        **options: the encoder's own, such as `checkpoint=`, `backend=`, `device=`, `dtype=`.
+        **options: options of the encoder, such as `checkpoint=`, `backend=`, `device=`, `dtype=`.
 
     Raises:
         ValueError: for an unknown name, or a checkpoint that isn't the encoder's.

@@ -1,4 +1,4 @@
-"""The one interface that audio encoders share."""
+"""The interface that all audio encoders share, and the base of their options."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,14 +17,14 @@ DType = Literal["float32", "float16", "bfloat16"]
 
 @dataclass(frozen=True)
 class EncoderCard:
-    """What `llava-soundclip encoders` says about an encoder without loading it.
+    """Facts about an encoder that `llava-soundclip encoders` shows without loading it.
 
     Attributes:
-        dim: d_a, or d_a of the sizes that there are.
-        window: how much of a sound the model takes at once, and what becomes of longer ones.
-        code: licence of the original's code.
-        weights: licence of its published weights.
-        source: where they come from if no checkpoint is given.
+        dim: d_a, or the range of d_a over the sizes.
+        window: length of sound that the model takes at once, and the treatment of longer sounds.
+        code: licence of the original code.
+        weights: licence of the published weights.
+        source: origin of the default checkpoint.
     """
 
     dim: str
@@ -35,18 +35,18 @@ class EncoderCard:
 
 
 class AudioEncoder(nn.Module, ABC):
-    """Turns sounds into one vector each (z_a of Algorithm 1, line 1).
+    """Base class of encoders that turn a sound into one vector (z_a of Algorithm 1, line 1).
 
-    A subclass sets the class attributes, loads itself in `load` and encodes in `_embed`. The checks and
-    the resampling that every encoder needs are here.
+    A subclass sets the class attributes, loads itself in `load` and encodes in `_embed`. This class checks
+    and resamples the sounds.
 
     Attributes:
-        name: what users pass as `encoder=`.
-        sampling_rate: Hz that `_embed` takes.
+        name: value that users pass as `encoder=`.
+        sampling_rate: rate in Hz that `_embed` takes.
         dim: d_a, the width of a vector.
-        checkpoint: which weights these are, the same for one checkpoint in any file format.
-        card: what the list of encoders says about it; an encoder of a user's own may have none.
-        resamples: whether `_resample` is overridden, so that files are to be handed over at their own rates.
+        checkpoint: short name of the weights, the same for every file format.
+        card: facts for the list of encoders; optional.
+        resamples: True if `_resample` is overridden. Files are then handed over at their own rates.
     """
 
     name: ClassVar[str]
@@ -59,9 +59,9 @@ class AudioEncoder(nn.Module, ABC):
     @classmethod
     @abstractmethod
     def load(cls, *args: Any, **options: Any) -> "AudioEncoder":
-        """Build the encoder from a checkpoint. Options are keyword-only and the subclass's own.
+        """Build the encoder from a checkpoint. Each subclass defines its own keyword options.
 
-        (`*args` is there for type checkers only: with it they let a subclass name its options.)
+        `*args` is for type checkers only: it lets a subclass name its options.
         """
 
     @abstractmethod
@@ -69,7 +69,7 @@ class AudioEncoder(nn.Module, ABC):
         """(B, dim) float32 of B sounds, each float32 (channels, samples) at `sampling_rate`."""
 
     def signature(self) -> Mapping[str, str]:
-        """What a projector must have been trained on to fit: its keys and values are compared."""
+        """Keys and values that a projector compares with those it was trained on."""
         return {"encoder": self.name, "checkpoint": self.checkpoint}
 
     @property
@@ -90,16 +90,16 @@ class AudioEncoder(nn.Module, ABC):
         Args:
             waveforms: B sounds, each float in [-1, 1], (samples,) or (channels, samples). The encoder
                 mixes channels down as its original does.
-            sampling_rate: Hz of the waveforms, or of each; another one than the encoder's is resampled (soxr,
-                HQ, or as the encoder's original does it).
+            sampling_rate: rate in Hz of all waveforms, or one rate per waveform. Other rates than the encoder's
+                are resampled, with soxr or as the encoder's original does.
 
         Returns:
             (B, dim) float32 on the encoder's device. A batch equals single runs.
 
         Raises:
             TypeError: if a waveform isn't an array of floats.
-            ValueError: if one is empty, has a wrong shape or holds NaN or infinity; its index is named. If there
-                is another number of rates than of sounds.
+            ValueError: if a waveform is empty, has a wrong shape or holds NaN or infinity; the message names its
+                index. Also if the numbers of rates and sounds differ.
         """
         if not waveforms:
             return torch.empty(0, self.dim, device=self._device)
@@ -113,12 +113,12 @@ class AudioEncoder(nn.Module, ABC):
         rates = sampling_rate if isinstance(sampling_rate, Sequence) else [sampling_rate] * len(checked)
         if len(rates) != len(checked):
             raise ValueError(
-                f"{len(checked)} sounds and {len(rates)} sampling rates: give one for all, or one each"
+                f"{len(checked)} sounds and {len(rates)} sampling rates: give one rate for all, or one per sound"
             )
         return [self._resample(waveform, rate) for waveform, rate in zip(checked, rates, strict=True)]
 
     def _resample(self, waveform: np.ndarray, sampling_rate: int) -> np.ndarray:
-        """A sound at the encoder's rate; overridden where the original's way of resampling matters."""
+        """A sound at the encoder's rate. Override this where the original's way of resampling matters."""
         from llava_soundclip.media import resample
 
         return resample(waveform, sampling_rate, self.sampling_rate)
@@ -128,7 +128,7 @@ class AudioEncoder(nn.Module, ABC):
 class LoadOptions:
     """Options of an encoder's `load`, with their defaults. A subclass adds its own and the default checkpoint.
 
-    None stands for the default. An option whose type is a Literal takes that one's values only.
+    None means the default. An option whose type is a Literal takes the values of the Literal only.
 
     Attributes:
         checkpoint: name of a published checkpoint, file, folder or Hub id.
@@ -137,7 +137,7 @@ class LoadOptions:
         revision: branch, tag or commit on the Hub.
 
     Raises:
-        ValueError: for an option that isn't one of these values.
+        ValueError: for an unknown value of an option.
     """
 
     checkpoint: str | PathLike[str]
@@ -160,13 +160,13 @@ class LoadOptions:
 
 @dataclass(frozen=True)
 class AtOnce:
-    """How much runs together, in whatever an encoder counts; it bounds the memory of a batch.
+    """Largest size of a batch, in the encoder's own unit. It bounds the memory.
 
-    On a CPU larger batches are slower, on an accelerator smaller ones.
+    Large batches are slower on a CPU, small ones on an accelerator.
 
     Attributes:
-        cpu: on a CPU.
-        accelerator: on anything else.
+        cpu: size on a CPU.
+        accelerator: size on any other device.
     """
 
     cpu: int
@@ -177,14 +177,14 @@ class AtOnce:
 
 
 def batches(lengths: Sequence[int], at_once: int) -> Iterator[list[int]]:
-    """Inputs that run together: of one length, and few enough for the memory.
+    """Group inputs into batches of one length that fit into memory.
 
     Args:
-        lengths: of the inputs.
-        at_once: the sum of lengths that may run together; a longer input runs alone.
+        lengths: lengths of the inputs.
+        at_once: largest sum of lengths in a batch; a longer input runs alone.
 
     Yields:
-        Their indices; each index once.
+        Indices of the inputs of a batch; each index once.
     """
     for length in sorted(set(lengths)):
         alike = [i for i, other in enumerate(lengths) if other == length]
@@ -193,10 +193,10 @@ def batches(lengths: Sequence[int], at_once: int) -> Iterator[list[int]]:
 
 
 def check_choice(option: str, value: object, choices: Any) -> None:
-    """Refuse an option that isn't one of a Literal's values.
+    """Refuse a value that a Literal doesn't have.
 
     Raises:
-        ValueError: with the values that there are.
+        ValueError: for another value; the message lists the known ones.
     """
     known = get_args(choices)
     if value not in known:
@@ -204,10 +204,10 @@ def check_choice(option: str, value: object, choices: Any) -> None:
 
 
 def check_dtype(dtype: object) -> torch.dtype:
-    """The dtype of an encoder's weights: float32 for None, else by name or as torch has it.
+    """The dtype of an encoder's weights, from a name or a torch dtype; float32 for None.
 
     Raises:
-        ValueError: for another one than float32, float16 and bfloat16.
+        ValueError: for a dtype other than float32, float16 and bfloat16.
     """
     name = "float32" if dtype is None else str(dtype).removeprefix("torch.")
     check_choice("dtype", name, DType)

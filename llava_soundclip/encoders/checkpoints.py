@@ -1,7 +1,7 @@
-"""Checkpoint files of any encoder: found here, on the Hub or at a release, and read without running what is in them.
+"""Checkpoint files of all encoders: finds them on disk, on the Hub or at a release, and reads them safely.
 
-Files are safetensors, or torch's `.pt`, `.pth` and `.bin` by `weights_only=True`, memory-mapped: what isn't asked
-for stays on disk.
+Files are safetensors, or torch's `.pt`, `.pth` and `.bin` with `weights_only=True`. They are memory-mapped, so
+that unused tensors stay on disk.
 """
 
 import json
@@ -29,7 +29,7 @@ _FILES = ("model.safetensors", INDEX, "pytorch_model.bin")
 
 
 class _Ignored:
-    """Stands for a numpy number that a training loop left in a checkpoint: accepted, never built."""
+    """Placeholder for a numpy number that a training loop left in a checkpoint. The number is never built."""
 
     def __init__(self, *arguments: object) -> None:
         pass
@@ -51,13 +51,13 @@ _IGNORED: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
 
 @dataclass(frozen=True)
 class Layout:
-    """Files that a checkpoint of an encoder consists of.
+    """Files of a checkpoint.
 
     Attributes:
-        files: names of the file of weights on the Hub; the first one that is there is taken.
-        config: name of a file that is needed beside the weights. Then a checkpoint is a folder, and a published
-            name goes before a folder of that name: write "./small" for the folder.
-        accepted: end of the list of what `checkpoint=` takes, for messages.
+        files: possible names of the weights on the Hub, in order of preference.
+        config: name of a file that the weights need. A checkpoint is then a folder, and a published name takes
+            precedence over a folder of that name: write "./small" for the folder.
+        accepted: last items in the list of accepted checkpoints, for messages.
     """
 
     files: Sequence[str] = _FILES
@@ -71,16 +71,16 @@ _LAYOUT = Layout()
 def check_checkpoint(
     checkpoint: str | PathLike[str], known: Iterable[str], what: str, layout: Layout = _LAYOUT
 ) -> None:
-    """Refuse what can't be a checkpoint, before anything is read or downloaded.
+    """Refuse an impossible checkpoint before anything is read or downloaded.
 
     Args:
-        checkpoint: what the user gave.
+        checkpoint: value from the user.
         known: names of published checkpoints.
         what: name of the encoder, for messages.
         layout: files of a checkpoint.
 
     Raises:
-        ValueError: for an unknown name; the known ones are listed.
+        ValueError: for an unknown name; the message lists the known ones.
         FileNotFoundError: for a path that doesn't exist.
     """
     name = str(checkpoint)
@@ -102,19 +102,19 @@ def find_checkpoint(
     revision: str | None = None,
     layout: Layout = _LAYOUT,
 ) -> Path:
-    """The file, or folder, of a checkpoint; downloaded where it isn't here.
+    """Find the file or folder of a checkpoint, or download it.
 
     Args:
-        checkpoint: a file or folder, a name in `known`, or a Hub id. A path goes before a name, if `layout`
-            doesn't say otherwise.
-        known: published checkpoints: a Hub id, "owner/name/file" for a file on the Hub, or an https address.
+        checkpoint: a file or folder, a name in `known`, or a Hub id. An existing path takes precedence over a
+            name, unless `layout` has a config.
+        known: published checkpoints by name: Hub id, "owner/name/file" for a file on the Hub, or https address.
         what: name of the encoder, for messages.
         revision: branch, tag or commit on the Hub.
         layout: files of a checkpoint.
 
     Raises:
         ValueError: for an unknown name.
-        OSError: for a path that doesn't exist, or a server that can't be reached or doesn't have it.
+        OSError: for a path that doesn't exist, and if the server can't be reached or lacks the file.
     """
     check_checkpoint(checkpoint, known, what, layout)
     name = str(checkpoint)
@@ -129,9 +129,9 @@ def find_checkpoint(
 
 
 def download(url: str) -> Path:
-    """Fetch a release's file into torch's cache, where the original packages look for it, too.
+    """Download a release's file into torch's cache, where the original packages also look for it.
 
-    A file is there whole or not at all.
+    A download that fails leaves no file.
 
     Raises:
         OSError: if the server can't be reached, refuses, or stops in the middle.
@@ -144,7 +144,7 @@ def download(url: str) -> Path:
     try:
         _fetch(url, part)
         os.replace(part, path)
-    except OSError as error:  # urllib's errors are some
+    except OSError as error:  # urllib's errors are OSErrors
         raise OSError(
             f"{url} couldn't be fetched ({error}): try again, or give the file's path as checkpoint="
         ) from error
@@ -166,11 +166,11 @@ def _fetch(url: str, path: Path) -> None:
             while chunk := body.read(_CHUNK):
                 file.write(chunk)
         if size and file.tell() != size:
-            raise OSError(f"only {file.tell()} of {size} bytes came")
+            raise OSError(f"only {file.tell()} of {size} bytes arrived")
 
 
 def _from_hub(repo: str, files: Sequence[str], config: str | None, revision: str | None) -> Path:
-    """The first of a repository's files that it, or the cache, has; its folder where a config belongs to it."""
+    """Download the first of some files that a repository has. Returns the folder if there is a config."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
 
@@ -178,20 +178,20 @@ def _from_hub(repo: str, files: Sequence[str], config: str | None, revision: str
     missing: Exception | None = None
     try:
         if config:
-            # The rest comes from the same commit, should the branch move on.
+            # The weights come from the same commit, even if the branch moves meanwhile.
             revision = Path(hf_hub_download(repo, config, revision=revision)).parent.name
             wanted = files
         for name in wanted:
             try:
                 path = Path(hf_hub_download(repo, name, revision=revision))
-            except EntryNotFoundError as error:  # also if offline, and not in the cache
+            except EntryNotFoundError as error:  # also when offline and not in the cache
                 missing = missing or error
                 continue
             for shard in _shards(path) if name == INDEX else ():
                 hf_hub_download(repo, shard, revision=path.parent.name)
             return path.parent if config else path
         raise missing or FileNotFoundError()
-    except OSError as error:  # the Hub's errors are some
+    except OSError as error:  # the Hub's errors are OSErrors
         raise OSError(
             f"no file or folder {repo} here, and the Hub didn't give {' or '.join(wanted)} of it: "
             f"{first_line(error)}"
@@ -199,20 +199,20 @@ def _from_hub(repo: str, files: Sequence[str], config: str | None, revision: str
 
 
 def read_tensors(path: Path, prefixes: Iterable[str] = ("",)) -> dict[str, Tensor]:
-    """The tensors of a file whose names start with one of some prefixes; all others stay on disk.
+    """Read the tensors of a file whose names start with one of the prefixes. All others stay on disk.
 
-    Weights inside "state_dict" or "model" are found there, and a leading "module." (DataParallel's) is left out.
+    Weights may be inside "state_dict" or "model". A leading "module." (from DataParallel) is removed.
 
     Args:
-        path: a file, or a folder with one that is named as on the Hub, also in shards.
-        prefixes: beginnings of the names.
+        path: a file, or a folder with a file or shards that are named as on the Hub.
+        prefixes: prefixes of the names.
 
     Returns:
-        Tensors by name, the prefix kept. They may be mapped to the file: copy what is to outlive it.
+        Tensors by name, with the prefix. They may be mapped to the file: copy those that must outlive it.
 
     Raises:
-        ValueError: for a file that is cut, no checkpoint, or holds more than tensors and plain values; for a
-            folder without one.
+        ValueError: for a file that is cut, no checkpoint, or holds more than tensors and plain values. Also for
+            a folder without weights.
     """
     prefixes = tuple(prefixes)
     if path.is_dir():
@@ -240,10 +240,10 @@ def read_tensors(path: Path, prefixes: Iterable[str] = ("",)) -> dict[str, Tenso
 
 
 def _shards(index: Path) -> list[str]:
-    """The names of the files that an index lists, which must be beside it."""
+    """The names of the shards that an index lists. They must be in the same folder."""
     shards = read_json(index).get("weight_map")
     if not isinstance(shards, dict) or any(Path(str(shard)).name != shard for shard in shards.values()):
-        raise ValueError(f"{index} doesn't list the files beside it")
+        raise ValueError(f"{index} doesn't list files of its own folder")
     return sorted(set(shards.values()))
 
 
@@ -261,10 +261,10 @@ def _read_safetensors(path: Path, prefixes: tuple[str, ...]) -> dict[str, Tensor
 
 
 def unpickle_tensors(path: Path) -> dict[str, Any]:
-    """The dict in a `.pt`, `.pth` or `.bin`, of tensors and plain values: code is refused, not run.
+    """Read the dict in a `.pt`, `.pth` or `.bin`: tensors and plain values. Code is refused, not run.
 
     Raises:
-        ValueError: for a file that is cut, no checkpoint, or holds more.
+        ValueError: for a file that is cut, no checkpoint, or holds anything else.
     """
     try:
         with torch.serialization.safe_globals(_IGNORED):
@@ -279,10 +279,10 @@ def unpickle_tensors(path: Path) -> dict[str, Any]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The dict in a JSON file.
+    """Read the dict in a JSON file.
 
     Raises:
-        ValueError: if it holds something else.
+        ValueError: if the file holds anything else.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -300,16 +300,16 @@ def as_dict(content: object, path: Path) -> dict[str, Any]:
 def check_tensors(
     source: object, found: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]], what: str
 ) -> None:
-    """Hold the names, shapes and types of tensors against what a model has.
+    """Compare the names, shapes and types of tensors with those of a model.
 
     Args:
-        source: the file, for messages.
-        found: the file's tensors.
-        expected: every tensor's shape.
-        what: the model, for messages: "Whisper encoder".
+        source: file of the tensors, for messages.
+        found: tensors of the file.
+        expected: shape of every tensor of the model.
+        what: name of the model, for messages: "Whisper encoder".
 
     Raises:
-        ValueError: if they differ; how many, and the first three. If they aren't floats.
+        ValueError: if they differ; the message has the number and the first three. Also if they aren't floats.
     """
     shapes = {name: tuple(tensor.shape) for name, tensor in found.items()}
     odd = [
@@ -322,9 +322,9 @@ def check_tensors(
             f"{source} doesn't hold a whole {what}; {len(odd)} tensors differ: {'; '.join(odd[:3])}"
         )
     if any(not tensor.is_floating_point() for tensor in found.values()):
-        raise ValueError(f"{source} holds weights that aren't floats: they are quantised in an unknown way")
+        raise ValueError(f"{source} holds weights that aren't floats: their quantisation is unknown")
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error's message, for a message of our own."""
+    """The first line of an error's message."""
     return str(error).strip().partition("\n")[0]

@@ -1,4 +1,4 @@
-"""Wav2CLIP: a ResNet-18 on the spectrogram of a whole sound, distilled from CLIP's image side."""
+"""Wav2CLIP: a ResNet-18 on the spectrogram of a whole sound, distilled from CLIP's image encoder."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,11 +25,11 @@ KNOWN = {
 _SAMPLING_RATE = 16_000  # Hz
 _N_FFT = 512  # samples, 32 ms; 257 frequencies
 _HOP = 353  # samples, 22 ms: one frame
-_SHORTEST = _N_FFT // 2 + 1  # samples: what the reflection at the ends needs
+_SHORTEST = _N_FFT // 2 + 1  # samples that the reflection at the ends needs
 _DIM = 512
 
-_STRIDE = 32  # frames to a column of the network's output
-_HALO = 7 * _STRIDE  # frames; a column reaches 217 frames to either side of its first one
+_STRIDE = 32  # frames per column of the network's output
+_HALO = 7 * _STRIDE  # frames; a column sees 217 frames on either side of its first one
 _FRAMES_AT_ONCE = 4096  # 90 s; bounds the memory of an hour of sound
 _BATCH = AtOnce(cpu=1024, accelerator=4 * _FRAMES_AT_ONCE)  # frames
 
@@ -39,8 +39,8 @@ class Wav2CLIPOptions(LoadOptions):
     """Options of `Wav2CLIPEncoder.load`.
 
     Attributes:
-        checkpoint: "Wav2CLIP.pt" (the release on GitHub, kept in torch's cache), a file of it, a safetensors
-            file with the same names, or a Hub id.
+        checkpoint: "Wav2CLIP.pt" (the release on GitHub, stored in torch's cache), its file, a safetensors file
+            with the same names, or a Hub id.
         dtype: dtype of the network; the spectrogram is always float32.
     """
 
@@ -48,23 +48,23 @@ class Wav2CLIPOptions(LoadOptions):
 
 
 class Wav2CLIPEncoder(AudioEncoder):
-    """Wav2CLIP: one vector of a whole sound, as `embed_audio` gives it: behind the projection, not normalised.
+    """Wav2CLIP: one vector per sound, as `embed_audio` gives it: after the projection, not normalised.
 
-    Channels are averaged, as the original's scripts do it (librosa); its `embed_audio` takes a 2-D array for
-    a batch. The log spectrogram is normalised over one sound. The original does it over all sounds of a call,
-    so that a sound's vector depends on its neighbours: ours is what a call with one sound gives. A sound below
-    257 samples, which the original refuses, is filled up with zeros at its end. Silence is a spectrogram of
-    zeros (in the original the sign of a rounding error, blown up).
+    Channels are averaged, as in the original's scripts (librosa); its `embed_audio` takes a 2-D array for
+    a batch. The log spectrogram is normalised over one sound. The original normalises over all sounds of a call,
+    so that a sound's vector depends on its neighbours. This class gives the vector of a call with one sound.
+    A sound below 257 samples, which the original refuses, is padded with zeros at its end. Silence is a
+    spectrogram of zeros; in the original it is the magnified sign of a rounding error.
 
-    Any length is one vector. Above 90 s the network runs piece by piece with overlaps, which gives the
+    A sound of any length gives one vector. Above 90 s the network runs on overlapping pieces, which gives the
     same numbers.
 
-    The spectrogram is made on the CPU in float32, its statistics in float64. With the network in float16
-    the vectors have a cosine above 0.99999 to those in float32, in bfloat16 above 0.9999 (drawn weights).
+    The spectrogram is computed on the CPU in float32, its statistics in float64. With the network in float16
+    the cosine to the float32 vectors is above 0.99999, in bfloat16 above 0.9999 (drawn weights).
 
     Attributes:
-        audio_encoder: ResNet-18 without its head.
-        audio_transform: the projection; both under the checkpoint's names.
+        audio_encoder: ResNet-18 without its head, under the checkpoint's names.
+        audio_transform: projection, under the checkpoint's names.
     """
 
     name: ClassVar[str] = "wav2clip"
@@ -85,19 +85,19 @@ class Wav2CLIPEncoder(AudioEncoder):
         *,
         source: object = "the state",
     ) -> None:
-        """Take weights under the original names.
+        """Build the network from weights under the original names.
 
         Args:
             state: tensors by name; copied.
-            options: the defaults if None.
-            source: the file, for messages.
+            options: options; the defaults if None.
+            source: file of the tensors, for messages.
 
         Raises:
-            ValueError: if they aren't Wav2CLIP's.
+            ValueError: if the tensors aren't Wav2CLIP's.
         """
         super().__init__()
         options = options or Wav2CLIPOptions()
-        with torch.device("meta"):  # no memory and no random numbers for weights that are replaced at once
+        with torch.device("meta"):  # saves memory and random numbers: the weights are replaced at once
             self.audio_encoder = ResNet(BasicBlock, (2, 2, 2, 2), 1)
             projection = (nn.Linear(_DIM, _DIM), nn.ReLU(), nn.Identity(), nn.Linear(_DIM, _DIM))
             self.audio_transform = nn.ModuleDict({"sequential": nn.Sequential(*projection)})
@@ -109,13 +109,13 @@ class Wav2CLIPEncoder(AudioEncoder):
         """Build the encoder from a checkpoint, of which only the audio part is read.
 
         Args:
-            **options: those of `Wav2CLIPOptions`.
+            **options: options of `Wav2CLIPOptions`.
 
         Raises:
-            TypeError: for an option that there isn't.
-            ValueError: for an option's value that isn't known (before anything is read), or a checkpoint that
-                is cut, foreign or holds code.
-            OSError: if the checkpoint isn't there, or a server can't be reached.
+            TypeError: for an unknown option.
+            ValueError: for an unknown value of an option (before anything is read), and for a checkpoint that is
+                cut, foreign or holds code.
+            OSError: if the checkpoint doesn't exist, or a server can't be reached.
         """
         chosen = Wav2CLIPOptions(**options)
         path = find_checkpoint(chosen.checkpoint, KNOWN, "Wav2CLIP", chosen.revision)
@@ -132,7 +132,7 @@ class Wav2CLIPEncoder(AudioEncoder):
         return vectors
 
     def _pool(self, spectrograms: Tensor) -> Tensor:
-        """(B, 512) float32: the network's mean over frequency and time, of (B, 1, 257, frames)."""
+        """(B, 1, 257, frames) to (B, 512) float32: the mean of the network's output over frequency and time."""
         device, frames = self._device, spectrograms.shape[-1]
         total, count = torch.zeros(len(spectrograms), _DIM, device=device), 0
         for start in range(0, frames, _FRAMES_AT_ONCE):
@@ -149,7 +149,7 @@ class Wav2CLIPEncoder(AudioEncoder):
 
 
 def frontend(waveform: np.ndarray) -> Tensor:
-    """The network's input.
+    """Compute the network's input.
 
     Args:
         waveform: (channels, samples) float32 at 16 kHz; channels are averaged.
@@ -162,7 +162,7 @@ def frontend(waveform: np.ndarray) -> Tensor:
 
 
 def log_power(mono: Tensor) -> Tensor:
-    """(257, 1 + samples // 353) log power spectrogram of (samples,), 257 samples at least."""
+    """(samples,), at least 257, to a (257, 1 + samples // 353) log power spectrogram."""
     signal = F.pad(mono[None], (_N_FFT // 2, _N_FFT // 2), mode="reflect")[0]
     window = torch.hann_window(_N_FFT)
     frames = 1 + len(mono) // _HOP
@@ -176,7 +176,7 @@ def log_power(mono: Tensor) -> Tensor:
 
 
 def normalise(spectrogram: Tensor) -> Tensor:
-    """Mean 0 and standard deviation 1 over everything given, exactly 0 for a constant; float32."""
+    """Normalise to mean 0 and standard deviation 1 over all values; a constant gives zeros. float32."""
     exact = spectrogram.double()
     std, mean = torch.std_mean(exact)
     return exact.sub_(mean).div_(std + 1e-9).float()

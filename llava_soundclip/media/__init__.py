@@ -1,4 +1,4 @@
-"""Files to waveforms and pictures. Knows no model; PyAV is the only decoder."""
+"""Decoding of files to waveforms and pictures, with PyAV as the only decoder. Independent of models."""
 
 from llava_soundclip.media.files import MediaError, MediaInfo, Source, probe
 from llava_soundclip.media.pictures import load_frame

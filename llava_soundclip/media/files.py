@@ -1,6 +1,6 @@
-"""Files: opened, described and decoded from any time on.
+"""Opening, describing and decoding files, from any time on.
 
-Times are seconds on the film's own clock, which begins where the container says that it begins.
+Times are seconds on the video's own clock, which starts at the container's start time.
 """
 
 import io
@@ -13,36 +13,36 @@ from typing import Any, BinaryIO, Literal, TypeAlias
 
 Source: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO
 
-TICK = 1e-4  # seconds that rounded time stamps may be off
+TICK = 1e-4  # seconds; tolerance for rounded time stamps
 
-_STEP_BACK = 10.0  # seconds to try further back when a seek lands behind its target
+_STEP_BACK = 10.0  # seconds to go back when a seek lands after its target
 
 
 class MediaError(ValueError):
-    """A file that can't give what was asked for. The message names the file and the reason."""
+    """Error for a file that can't be decoded as requested. The message names the file and the reason."""
 
 
 @dataclass(frozen=True)
 class MediaInfo:
-    """What a file says about itself, without decoding it."""
+    """Facts about a file from its headers, without decoding."""
 
-    duration: float | None  # seconds; None if the file doesn't say, and for a still picture
+    duration: float | None  # seconds; None if unknown, and for a still picture
     has_audio: bool
-    has_video: bool  # a still picture too
+    has_video: bool  # also for a still picture
     sampling_rate: int | None  # Hz
     channels: int | None
 
 
 def probe(source: Source) -> MediaInfo:
-    """Read what a file says about itself.
+    """Read the facts about a file from its headers.
 
     Raises:
-        MediaError: if it can't be read.
+        MediaError: if the file can't be read.
         TypeError: if `source` isn't a path, bytes or a binary file object.
     """
     with opened(source) as (container, _):
         audio, video = container.streams.best("audio"), container.streams.best("video")
-        codec = audio.codec_context if audio is not None else None  # none for a codec without a decoder
+        codec = audio.codec_context if audio is not None else None  # None for a codec without a decoder
         return MediaInfo(
             duration=None if is_still(container) else duration_of(container),
             has_audio=audio is not None,
@@ -58,7 +58,7 @@ def check_seconds(name: str, value: float) -> None:
 
 
 class _Bytes:
-    """A binary file without its name: FFmpeg reads meanings into names ("%03d", "http:", ".m3u8")."""
+    """A binary file without its name, since FFmpeg interprets names ("%03d", "http:", ".m3u8")."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.read = file.read
@@ -68,7 +68,7 @@ class _Bytes:
 
 
 def _is_seekable(file: BinaryIO) -> bool:
-    """Also of objects that only do what is asked of them: `read`, perhaps `seek` and `tell`."""
+    """Works also for minimal objects with `read`, and perhaps `seek` and `tell`."""
     return file.seekable() if hasattr(file, "seekable") else hasattr(file, "seek")
 
 
@@ -91,7 +91,7 @@ def name_and_file(source: Source) -> tuple[str, BinaryIO]:
 
 @contextmanager
 def opened(source: Source) -> Iterator[tuple[Any, str]]:
-    """An open container and the file's name. What PyAV raises in the block becomes a MediaError."""
+    """Yield an open container and the file's name. PyAV's errors in the block become MediaErrors."""
     import av
 
     name, file = name_and_file(source)
@@ -118,25 +118,25 @@ def opened(source: Source) -> Iterator[tuple[Any, str]]:
 
 
 def is_still(container: Any) -> bool:
-    """Whether this is a picture file (FFmpeg's demuxers for them are called "png_pipe" and so on)."""
+    """True for a picture file. FFmpeg's demuxers for pictures have names such as "png_pipe"."""
     return container.format.name.endswith("_pipe")
 
 
 def _origin(container: Any) -> float:
-    """Seconds at which the film's clock starts. Before zero there is only what codecs cut off."""
+    """Start of the video's clock in seconds. Anything before zero is cut off by codecs."""
     return max(0.0, (container.start_time or 0) / 1e6)
 
 
 def duration_of(container: Any) -> float | None:
-    """Seconds from the film's beginning to its end, None if it doesn't say."""
+    """Duration in seconds; None if unknown."""
     return container.duration / 1e6 if container.duration and container.duration > 0 else None
 
 
 class Track:
     """The best stream of a kind in an open container, decoded from any time on.
 
-    Packets that can't be decoded are skipped, as players do, and a damage that FFmpeg can't read across
-    ends the track; `failure` keeps the last of these errors for the case that nothing else comes.
+    Packets that can't be decoded are skipped, as in players. Damage that FFmpeg can't read across ends the
+    track. `failure` holds the last of these errors, in case nothing can be decoded.
     """
 
     def __init__(self, container: Any, name: str, kind: Literal["audio", "video"]) -> None:
@@ -146,20 +146,20 @@ class Track:
         if stream is None:
             raise MediaError(f"{name}: it has no {'sound' if kind == 'audio' else 'pictures'}")
         if stream.codec_context is None:
-            raise MediaError(f"{name}: nothing here decodes its {kind}")
+            raise MediaError(f"{name}: there is no decoder for its {kind}")
         self.container, self.stream, self.name = container, stream, name
         self.origin = _origin(container)
         self.failure: Exception | None = None
         self._untouched = True
-        # In raw streams, which have no clock, and to covers a seek fails, and moves the file all the same.
+        # A seek fails in raw streams, which have no clock, and in covers, but it still moves the file.
         self.is_cover = bool(stream.disposition & av.stream.Disposition.attached_pic)
         has_clock = container.start_time is not None or container.duration is not None
         self._can_seek = has_clock and not self.is_cover
 
     def frames(self, at: float) -> Iterator[tuple[float, Any]]:
-        """(seconds, frame) from a frame at or before `at` if there is one, to the end.
+        """Yield (seconds, frame) to the end, from a frame at or before `at` if there is one.
 
-        Where a seek lands too late (no index, no key frame, data cut off) another goes further back.
+        If a seek lands too late (no index, no key frame, data cut off), another goes further back.
         """
         for back in (at, at - _STEP_BACK, 0.0) if self._can_seek else (0.0,):
             frames = self._frames_from(max(0.0, back))
@@ -206,11 +206,11 @@ class Track:
 
     @property
     def frame_length(self) -> float:
-        """Seconds that a picture lasts, where time stamps don't tell."""
+        """Duration of a frame in seconds, for frames without time stamps."""
         return float(1 / (self.stream.average_rate or self.stream.guessed_rate or 25))
 
     def nothing(self) -> MediaError:
-        """The error for a track of which nothing can be decoded."""
+        """The error for a track that can't be decoded at all."""
         what = "sound" if self.stream.type == "audio" else "picture"
         reason = getattr(self.failure, "strerror", None) or self.failure
         return MediaError(f"{self.name}: its {what} is empty" + (f" or damaged: {reason}" if reason else ""))

@@ -1,4 +1,4 @@
-"""One picture of a film, or a still picture."""
+"""One frame of a video, or a still picture."""
 
 from typing import Any, Literal
 
@@ -23,13 +23,12 @@ _EXIF_ORIENTATION = 0x0112
 def load_frame(
     source: Source | Image.Image | np.ndarray, *, time: float | Literal["first", "middle"] = "middle"
 ) -> Image.Image:
-    """Decode one picture: a film's frame, or a still picture, turned the way its metadata asks.
+    """Decode one picture: a frame of a video, or a still picture, rotated as its metadata says.
 
     Args:
-        source: path, bytes or binary file object (read from its beginning) of a film or picture; or a
-            PIL picture, or a (H, W, 3) uint8 array, which come back as RGB.
-        time: seconds on the film's clock (the frame on screen then), "first" or "middle". Still
-            pictures pay no attention to it.
+        source: path, bytes or binary file object (read from its beginning) of a video or picture; or a
+            PIL picture, or a (H, W, 3) uint8 array, which are returned as RGB.
+        time: time of the frame: seconds on the video's clock, "first" or "middle". Ignored for still pictures.
 
     Returns:
         RGB picture.
@@ -37,7 +36,7 @@ def load_frame(
     Raises:
         MediaError: if the file can't be read, has no pictures, or ends before `time`.
         TypeError: if `source` is none of the above.
-        ValueError: for another `time`, or another array.
+        ValueError: for an invalid `time`, or an array of another shape or dtype.
     """
     if isinstance(time, str):
         if time not in ("first", "middle"):
@@ -67,7 +66,7 @@ def load_frame(
 
 
 def _frame_at(track: Track, time: float) -> Any:
-    """The frame on screen at a time: the last that begins at it or before, or else the first."""
+    """The frame on screen at a time: the last one that starts by then, or else the first."""
     duration = duration_of(track.container)
     if duration is not None and time > duration:
         raise MediaError(f"{track.name}: it ends at {duration:.2f} s, so it has no frame at {time:g} s")
@@ -82,7 +81,7 @@ def _frame_at(track: Track, time: float) -> Any:
 
 
 def _middle(track: Track) -> float | None:
-    """Seconds of the middle of a film's pictures; None if it doesn't say how long it is."""
+    """Time in seconds of the middle of a video; None if its duration is unknown."""
     stream = track.stream
     if stream.duration:
         middle = ((stream.start_time or 0) + stream.duration / 2) * stream.time_base
@@ -92,7 +91,7 @@ def _middle(track: Track) -> float | None:
 
 
 def _length_by_reading(source: Source) -> float:
-    """Seconds of a film that doesn't say how long it is. It is read through, not decoded."""
+    """Duration in seconds of a video without one in its headers. The file is read, not decoded."""
     with opened(source) as (container, name):
         track = Track(container, name, "video")
         count, end = 0, 0.0
@@ -105,12 +104,12 @@ def _length_by_reading(source: Source) -> float:
 
 
 def _turn(pixels: np.ndarray, frame: Any) -> np.ndarray:
-    """Turn and mirror (H, W, 3) as a film's display matrix asks, by quarter turns."""
+    """Rotate and mirror (H, W, 3) by quarter turns, as the video's display matrix says."""
     try:
         matrix = np.frombuffer(frame.side_data["DISPLAYMATRIX"], np.int32)
     except KeyError:
         return pixels
-    except ValueError:  # PyAV lists no side data at all beside a kind that it doesn't know
+    except ValueError:  # PyAV lists no side data at all if it doesn't know one kind of it
         return np.rot90(pixels, round(frame.rotation / 90))
     a, b, _, c, d = matrix[:5].tolist()  # the pixel (p, q) is shown at (a p + c q, b p + d q)
     if abs(a) + abs(d) < abs(b) + abs(c):
@@ -119,7 +118,7 @@ def _turn(pixels: np.ndarray, frame: Any) -> np.ndarray:
 
 
 def _turn_as_exif(picture: Image.Image, source: Source) -> Image.Image:
-    """Turn a still picture as its EXIF orientation asks. Pillow reads the header, it decodes nothing."""
+    """Rotate a still picture as its EXIF orientation says. Pillow reads the header only."""
     _, file = name_and_file(source)
     try:
         file.seek(0)

@@ -10,34 +10,34 @@ import soxr
 from llava_soundclip.media.files import MediaError, Source, Track, check_seconds, opened
 from llava_soundclip.media.waveforms import MAX_RATE, QUALITY, check_rate, check_waveform
 
-_MIN_RATE = 100  # Hz; below this a header is wrong, and resampling would blow the sound up
-_CONTEXT = 0.1  # seconds round a cut, so that the resampler's filter sees what the whole sound has there
-_PREROLL = 5.0  # seconds before a cut, in which lossy codecs settle after a seek
+_MIN_RATE = 100  # Hz; a lower rate is an error in the header, and resampling would need too much memory
+_CONTEXT = 0.1  # seconds on both sides of a cut, for the resampler's filter
+_PREROLL = 5.0  # seconds before a cut, for lossy codecs to settle after a seek
 
 
 def load_audio(
     source: Source, *, sampling_rate: int, start: float = 0.0, duration: float | None = None
 ) -> np.ndarray:
-    """Decode the sound of a file, or a part of it, in memory that grows with the part alone.
+    """Decode the sound of a file, or a part of it. Memory grows with the part only.
 
-    A part equals the same slice of the whole sound (lossy codecs: nearly). No silence is made up: a
-    sound that begins later than the film, or ends before `start + duration`, gives what there is. From
-    a damaged or cut file comes what can be decoded of it.
+    A part equals the same slice of the whole sound (lossy codecs: nearly). No silence is added: if the sound
+    starts later than the video, or ends before `start + duration`, the result is shorter. A damaged or cut
+    file gives the part that can be decoded.
 
     Args:
         source: path, bytes or binary file object (read from its beginning), in any container and codec
-            that PyAV knows; a film's best sound track is taken.
-        sampling_rate: Hz of the result.
-        start: seconds on the film's clock.
-        duration: seconds; None for all that follows.
+            that PyAV knows. The best sound track of a video is used.
+        sampling_rate: rate of the result in Hz.
+        start: start in seconds on the video's clock.
+        duration: duration in seconds; None for the rest of the sound.
 
     Returns:
-        (channels, samples) float32, in [-1, 1] but for a little overshoot of lossy codecs.
+        (channels, samples) float32 in [-1, 1]; lossy codecs may overshoot a little.
 
     Raises:
-        MediaError: if the file can't be read, or holds no sound there.
+        MediaError: if the file can't be read, or has no sound in that part.
         TypeError: if `source` is none of the above.
-        ValueError: for an absurd `sampling_rate`, `start` or `duration`.
+        ValueError: for an invalid `sampling_rate`, `start` or `duration`.
     """
     check_rate(sampling_rate)
     check_seconds("start", start)
@@ -49,13 +49,13 @@ def load_audio(
 
 
 def load_audio_as_it_is(source: Source) -> tuple[np.ndarray, int]:
-    """Decode the sound of a file at its own rate, for an encoder that resamples in a way of its own.
+    """Decode the sound of a file at its own rate, for an encoder with its own resampling.
 
     Returns:
-        (channels, samples) float32 as `load_audio` gives it, and its rate in Hz.
+        (channels, samples) float32 as in `load_audio`, and the rate in Hz.
 
     Raises:
-        MediaError, TypeError: as `load_audio`.
+        MediaError, TypeError: as in `load_audio`.
     """
     return _load(source, None, 0.0, None)
 
@@ -74,9 +74,9 @@ def _load(
 def _cut(
     track: Track, wanted_rate: int | None, start: float, duration: float | None
 ) -> tuple[np.ndarray, int]:
-    """(channels, samples) from `start` on and their rate, the sound's own if none is wanted.
+    """Decode a part to (channels, samples) and its rate; `wanted_rate=None` means the sound's own rate.
 
-    What lies outside isn't kept at any time.
+    Samples outside the part are dropped at once.
     """
     frames = track.frames(start - _CONTEXT - _PREROLL if start else 0.0)
     time, frame = next(frames, (0.0, None))
@@ -88,8 +88,8 @@ def _cut(
         raise MediaError(f"{track.name}: it claims a sampling rate of {rate} Hz")
     to_rate = rate if wanted_rate is None else wanted_rate
 
-    # Positions are samples on the film's clock. Input starts where both rates have a sample, so that the
-    # output falls on the same grid as that of the whole sound.
+    # Positions are samples on the video's clock. The input starts where both rates have a sample, so that the
+    # output is on the same grid as that of the whole sound.
     period = rate // math.gcd(rate, to_rate)
     position = round(time * rate)
     begin, end, low, high = position, sys.maxsize, -sys.maxsize, sys.maxsize
@@ -135,11 +135,11 @@ def _cut(
 
 
 def _samples(frame: Any, name: str) -> np.ndarray:
-    """(channels, samples) float32 in [-1, 1] of a decoded frame in any sample format."""
+    """Samples of a decoded frame in any format as (channels, samples) float32 in [-1, 1]."""
     try:
         samples = frame.to_ndarray()
     except ValueError as error:  # 64-bit integers
-        raise MediaError(f"{name}: nothing here reads samples of the format {frame.format.name}") from error
+        raise MediaError(f"{name}: samples of the format {frame.format.name} are not supported") from error
     if not frame.format.is_planar:
         samples = samples.reshape(-1, len(frame.layout.channels)).T
     if samples.dtype == np.uint8:

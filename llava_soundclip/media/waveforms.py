@@ -1,4 +1,4 @@
-"""Sounds as arrays: checked, brought into one form, resampled."""
+"""Sounds as arrays: checks, conversion to one form, resampling."""
 
 import math
 from typing import TYPE_CHECKING
@@ -8,30 +8,30 @@ import numpy as np
 if TYPE_CHECKING:
     from torch import Tensor
 
-MAX_RATE = 768_000  # Hz, the highest that audio interfaces and formats use
-QUALITY = "HQ"  # soxr's, of every resampling
+MAX_RATE = 768_000  # Hz, the highest rate of audio interfaces and formats
+QUALITY = "HQ"  # quality of soxr for all resampling
 
-_MAX_CHANNELS = 64  # more "channels" than this are samples: a (samples, channels) array
-_MAX_PEAK = 8.0  # float sound may exceed 1 a little; far more is integer samples in a float array
+_MAX_CHANNELS = 64  # more "channels" are a sign of a (samples, channels) array
+_MAX_PEAK = 8.0  # float sound may exceed 1 a little; far more is a sign of integer samples
 
 
 def check_waveform(waveform: "np.ndarray | Tensor", *, name: str = "sound") -> np.ndarray:
-    """Check a sound that came as an array and give it its usual form.
+    """Check a sound that is an array, and convert it to the usual form.
 
     Args:
         waveform: float16, float32, float64 or bfloat16 in [-1, 1], numpy or torch (any device),
             (samples,) or (channels, samples). It isn't changed, but the result may share its memory.
-        name: what error messages call it.
+        name: name of the sound in error messages.
 
     Returns:
         (channels, samples) float32, C-contiguous and writeable.
 
     Raises:
         TypeError: if it isn't an array of floats.
-        ValueError: for no samples, another number of axes, NaN or infinity, samples far outside [-1, 1],
+        ValueError: for no samples, a wrong number of axes, NaN or infinity, samples far outside [-1, 1],
             or axes that look swapped. The message says what to do.
     """
-    if hasattr(waveform, "detach"):  # torch, which needn't be imported for this
+    if hasattr(waveform, "detach"):  # a torch tensor; torch needn't be imported
         tensor = waveform.detach().cpu()
         waveform = (tensor.float() if tensor.is_floating_point() else tensor).numpy()
     if not isinstance(waveform, np.ndarray):
@@ -61,23 +61,23 @@ def check_waveform(waveform: "np.ndarray | Tensor", *, name: str = "sound") -> n
             f"{name} reaches from {low:g} to {high:g}, far outside [-1, 1]: integer samples in a float "
             "array? Divide them by the integer type's range (32768 for int16)"
         )
-    # Writeable, since torch warns about arrays that aren't.
+    # Writeable, because torch warns about other arrays.
     return np.require(np.atleast_2d(waveform), np.float32, ["C", "W"])
 
 
 def resample(waveform: np.ndarray, from_rate: float, to_rate: float) -> np.ndarray:
-    """Resample a sound, each channel by itself (soxr, HQ).
+    """Resample each channel of a sound with soxr.
 
     Args:
         waveform: (channels, samples) float32.
-        from_rate: Hz of `waveform`.
-        to_rate: Hz of the result. The same rate gives `waveform` itself.
+        from_rate: rate of `waveform` in Hz.
+        to_rate: rate of the result in Hz. The same rate gives `waveform` itself.
 
     Returns:
-        (channels, samples') float32, one sample at least.
+        (channels, samples') float32, at least one sample.
 
     Raises:
-        ValueError: for a rate that isn't a number of Hz in (0, 768000].
+        ValueError: for a rate outside (0, 768000] Hz.
     """
     for rate in (from_rate, to_rate):
         check_rate(rate)

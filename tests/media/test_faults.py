@@ -132,7 +132,7 @@ def test_a_codec_that_nobody_knows(tmp_path):
     at = data.index(b"strf", data.index(b"auds")) + 8
     path.write_bytes(data[:at] + b"\x99\x99" + data[at + 2 :])
     for read in (sound_of, load_frame):
-        with pytest.raises(MediaError, match=r"a\.avi: nothing here decodes its"):
+        with pytest.raises(MediaError, match=r"a\.avi: there is no decoder for its"):
             read(path)
     assert probe(path).sampling_rate in (None, 16_000)
 
@@ -192,7 +192,7 @@ def test_a_cut_mp4_with_its_index_in_front(tmp_path):
 
 
 def test_samples_that_numpy_gets_no_hold_of():
-    with pytest.raises(MediaError, match=r"bytes>: nothing here reads samples of the format s64"):
+    with pytest.raises(MediaError, match=r"bytes>: samples of the format s64p? are not supported"):
         sound_of(_wav(16_000, samples=np.zeros(1000, np.int64)))
 
 

@@ -1,4 +1,4 @@
-"""AudioCLIP's audio side, ESResNeXt-fbsp."""
+"""AudioCLIP's audio encoder, ESResNeXt-fbsp."""
 
 from llava_soundclip.encoders.audioclip.encoder import AudioCLIPEncoder
 

@@ -1,4 +1,4 @@
-"""AudioCLIP's audio side (ESResNeXt-fbsp): a ResNeXt-50 with attention, on a spectrogram of learned filters."""
+"""AudioCLIP's audio encoder (ESResNeXt-fbsp): a ResNeXt-50 with attention on a spectrogram of learned filters."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -41,11 +41,11 @@ class AudioCLIPOptions(LoadOptions):
     """Options of `AudioCLIPEncoder.load`.
 
     Attributes:
-        checkpoint: "AudioCLIP-Full-Training.pt" or "AudioCLIP-Partial-Training.pt" (the releases on GitHub,
-            kept in torch's cache), a file of one, a safetensors file with the same names, or a Hub id.
+        checkpoint: "AudioCLIP-Full-Training.pt" or "AudioCLIP-Partial-Training.pt" (releases on GitHub, stored
+            in torch's cache), one of their files, a safetensors file with the same names, or a Hub id.
         dtype: dtype of the network; the transform is always float32.
         amplitude: "int16" multiplies sounds by 32768 before the network, as the original's training and its
-            readers do; "unit" doesn't, as its demo notebook.
+            readers do; "unit" doesn't, like its demo notebook.
     """
 
     checkpoint: str | PathLike[str] = "AudioCLIP-Full-Training.pt"
@@ -53,25 +53,25 @@ class AudioCLIPOptions(LoadOptions):
 
 
 class AudioCLIPEncoder(AudioEncoder):
-    """AudioCLIP: one vector of a sound, as `encode_audio` gives it: not normalised.
+    """AudioCLIP: one vector per sound, as `encode_audio` gives it: not normalised.
 
-    A sound of up to 60 s goes through the network whole, as in the original. Its attention takes maxima over
-    all of the sound, so it can't be run in pieces: a longer sound is cut into windows of 60 s, the last one
-    shorter, and the vectors are averaged by their samples.
+    A sound of up to 60 s goes through the network whole, as in the original. The attention takes maxima over
+    the whole sound, so it can't run in pieces. A longer sound is cut into windows of 60 s, the last one
+    shorter, and the vectors are averaged with their lengths as weights.
 
-    Channels: each goes through the network alone and the pooled features are summed, as `encode_audio` does it
-    for (1, channels, samples). The original's readers of files average the channels before that: give such a
-    mean if you compare with them. They also resample with librosa's kaiser_best of its time; here it is soxr,
-    as in later versions of librosa.
+    Each channel goes through the network alone, and the pooled features are summed, as `encode_audio` does
+    for (1, channels, samples). The original's file readers average the channels first: pass such a mean to
+    compare with them. They also resample with kaiser_best of an old librosa. Here soxr resamples, as in later
+    versions of librosa.
 
-    The transform is float32 in any case. With the network in float16 the vectors have a cosine above 0.999 to
-    those in float32, in bfloat16 above 0.99 (drawn weights; digital silence is the worst).
+    The transform is always float32. With the network in float16 the cosine to the float32 vectors is above
+    0.999, in bfloat16 above 0.99 (drawn weights; digital silence is the worst).
 
-    The checkpoints of full and of partial training have the same parts and shapes: only the fingerprint in
+    The checkpoints of full and partial training have the same tensors and shapes. Only the fingerprint in
     `checkpoint` tells them apart.
 
     Attributes:
-        audio: the network, under the checkpoint's names.
+        audio: network, under the checkpoint's names.
         amplitude: see `AudioCLIPOptions`.
     """
 
@@ -80,7 +80,7 @@ class AudioCLIPEncoder(AudioEncoder):
     dim = DIM
     card: ClassVar[EncoderCard | None] = EncoderCard(
         dim="1024",
-        window="60 s, of longer sounds windows, averaged",
+        window="60 s; longer sounds in windows, averaged",
         code="MIT",
         weights="not stated (release of an MIT repository)",
         source="GitHub: AndreyGuzhov/AudioCLIP",
@@ -93,19 +93,19 @@ class AudioCLIPEncoder(AudioEncoder):
         *,
         source: object = "the state",
     ) -> None:
-        """Take weights under the original names.
+        """Build the network from weights under the original names.
 
         Args:
             state: tensors by name; copied.
-            options: the defaults if None.
-            source: the file, for messages.
+            options: options; the defaults if None.
+            source: file of the tensors, for messages.
 
         Raises:
-            ValueError: if they aren't those of AudioCLIP's audio side.
+            ValueError: if the tensors aren't those of AudioCLIP's audio encoder.
         """
         super().__init__()
         options = options or AudioCLIPOptions()
-        with torch.device("meta"):  # no memory and no random numbers for weights that are replaced at once
+        with torch.device("meta"):  # saves memory and random numbers: the weights are replaced at once
             self.audio = AudioTower()
         assign_weights(
             self,
@@ -123,13 +123,13 @@ class AudioCLIPEncoder(AudioEncoder):
         """Build the encoder from a checkpoint, of which only the audio part is read.
 
         Args:
-            **options: those of `AudioCLIPOptions`.
+            **options: options of `AudioCLIPOptions`.
 
         Raises:
-            TypeError: for an option that there isn't.
-            ValueError: for an option's value that isn't known (before anything is read), or a checkpoint that
-                is cut, foreign or holds code.
-            OSError: if the checkpoint isn't there, or a server can't be reached.
+            TypeError: for an unknown option.
+            ValueError: for an unknown value of an option (before anything is read), and for a checkpoint that is
+                cut, foreign or holds code.
+            OSError: if the checkpoint doesn't exist, or a server can't be reached.
         """
         chosen = AudioCLIPOptions(**options)
         path = find_checkpoint(chosen.checkpoint, KNOWN, "AudioCLIP", chosen.revision)
@@ -149,7 +149,7 @@ class AudioCLIPEncoder(AudioEncoder):
         channels = [(j, channel) for j, (_, window) in enumerate(windows) for channel in window]
         frames = [frame_count(len(channel)) for _, channel in channels]
         for batch in batches(frames, _FRAMES_AT_ONCE.on(device)):
-            # The transform runs sound by sound: in silence it is rounding noise, which a batch would change.
+            # One sound at a time: in silence the transform is rounding noise, which a batch would change.
             spectrograms = torch.stack([self._frontend(channels[row][1]) for row in batch])
             for row, features in zip(batch, self.audio(spectrograms), strict=True):
                 pooled[channels[row][0]] += features
@@ -160,6 +160,6 @@ class AudioCLIPEncoder(AudioEncoder):
         return totals
 
     def _frontend(self, channel: np.ndarray) -> Tensor:
-        """(3, 341, frames) float32 of (samples,) in [-1, 1]."""
+        """(samples,) in [-1, 1] to (3, 341, frames) float32."""
         samples = torch.from_numpy(channel).to(self._device)
         return self.audio.fbsp.frontend(samples * 32768.0 if self.amplitude == "int16" else samples)

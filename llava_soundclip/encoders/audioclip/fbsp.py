@@ -1,7 +1,7 @@
-"""AudioCLIP's input: a spectrogram by learned filters (frequency B-splines) instead of a Fourier transform.
+"""AudioCLIP's input: a spectrogram of learned filters (frequency B-splines) instead of a Fourier transform.
 
-Everything is float32 in the original's order: a filter's phase is a learned frequency times the time, up to 1000
-times what one rounding of the time is, so that float64 or another order gives vectors that are 0.2 to 6 % off.
+All steps are float32 in the original's order. A filter's phase is a learned frequency times the time, which magnifies
+one rounding of the time up to 1000 times. With float64 or another order, the vectors are 0.2 to 6 % off.
 """
 
 import math
@@ -16,23 +16,23 @@ WINDOW = 1654  # samples, 37.5 ms
 HOP = 561  # samples, 12.7 ms: one frame
 WIDTH = 2048  # samples of a filter; a frame has zeros on both sides
 FILTERS = WIDTH // 2 + 1
-BANDS = 3  # the network's input channels, of 341 filters each; the top two filters belong to none
+BANDS = 3  # input channels of the network with 341 filters each; the top two filters are not used
 
-_FRAMES_AT_ONCE = 512  # bounds the memory beside the result
+_FRAMES_AT_ONCE = 512  # bounds the memory
 _EPSILON = 1e-8
-_FLOOR = 1e-18  # of the power, and only where it is 0
+_FLOOR = 1e-18  # replaces a power of 0
 
 
 class FBSP(nn.Module):
-    """The transform, in float32 whatever the network's dtype is.
+    """The transform, in float32 for any dtype of the network.
 
     Attributes:
         m: (1025,) exponents of the filters' envelopes.
-        fb: (1025,) their bandwidths.
-        fc: (1025,) their frequencies.
-        bias: (0,), as the checkpoint has it.
-        kernel: (1025, 2048, 2) the filters, real and imaginary; made of the others whenever they are loaded. The
-            layout is the original's: with another one a single frame is summed up in another order.
+        fb: (1025,) bandwidths of the filters.
+        fc: (1025,) frequencies of the filters.
+        bias: (0,), as in the checkpoint.
+        kernel: (1025, 2048, 2) filters, real and imaginary, computed from the parameters when they are loaded. The
+            layout is the original's: another one sums a single frame in another order.
         window: (1654,) Blackman-Harris.
     """
 
@@ -49,22 +49,22 @@ class FBSP(nn.Module):
 
     @torch.no_grad()
     def rebuild(self) -> None:
-        """Make the kernel and the window; on the CPU, since other devices round sines in another way."""
+        """Compute the kernel and the window, on the CPU: other devices round sines differently."""
         device = self.m.device
         self.kernel = make_kernel(self.m.cpu(), self.fb.cpu(), self.fc.cpu()).to(device)
         self.window = blackman_harris().to(device)
 
     def forward(self, frames: Tensor) -> Tensor:
-        """(F, 1025, 2): real and imaginary parts, of (F, 1654) windowed frames."""
+        """(F, 1654) windowed frames to (F, 1025, 2), real and imaginary parts."""
         side = (WIDTH - WINDOW) // 2
         padded = F.pad(frames, (side, side))
         return torch.stack([F.linear(padded, part) for part in self.kernel.unbind(-1)], dim=-1)
 
     def frontend(self, channel: Tensor) -> Tensor:
-        """The network's input.
+        """Compute the network's input.
 
         Args:
-            channel: (samples,) float32 in 16-bit range at 44.1 kHz, from one sample on.
+            channel: (samples,) float32 in 16-bit range at 44.1 kHz, at least one sample.
 
         Returns:
             (3, 341, frames) float32, in dB.
@@ -78,13 +78,13 @@ class FBSP(nn.Module):
         self.rebuild()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "FBSP":
-        """Follow to another device, but not into another dtype."""
+        """Move to another device, but keep the dtype."""
         super()._apply(lambda tensor: tensor.to(fn(tensor).device), recurse)
         return self
 
 
 def make_kernel(m: Tensor, fb: Tensor, fc: Tensor) -> Tensor:
-    """The filters: sqrt(fb) sinc(fb t / m)^m exp(-i fc t) over t from -pi to pi, by sqrt(2048).
+    """The filters: sqrt(fb) sinc(fb t / m)^m exp(-i fc t) for t from -pi to pi, divided by sqrt(2048).
 
     Args:
         m: (filters,) exponents.
@@ -114,7 +114,7 @@ def sinc(x: Tensor) -> Tensor:
 
 
 def power(base: Tensor, exponent: Tensor) -> tuple[Tensor, Tensor]:
-    """A real number to a real power, real and imaginary parts: a negative one has the phase pi."""
+    """Real and imaginary parts of a real number to a real power; a negative number has the phase pi."""
     magnitude = ((base**2) ** 0.5) ** 2
     phase = torch.atan2(torch.zeros_like(base), base)
     size = magnitude ** (0.5 * exponent)
@@ -122,7 +122,7 @@ def power(base: Tensor, exponent: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def blackman_harris() -> Tensor:
-    """(1654,) float32, periodic; scipy's numbers."""
+    """(1654,) float32 periodic window, with scipy's numbers."""
     angle = torch.linspace(-math.pi, math.pi, WINDOW + 1, dtype=torch.float64)[:-1]
     window = torch.zeros_like(angle)
     for k, term in enumerate((0.35875, 0.48829, 0.14128, 0.01168)):
@@ -131,22 +131,22 @@ def blackman_harris() -> Tensor:
 
 
 def scale(channel: Tensor) -> Tensor:
-    """16-bit range to [-1, 1]; rounded as the original rounds it, so that 0 becomes 1.526e-5."""
+    """Scale from 16-bit range to [-1, 1], with the original's rounding: 0 becomes 1.526e-5."""
     return ((channel + 32768.0) * 2.0) / 65535.0 + (-1.0)
 
 
 def cut(signal: Tensor) -> Tensor:
-    """(frames, 1654): a signal's frames, with zeros in front and behind until the last one is whole."""
+    """Cut a signal into (frames, 1654), padded with zeros on both sides so that the last frame is whole."""
     missing = (frame_count(len(signal)) - 1) * HOP + WINDOW - len(signal)
     return F.pad(signal, (missing // 2, missing - missing // 2)).unfold(0, WINDOW, HOP)
 
 
 def frame_count(samples: int) -> int:
-    """Frames of a sound, one at least."""
+    """Number of frames of a sound, at least one."""
     return 1 + max(-(-(samples - WINDOW) // HOP), 0)
 
 
 def decibels(spectrum: Tensor) -> Tensor:
-    """(F, 1025) power in dB, of (F, 1025, 2)."""
+    """(F, 1025, 2) to (F, 1025) power in dB."""
     power = spectrum[..., 0] ** 2 + spectrum[..., 1] ** 2
     return 10.0 * torch.where(power > 0, power, torch.full((), _FLOOR, device=power.device)).log10()

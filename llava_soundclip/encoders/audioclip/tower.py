@@ -13,7 +13,7 @@ DIM = 1024
 
 
 class AudioTower(ResNet):
-    """The network and the transform in front of it."""
+    """The network, with the transform in front of it."""
 
     def __init__(self) -> None:
         super().__init__(Bottleneck, (3, 4, 6, 3), BANDS)
@@ -26,7 +26,7 @@ class AudioTower(ResNet):
         self.fbsp = FBSP()
 
     def forward(self, spectrograms: Tensor) -> Tensor:
-        """(B, 2048) float32 pooled features of (B, 3, 341, frames)."""
+        """(B, 3, 341, frames) to (B, 2048) float32 pooled features."""
         x = self.stem(spectrograms)
         for layer, attention in (
             (self.layer1, self.att1),
@@ -40,12 +40,12 @@ class AudioTower(ResNet):
         return (mean * self.att5(x, mean.shape[-2:])).flatten(1).float()
 
     def project(self, pooled: Tensor) -> Tensor:
-        """(B, 1024) float32 of (B, 2048)."""
+        """(B, 2048) to (B, 1024) float32."""
         return self.fc(pooled.to(self.fc.weight.dtype)).float()
 
 
 class Attention(nn.Module):
-    """Weights in (0, 1) for a layer's output, seen from its input."""
+    """Weights in (0, 1) for a layer's output, computed from its input."""
 
     def __init__(self, channels: int, out: int, size: tuple[int, int]) -> None:
         super().__init__()
@@ -55,6 +55,6 @@ class Attention(nn.Module):
         self.bn = Norm(out)
 
     def forward(self, x: Tensor, size: Sequence[int]) -> Tensor:
-        """(B, out, *size) of (B, channels, H, W)."""
+        """(B, channels, H, W) to (B, out, *size)."""
         x = F.adaptive_max_pool2d(x, list(size))
         return self.bn(self.conv_point(self.conv_depth(x))).sigmoid()

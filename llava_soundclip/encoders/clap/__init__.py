@@ -1,4 +1,4 @@
-"""CLAP, the audio side of LAION's contrastive language-audio models."""
+"""CLAP: the audio encoder of LAION's contrastive language-audio models."""
 
 from llava_soundclip.encoders.clap.encoder import CLAPEncoder
 

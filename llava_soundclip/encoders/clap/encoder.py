@@ -1,4 +1,4 @@
-"""CLAP: the audio side of LAION's contrastive language-audio models."""
+"""CLAP: the audio encoder of LAION's contrastive language-audio models."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,9 +33,9 @@ class CLAPOptions(LoadOptions):
     """Options of `CLAPEncoder.load`.
 
     Attributes:
-        checkpoint: a Hub id ("laion/clap-htsat-unfused", "laion/larger_clap_music"), the name of one of LAION's
-            files ("630k-audioset-best.pt"; it comes from the Hub), a transformers folder, or a file. The weights
-            tell its size, and whether it is fused.
+        checkpoint: Hub id ("laion/clap-htsat-unfused", "laion/larger_clap_music"), name of one of LAION's files on
+            the Hub ("630k-audioset-best.pt"), transformers folder, or file. The size and the fusion are read from
+            the weights.
         backend: library whose module runs: "transformers", or "laion" (the extra `clap`).
     """
 
@@ -44,33 +44,33 @@ class CLAPOptions(LoadOptions):
 
 
 class CLAPEncoder(AudioEncoder):
-    """LAION's CLAP: HTSAT and its projection, of unit length as the original's `get_audio_embedding` gives it.
+    """LAION's CLAP: HTSAT and its projection, with unit length like the original's `get_audio_embedding`.
 
-    A sound of 10 s or less is what the original makes of it: channels averaged, 16-bit samples, repeated as often
-    as it fits, then silence. Of a longer one the original takes random crops, so that two runs differ. Here the
+    A sound of up to 10 s is treated as in the original: channels averaged, 16-bit samples, repeated as often
+    as it fits, then silence. The original takes random crops of a longer sound, so that two runs differ. Here the
     same sound always gives the same vector:
 
-    - without fusion it is cut into windows of 10 s, one after the other, the last one as long as what is left (and
-      repeated, as any shorter sound). Their vectors, each of unit length, are averaged by the windows' samples, and
-      the average is brought to unit length;
-    - with fusion the network takes the whole spectrogram shrunk to 10 s, and three crops of 10 s: the first, the
-      middle and the last, from the thirds that the original draws from (`crop_starts`). A sound of less than one
-      frame above 10 s counts as 10 s, as in the original; the crops of such a sound, or a shorter one, are not used.
+    - Without fusion, the sound is cut into consecutive windows of 10 s. The last one is shorter, and is repeated
+      like any short sound. The unit vectors of the windows are averaged with their lengths as weights, and the
+      average is normalised.
+    - With fusion, the network takes the whole spectrogram shrunk to 10 s, and three crops of 10 s: the first, the
+      middle and the last. They are in the thirds that the original draws from (`crop_starts`). A sound less than
+      one frame above 10 s counts as 10 s, as in the original. Up to that length the crops are not used.
 
-    The spectrogram and the first normalisation are float32 in any case. With float16 weights a vector differs from
-    that of float32 by 0.1 % of its length (cosine 0.999999), with bfloat16 by 1 % (cosine 0.9999): measured with
-    drawn weights on the recordings of `tests/encoders/clap/test_parity.py`.
+    The spectrogram and the first normalisation are always float32. With float16 weights a vector differs from the
+    float32 vector by 0.1 % of its length (cosine 0.999999), with bfloat16 by 1 % (cosine 0.9999). This was measured
+    with drawn weights on the recordings of `tests/encoders/clap/test_parity.py`.
 
     Attributes:
-        tower: the network; `tower.network` is the library's module.
-        fused: whether the network fuses crops of a long sound.
+        tower: network; `tower.network` is the library's module.
+        fused: True if the network fuses crops of a long sound.
     """
 
     name: ClassVar[str] = "clap"
     sampling_rate = SAMPLING_RATE
     card: ClassVar[EncoderCard | None] = EncoderCard(
         dim="512",
-        window="10 s, of longer sounds windows, averaged; fused: the whole and three crops",
+        window="10 s; longer sounds in windows, averaged; fused: the whole sound and three crops",
         code="CC0-1.0",
         weights="Apache-2.0 (laion/clap-htsat-*); none stated for LAION's .pt files",
         source=f"Hub: {CLAPOptions.checkpoint}",
@@ -89,13 +89,13 @@ class CLAPEncoder(AudioEncoder):
         """Build the encoder from a checkpoint.
 
         Args:
-            **options: those of `CLAPOptions`.
+            **options: options of `CLAPOptions`.
 
         Raises:
-            TypeError: for an option that there isn't.
-            ValueError: for an option's value that isn't known (before anything is read), or a checkpoint that
-                is cut, foreign or holds code.
-            OSError: if the checkpoint isn't there, or the Hub can't be reached.
+            TypeError: for an unknown option.
+            ValueError: for an unknown value of an option (before anything is read), and for a checkpoint that is
+                cut, foreign or holds code.
+            OSError: if the checkpoint doesn't exist, or the Hub can't be reached.
             ImportError: if laion_clap isn't installed; the message has the pip line.
         """
         chosen = CLAPOptions(**options)
@@ -105,7 +105,7 @@ class CLAPEncoder(AudioEncoder):
         return cls(read_checkpoint(chosen.checkpoint, chosen.revision), chosen).to(chosen.device)
 
     def _embed(self, waveforms: Sequence[np.ndarray], crops: Crops | None = None) -> Tensor:
-        """(B, dim) float32; `crops` are where the crops of all longer sounds begin, if the network is fused."""
+        """(B, dim) float32. `crops` has the starts of the crops of longer sounds, for a network with fusion."""
         windows = [(i, window) for i, waveform in enumerate(waveforms) for window in self._windows(waveform)]
         device = self._device
         totals = torch.zeros(len(waveforms), self.dim, device=device)
@@ -121,11 +121,11 @@ class CLAPEncoder(AudioEncoder):
         return F.normalize(totals, dim=-1)
 
     def _windows(self, waveform: np.ndarray) -> list[Tensor]:
-        """A sound, (channels, samples), as mono pieces that the network takes; channels are averaged."""
+        """Average the channels of (channels, samples) and cut the result into the network's windows."""
         mono = torch.from_numpy(waveform.mean(axis=0, dtype=np.float32))
         return [mono] if self.fused else list(mono.split(WINDOW_SAMPLES))
 
     def _input(self, window: Tensor, crops: Crops | None) -> tuple[Tensor, bool]:
-        """(channels, 1001, 64) float32 of a piece, and whether it is longer than 10 s."""
+        """(channels, 1001, 64) float32 of a window, and True if the window is longer than 10 s."""
         signal = quantised(window)
         return fused_input(signal, crops) if self.fused else (plain_input(signal), False)

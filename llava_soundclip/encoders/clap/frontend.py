@@ -1,6 +1,6 @@
 """CLAP's input: log-mel spectrograms of 10 seconds at 48 kHz, computed in float32 on the CPU.
 
-The CPU gives the same numbers for every device, and some devices lack the smoothed resize.
+The numbers are then the same for every device, and some devices lack the antialiased resize.
 """
 
 from functools import lru_cache
@@ -15,7 +15,7 @@ N_FFT = 1024  # samples, 21 ms
 HOP = 480  # samples, 10 ms: one frame
 N_MELS = 64
 WINDOW_SAMPLES = 10 * SAMPLING_RATE
-WINDOW_FRAMES = WINDOW_SAMPLES // HOP + 1  # 1001: the first and the last are centred on the ends
+WINDOW_FRAMES = WINDOW_SAMPLES // HOP + 1  # 1001: the first and last are centred on the ends
 
 _LOWEST, _HIGHEST = 50.0, 14_000.0  # Hz
 _FLOOR = 1e-10  # of the power: -100 dB
@@ -26,7 +26,7 @@ Crops = tuple[int, int, int]  # first frames of the three crops
 
 
 def quantised(waveform: Tensor) -> Tensor:
-    """Samples as 16 bits hold them: clipped to [-1, 1] and cut towards zero. The original was trained so.
+    """Quantise to 16 bits, as in the original's training: clip to [-1, 1] and truncate towards zero.
 
     Args:
         waveform: float32 of any shape.
@@ -34,11 +34,11 @@ def quantised(waveform: Tensor) -> Tensor:
     Returns:
         float32 of the same shape.
     """
-    return waveform.clamp(-1.0, 1.0).mul_(_PEAK).trunc_().div_(_PEAK)  # an hour is 700 MB each time
+    return waveform.clamp(-1.0, 1.0).mul_(_PEAK).trunc_().div_(_PEAK)  # in place: an hour is 700 MB per copy
 
 
 def repeat_pad(waveform: Tensor) -> Tensor:
-    """A sound of 10 s at most, repeated as often as it fits in 10 s whole, then silence.
+    """Repeat a sound as often as it fits into 10 s whole, then pad with silence.
 
     Args:
         waveform: (samples,), 1 to 480,000 samples.
@@ -55,7 +55,7 @@ def log_mel(signal: Tensor, *, fused: bool) -> Tensor:
 
     Args:
         signal: (samples,) float32, more than 512 samples.
-        fused: whether the filters are the fused networks' (HTK's scale, equal height) or the others'
+        fused: True for the filters of networks with fusion (HTK's scale, equal height), False for the others
             (Slaney's scale, equal area).
 
     Returns:
@@ -74,7 +74,7 @@ def log_mel(signal: Tensor, *, fused: bool) -> Tensor:
 
 
 def plain_input(signal: Tensor) -> Tensor:
-    """What a network without fusion takes: one spectrogram.
+    """Input of a network without fusion: one spectrogram.
 
     Args:
         signal: (samples,) quantised, 1 to 480,000 samples.
@@ -86,42 +86,42 @@ def plain_input(signal: Tensor) -> Tensor:
 
 
 def fused_input(signal: Tensor, crops: Crops | None = None) -> tuple[Tensor, bool]:
-    """What a network with fusion takes: the whole sound in one spectrogram, and three crops of it.
+    """Input of a network with fusion: the whole sound in one spectrogram, and three crops.
 
     Args:
         signal: (samples,) quantised, of any length.
-        crops: first frames of the crops of a sound above 10 s; those of `crop_starts` by default.
+        crops: first frames of the crops of a sound above 10 s; `crop_starts` by default.
 
     Returns:
-        (4, 1001, 64) float32, and whether the sound is longer than one window. If not, all four are the
-        same, and the network looks at the first only.
+        (4, 1001, 64) float32, and True if the sound is longer than one window. Otherwise all four are the
+        same, and the network uses the first only.
     """
     if len(signal) <= WINDOW_SAMPLES:
         signal = repeat_pad(signal)
     mel = log_mel(signal, fused=True)
-    if len(mel) == WINDOW_FRAMES:  # also of up to 479 samples above 10 s
+    if len(mel) == WINDOW_FRAMES:  # also for up to 479 samples above 10 s
         return mel.expand(4, -1, -1), False
     starts = crop_starts(len(mel)) if crops is None else crops
     return torch.stack([_shrunk(mel), *(mel[start : start + WINDOW_FRAMES] for start in starts)]), True
 
 
 def crop_starts(frames: int) -> Crops:
-    """Where the three crops of a long sound begin.
+    """First frames of the three crops of a long sound.
 
-    The original divides the possible first frames into three equal parts and draws one from each. Here they
-    are the first of the first part, the middle of the second and the last of the third: the crops reach both
-    ends, and leave nothing out of a sound of up to 30 s.
+    The original divides the possible first frames into three equal parts and draws one from each. This function
+    takes the first of the first part, the middle of the second and the last of the third. The crops then reach
+    both ends, and cover a sound of up to 30 s.
 
     Args:
-        frames: of the whole sound, above 1001.
+        frames: number of frames of the whole sound, above 1001.
     """
     front, middle, back = np.array_split(np.arange(frames - WINDOW_FRAMES + 1), 3)
-    # Of 1002 frames the third part is empty; the original takes 0 then.
+    # With 1002 frames the third part is empty, and the original takes 0.
     return int(front[0]), int(middle[len(middle) // 2]), int(back[-1]) if len(back) else 0
 
 
 def _shrunk(mel: Tensor) -> Tensor:
-    """(frames, 64) as (1001, 64), smoothed as it shrinks."""
+    """Shrink (frames, 64) to (1001, 64) with antialiasing."""
     size = (WINDOW_FRAMES, N_MELS)
     return F.interpolate(mel[None, None], size, mode="bilinear", align_corners=False, antialias=True)[0, 0]
 

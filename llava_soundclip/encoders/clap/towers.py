@@ -1,4 +1,4 @@
-"""CLAP's audio network as transformers and as laion_clap build it, with the same numbers."""
+"""CLAP's audio network from transformers and from laion_clap, with the same numbers."""
 
 import sys
 import warnings
@@ -27,16 +27,16 @@ _FUSION = "aff_2d"  # of all released fused checkpoints
 
 
 class CLAPTower(nn.Module, ABC):
-    """One library's HTSAT and the projection behind it. It stays in evaluation mode: it has batch statistics.
+    """One library's HTSAT and projection. They stay in evaluation mode because of the batch statistics.
 
-    The first normalisation, and the resizing after it, are float32 whatever the weights are.
+    The first normalisation and the resizing after it are float32 for any dtype of the weights.
 
     Attributes:
-        network: the library's module, with the checkpoint's weights in it.
+        network: module of the library, with the weights of the checkpoint.
     """
 
     network: Any  # a module of a library without types
-    _folding: ClassVar[str]  # the branch's method that makes an image of a spectrogram
+    _folding: ClassVar[str]  # name of the branch's method that folds a spectrogram into an image
 
     def __init__(self, weights: CLAPWeights, dtype: torch.dtype) -> None:
         super().__init__()
@@ -50,16 +50,16 @@ class CLAPTower(nn.Module, ABC):
         self.network.load_state_dict(state, assign=True)
         original = getattr(self.branch, self._folding)
         setattr(self.branch, self._folding, partial(_fold, original, self.branch.patch_embed.proj))
-        self.to(dtype)  # what isn't in the checkpoint, too
+        self.to(dtype)  # also for tensors that the checkpoint lacks
         self.eval()
 
     @abstractmethod
     def forward(self, mel: Tensor, longer: Tensor) -> Tensor:
-        """The projected embeddings, before they are normalised.
+        """Compute the projected embeddings before normalisation.
 
         Args:
             mel: (B, 1 or 4, 1001, 64) float32; four for a network with fusion.
-            longer: (B,) bool, which sounds' crops are looked at; for a network with fusion.
+            longer: (B,) bool, True for sounds whose crops are used; for a network with fusion.
 
         Returns:
             (B, dim) in the weights' dtype.
@@ -68,12 +68,12 @@ class CLAPTower(nn.Module, ABC):
     @property
     @abstractmethod
     def branch(self) -> Any:
-        """HTSAT: it has `patch_embed` and `layers` in both libraries."""
+        """HTSAT, with `patch_embed` and `layers` in both libraries."""
 
     @property
     @abstractmethod
     def projection(self) -> Any:
-        """The two matrices behind it."""
+        """The two matrices after HTSAT."""
 
     @property
     @abstractmethod
@@ -82,11 +82,11 @@ class CLAPTower(nn.Module, ABC):
 
     @abstractmethod
     def _build(self, weights: CLAPWeights) -> None:
-        """Set `network` to the library's, in the checkpoint's sizes."""
+        """Set `network` to the library's module, with the sizes of the checkpoint."""
 
     @abstractmethod
     def _state(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """A whole state dict of `network`, of a checkpoint's tensors and what is computed."""
+        """A complete state dict of `network`, from the checkpoint's tensors and computed ones."""
 
     def train(self, mode: bool = True) -> "CLAPTower":
         return super().train(False)
@@ -129,7 +129,7 @@ class TransformersTower(CLAPTower):
             projection_dim=weights.dim,
             enable_fusion=weights.fused,
         )
-        with torch.device("meta"):  # no memory and no random numbers for weights that are replaced at once
+        with torch.device("meta"):  # saves memory and random numbers: the weights are replaced at once
             self.network = ClapAudioModelWithProjection(config)
 
     def _state(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -143,7 +143,7 @@ class TransformersTower(CLAPTower):
 
 
 class LaionTower(CLAPTower):
-    """laion_clap's HTSAT. The spectrogram is given to it, where it would make its own."""
+    """laion_clap's HTSAT. It receives our spectrogram instead of computing its own."""
 
     _folding = "reshape_wav2img"
 
@@ -167,7 +167,7 @@ class LaionTower(CLAPTower):
         config = SimpleNamespace(
             sample_rate=SAMPLING_RATE, window_size=N_FFT, hop_size=HOP, mel_bins=N_MELS, fmin=50, fmax=14_000
         )
-        # It fills its weights before ours replace them, and makes torch warn of its meshgrid.
+        # Its constructor draws random weights, and its meshgrid makes torch warn.
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="torch.meshgrid", category=UserWarning)
             branch = laion_htsat().HTSAT_Swin_Transformer(
@@ -189,7 +189,7 @@ class LaionTower(CLAPTower):
             )
         if weights.fused:
             branch.patch_embed.fusion_model.register_forward_pre_hook(_in_one_dtype)
-        # Its own spectrogram, and its classifier, which no embedding comes from.
+        # Embeddings use neither its spectrogram nor its classifier.
         for name in ("spectrogram_extractor", "logmel_extractor", "tscam_conv", "head"):
             setattr(branch, name, nn.Identity())
         self.network = nn.ModuleDict({"audio_branch": branch, "audio_projection": projection})
@@ -202,7 +202,7 @@ TOWERS: dict[str, type[CLAPTower]] = {"transformers": TransformersTower, "laion"
 
 
 def laion_htsat() -> Any:
-    """laion_clap's module of HTSAT, without the rest of the package: importing that asks the Hub for tokenizers.
+    """Import laion_clap's module of HTSAT alone: importing the whole package asks the Hub for tokenizers.
 
     Raises:
         ImportError: with the pip line, if the package isn't installed.
@@ -211,9 +211,9 @@ def laion_htsat() -> Any:
     try:
         for package in ("laion_clap", "laion_clap.clap_module"):
             if (spec := find_spec(package)) is None:
-                return require(package, extra="clap")  # which raises
+                return require(package, extra="clap")  # raises
             if package not in sys.modules:
-                sys.modules[package] = module_from_spec(spec)  # found, but not run
+                sys.modules[package] = module_from_spec(spec)  # found, not run
                 bare.append(package)
         return require("laion_clap.clap_module.htsat", extra="clap")
     finally:
@@ -222,23 +222,23 @@ def laion_htsat() -> Any:
 
 
 def _fold(original: Callable[[Tensor], Tensor], patches: nn.Conv2d, mel: Tensor) -> Tensor:
-    """A library's own folding of a spectrogram into an image, on the CPU where a device has no bicubic resize.
+    """Fold a spectrogram into an image with the library's method, on the CPU if the device lacks bicubic resize.
 
     Returns:
-        The image in the dtype of the weights that come next.
+        The image in the dtype of the next weights.
     """
     image = original(mel.cpu() if mel.device.type == "mps" else mel)
     return image.to(patches.weight)
 
 
 def _in_one_dtype(module: nn.Module, args: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """laion_clap pads the crops with float32 zeros, which makes them float32."""
+    """Cast the crops: laion_clap's padding with float32 zeros makes them float32."""
     whole, crops = args
     return whole, crops.to(whole.dtype)
 
 
 def _relative_positions() -> Tensor:
-    """(64, 64) int64: which row of a bias table is for which pair of an attention window's patches."""
+    """(64, 64) int64: row of the bias table for each pair of patches in an attention window."""
     patches = torch.arange(ATTENTION_WINDOW**2)
     rows, columns = (
         at[:, None] - at[None, :] + ATTENTION_WINDOW - 1

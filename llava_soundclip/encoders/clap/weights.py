@@ -1,7 +1,7 @@
-"""The weights of CLAP's audio side under one set of names, whatever file they came from.
+"""Weights of CLAP's audio encoder under one set of names, for any format of the file.
 
-The names are those of LAION's own checkpoints. transformers has the same tensors under other names, with a query, a
-key and a value matrix instead of one `qkv`.
+The names are those of LAION's checkpoints. transformers has the same tensors under other names, with separate query,
+key and value matrices instead of one `qkv`.
 """
 
 import re
@@ -20,7 +20,7 @@ from llava_soundclip.encoders.checkpoints import (
 )
 from llava_soundclip.fingerprints import fingerprint
 
-STAGES = 4  # each but the last halves the grid and doubles the width
+STAGES = 4  # all except the last halve the grid and double the width
 ATTENTION_WINDOW = 8  # patches on a side
 PATCH = 4  # mel bins, and frames
 
@@ -43,7 +43,7 @@ _SIZES: dict[tuple[int, tuple[int, ...]], str] = {
     (256, (2, 2, 12, 2)): "large",
 }
 _PREFIXES = ("audio_branch.", "audio_model.audio_encoder.", "audio_projection.")
-_NOT_READ = re.compile(  # computed here, or of the classifier that HTSAT was trained with before CLAP
+_NOT_READ = re.compile(  # computed here, or part of the classifier from HTSAT's training before CLAP
     r"\.(spectrogram_extractor|logmel_extractor|tscam_conv|head)\."
     r"|\.(num_batches_tracked|relative_position_index|attn_mask)$"
 )
@@ -64,10 +64,10 @@ _PARTS = ("query", "key", "value")
 
 @dataclass(frozen=True)
 class CLAPWeights:
-    """The tensors of an HTSAT and of the projection behind it; their shapes tell all sizes.
+    """Tensors of HTSAT and its projection. All sizes are read from their shapes.
 
     Raises:
-        ValueError: if the tensors aren't those of a CLAP; the first odd ones are named.
+        ValueError: if the tensors aren't those of a CLAP; the message names the first wrong ones.
     """
 
     source: Path  # for messages
@@ -96,19 +96,19 @@ class CLAPWeights:
 
     @property
     def width(self) -> int:
-        """Width of a patch's embedding; each stage after the first doubles it."""
+        """Width of a patch's embedding. Each stage after the first doubles it."""
         return self.state["audio_branch.patch_embed.proj.weight"].shape[0]
 
     @property
     def depths(self) -> tuple[int, ...]:
-        """Blocks of each stage, one at least."""
+        """Number of blocks in each stage, at least one."""
         found = (re.match(r"audio_branch\.layers\.(\d+)\.blocks\.\d+\.", name) for name in self.state)
         stages = [stage for _, stage in {(match[0], match[1]) for match in found if match}]
         return tuple(max(stages.count(str(stage)), 1) for stage in range(STAGES))
 
     @property
     def heads(self) -> tuple[int, ...]:
-        """Attention heads of each stage, one at least."""
+        """Number of attention heads in each stage, at least one."""
         tables = (
             self.state.get(f"audio_branch.layers.{stage}.blocks.0.attn.relative_position_bias_table")
             for stage in range(STAGES)
@@ -122,7 +122,7 @@ class CLAPWeights:
 
     @property
     def fused(self) -> bool:
-        """Whether three crops of a long sound are fused with the whole of it."""
+        """True if the network fuses a long sound with three crops of it."""
         return any(name.startswith("audio_branch.patch_embed.fusion_model.") for name in self.state)
 
     @property
@@ -133,21 +133,21 @@ class CLAPWeights:
 
     @property
     def identity(self) -> str:
-        """The variant and 8 hex digits that tell one training from another, the same in every file format."""
+        """The variant and 8 hex digits that tell one training from another, the same for every file format."""
         return f"{self.variant}-{fingerprint(self.state)}"
 
 
 def read_checkpoint(checkpoint: str | PathLike[str], revision: str | None = None) -> CLAPWeights:
-    """Read the audio side of a CLAP checkpoint. Which variant it is, the weights tell, not the file's name.
+    """Read the audio encoder of a CLAP checkpoint. The variant is read from the weights, not from the file name.
 
     Args:
-        checkpoint: a name in `KNOWN`, a Hub id, a transformers folder, or a file: LAION's `.pt`, or
-            transformers' `model.safetensors` or `pytorch_model.bin`.
+        checkpoint: name in `KNOWN`, Hub id, transformers folder, or file: LAION's `.pt`, or transformers'
+            `model.safetensors` or `pytorch_model.bin`.
         revision: branch, tag or commit on the Hub.
 
     Raises:
         ValueError: for an unknown name, and for a file that is cut, foreign or holds code.
-        OSError: for a path that doesn't exist, or a Hub that can't be reached or doesn't have it.
+        OSError: for a path that doesn't exist, and if the Hub can't be reached or lacks the checkpoint.
     """
     path = find_checkpoint(checkpoint, KNOWN, "CLAP", revision)
     tensors = read_tensors(path, _PREFIXES)
@@ -158,7 +158,7 @@ def read_checkpoint(checkpoint: str | PathLike[str], revision: str | None = None
 
 
 def transformers_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """LAION's tensors as transformers names and divides them; they share memory."""
+    """LAION's tensors with the names and parts of transformers; they share memory."""
     renamed: dict[str, Tensor] = {}
     for name, tensor in state.items():
         for ours, theirs in _TRANSFORMERS_NAMES.items():
@@ -174,7 +174,7 @@ def transformers_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _laion_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors of either library under LAION's names; those of a query without its key and value stay."""
+    """Tensors of either library under LAION's names. A query without its key and value stays as it is."""
     renamed: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         for ours, theirs in _TRANSFORMERS_NAMES.items():
@@ -193,13 +193,13 @@ def _laion_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def clap_shapes(
     width: int, depths: tuple[int, ...], heads: tuple[int, ...], dim: int, fused: bool
 ) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor that an embedding depends on, as LAION's checkpoints have them."""
+    """Names and shapes, as in LAION's checkpoints, of all tensors that an embedding depends on."""
     shapes: dict[str, tuple[int, ...]] = {f"bn0.{part}": (64,) for part in _BATCH_NORM}
     shapes |= _layer("patch_embed.proj", width, 1, PATCH, PATCH) | _norm("patch_embed.norm", width)
     if fused:
         shapes |= _layer("patch_embed.mel_conv2d", width, 1, PATCH, 3 * PATCH)
         inner = width // 4
-        for first, path in ((0, "local_att"), (1, "global_att")):  # the global one begins with a pooling
+        for first, path in ((0, "local_att"), (1, "global_att")):  # the global path starts with pooling
             prefix = f"patch_embed.fusion_model.{path}."
             shapes |= _layer(f"{prefix}{first}", inner, width, 1, 1)
             shapes |= {f"{prefix}{first + 1}.{part}": (inner,) for part in _BATCH_NORM}

@@ -1,4 +1,4 @@
-"""ImageBind's audio tower."""
+"""ImageBind's audio encoder."""
 
 from llava_soundclip.encoders.imagebind.encoder import ImageBindEncoder
 

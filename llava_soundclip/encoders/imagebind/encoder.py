@@ -1,6 +1,6 @@
-"""ImageBind's audio tower: a small ViT on three windows of a sound.
+"""ImageBind's audio encoder: a small ViT on three windows of a sound.
 
-Written from a description of the original's behaviour; its code, which is CC-BY-NC-SA, was not looked at.
+Written from a description of the original's behaviour, without reading its code, which is CC-BY-NC-SA.
 """
 
 import logging
@@ -35,8 +35,8 @@ class ImageBindOptions(LoadOptions):
     """Options of `ImageBindEncoder.load`.
 
     Attributes:
-        checkpoint: a Hub id of a mirror in safetensors (the original's names), "imagebind_huge.pth" (from
-            Meta's server), or one of these as a file.
+        checkpoint: Hub id of a mirror in safetensors (with the original's names), "imagebind_huge.pth" (from
+            Meta's server), or a file of either.
         dtype: dtype of the weights and hidden states; the filter banks are always float32.
     """
 
@@ -44,17 +44,17 @@ class ImageBindOptions(LoadOptions):
 
 
 class ImageBindEncoder(AudioEncoder):
-    """ImageBind: front, middle and back of a sound, 2 s each, averaged.
+    """ImageBind: the mean over front, middle and back of a sound, 2 s each.
 
-    Of a sound longer than 6 s the rest isn't heard, as in the original. Channels: the mean is taken off all jointly,
-    then the first one is used. Each window's vector has the length min(exp(log_logit_scale), 100), 20 in the
-    released weights; their mean isn't normalised again. In float16 the vectors have a cosine of 0.99999 and in
-    bfloat16 of 0.9999 to those in float32 (drawn weights).
+    The rest of a sound above 6 s is ignored, as in the original. The mean over all channels is subtracted, then
+    the first channel is used. Each window's vector has the length min(exp(log_logit_scale), 100), which is 20 in
+    the released weights; the mean of the vectors isn't normalised. The cosine to the float32 vectors is 0.99999
+    in float16 and 0.9999 in bfloat16 (drawn weights).
 
     The weights are CC-BY-NC-SA 4.0: not for commercial use. In float32 on a CPU they stay mapped to their file.
 
     Attributes:
-        tower: the network.
+        tower: network.
     """
 
     name: ClassVar[str] = "imagebind"
@@ -62,7 +62,7 @@ class ImageBindEncoder(AudioEncoder):
     resamples: ClassVar[bool] = True
     card: ClassVar[EncoderCard | None] = EncoderCard(
         dim="1024",
-        window="three times 2 s: front, middle, back",
+        window="three windows of 2 s: front, middle, back",
         code="written anew (the original's is CC-BY-NC-SA-4.0)",
         weights=LICENCE,
         source=f"Hub: {ImageBindOptions.checkpoint} (4.8 GB)",
@@ -79,19 +79,19 @@ class ImageBindEncoder(AudioEncoder):
         """Build the encoder from a checkpoint, of which only the audio part is read.
 
         Args:
-            **options: those of `ImageBindOptions`.
+            **options: options of `ImageBindOptions`.
 
         Raises:
-            TypeError: for an option that there isn't.
-            ValueError: for an option's value that isn't known (before anything is read), or a checkpoint that
-                is cut, foreign or holds code.
-            OSError: if the checkpoint isn't there, or a server can't be reached.
+            TypeError: for an unknown option.
+            ValueError: for an unknown value of an option (before anything is read), and for a checkpoint that is
+                cut, foreign or holds code.
+            OSError: if the checkpoint doesn't exist, or a server can't be reached.
         """
         chosen = ImageBindOptions(**options)
         path = find_checkpoint(chosen.checkpoint, KNOWN, "ImageBind", chosen.revision)
         state = read_state(path)
         _say_licence()
-        with torch.device("meta"):  # no memory and no random numbers for weights that are replaced at once
+        with torch.device("meta"):  # saves memory and random numbers: the weights are replaced at once
             tower = tower_for(state, path)
         tower.load_state_dict({name: t.to(chosen.torch_dtype) for name, t in state.items()}, assign=True)
         return cls(tower, f"huge-{fingerprint(state)}").to(chosen.device)
@@ -112,7 +112,6 @@ class ImageBindEncoder(AudioEncoder):
 @cache
 def _say_licence() -> None:
     logging.getLogger(__name__).warning(
-        "ImageBind's weights are licensed %s: not for commercial use, and what is made of them is to be shared "
-        "alike",
+        "ImageBind's weights are licensed %s: not for commercial use, and adaptations must be shared alike",
         LICENCE,
     )

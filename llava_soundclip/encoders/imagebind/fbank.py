@@ -1,7 +1,7 @@
-"""What ImageBind's audio tower reads: three windows of a sound as Kaldi filter banks.
+"""Input of ImageBind's audio tower: three windows of a sound as Kaldi filter banks.
 
-Written from a description of the original's behaviour (`frontend` of the goldens); its code, which is
-CC-BY-NC-SA, was not looked at.
+Written from a description of the original's behaviour (`frontend` of the goldens), without reading its code, which is
+CC-BY-NC-SA.
 """
 
 import math
@@ -23,7 +23,7 @@ _LOWEST, _HIGHEST = 20.0, 8000.0  # Hz
 _PRE_EMPHASIS = 0.97
 _FLOOR = 2.0**-23  # of an energy, before the logarithm
 _CUTOFF_WIDTH, _ROLLOFF = 6, 0.99  # of the resampler: zero crossings, share of the lower Nyquist frequency
-_KERNEL_VALUES = 2**22  # at once, so that an odd rate doesn't need gigabytes
+_KERNEL_VALUES = 2**22  # limit at a time: an odd rate would need gigabytes
 
 
 def resample(waveform: Tensor, from_rate: int, to_rate: int) -> Tensor:
@@ -40,7 +40,7 @@ def resample(waveform: Tensor, from_rate: int, to_rate: int) -> Tensor:
     if from_rate == to_rate:
         return waveform
     common = math.gcd(from_rate, to_rate)
-    step, phases = from_rate // common, to_rate // common  # input samples in which there are `phases` outputs
+    step, phases = from_rate // common, to_rate // common  # `phases` outputs per `step` input samples
     cutoff = min(step, phases) * _ROLLOFF
     reach = math.ceil(_CUTOFF_WIDTH * step / cutoff)
     padded = F.pad(waveform, (reach, reach + step))[:, None]
@@ -54,7 +54,7 @@ def resample(waveform: Tensor, from_rate: int, to_rate: int) -> Tensor:
 
 
 def _sinc_kernel(step: int, phases: int, reach: int, cutoff: float, first: int, stop: int) -> Tensor:
-    """(stop - first, 1, 2 * reach + step): how the inputs around weigh in some of the outputs of a step."""
+    """(stop - first, 1, 2 * reach + step): weights of the inputs for some outputs of a step."""
     inputs = torch.arange(-reach, reach + step, dtype=torch.float64) / step
     outputs = torch.arange(first, stop, dtype=torch.float64) / phases
     crossings = ((inputs - outputs[:, None]) * cutoff).clamp(-_CUTOFF_WIDTH, _CUTOFF_WIDTH)
@@ -63,23 +63,24 @@ def _sinc_kernel(step: int, phases: int, reach: int, cutoff: float, first: int, 
 
 
 def windows(samples: int) -> list[tuple[int, int]]:
-    """First and last sample (exclusive) of the three windows: front, middle, back.
+    """Start and end (exclusive) of the three windows in samples: front, middle, back.
 
-    A sound shorter than 2 s is all three of them.
+    A sound shorter than 2 s is each of the three windows.
     """
     spare = max(samples - WINDOW, 0)
     return [(start, min(start + WINDOW, samples)) for start in (0, spare // 2, spare)]
 
 
 def frontend(waveform: np.ndarray) -> Tensor:
-    """The network's input for one sound.
+    """Compute the network's input for one sound.
 
-    The mean over all channels and samples is taken off each window in turn, and off the sound itself, so that a
-    window which overlaps an earlier one has lost that one's mean, too. Then the first channel is used.
+    The mean over all channels and samples of a window is subtracted from the sound in place, one window after
+    the other. A window that overlaps an earlier one has therefore also lost that one's mean. Then the first channel
+    is used.
 
     Args:
-        waveform: (channels, samples) float32 at 16 kHz. Under 400 samples (25 ms, one frame), where the original
-            fails, zeros are appended up to there.
+        waveform: (channels, samples) float32 at 16 kHz. Below 400 samples (25 ms, one frame), where the original
+            fails, it is padded with zeros to 400.
 
     Returns:
         (3, 1, 128, 204) float32: windows, mel rows, time columns.
@@ -107,7 +108,7 @@ def fbank(signal: Tensor) -> Tensor:
 
 @lru_cache
 def _mel_filters() -> Tensor:
-    """(128, 257) triangles of equal width on the mel scale, drawn there; the Nyquist bin has no weight."""
+    """(128, 257) triangular filters of equal width on the mel scale; the Nyquist bin has no weight."""
 
     def mel(hertz: Tensor) -> Tensor:
         return 1127 * torch.log(1 + hertz / 700)

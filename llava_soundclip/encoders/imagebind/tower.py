@@ -1,6 +1,6 @@
 """ImageBind's audio network, a small ViT.
 
-Written from a description of the original's behaviour; its code, which is CC-BY-NC-SA, was not looked at.
+Written from a description of the original's behaviour, without reading its code, which is CC-BY-NC-SA.
 """
 
 import torch
@@ -14,14 +14,14 @@ _LARGEST_SCALE = 100.0
 
 
 class ImageBindTower(nn.Module):
-    """The network behind the filter banks.
+    """The network after the filter banks.
 
     Args:
-        width: of the hidden states.
-        depth: blocks.
-        mlp_width: of their hidden layers.
-        patches: of a spectrogram, 228 in a window of 2 s.
-        dim: of the vectors.
+        width: width of the hidden states.
+        depth: number of blocks.
+        mlp_width: width of the blocks' hidden layers.
+        patches: patches per spectrogram, 228 for a window of 2 s.
+        dim: width of the vectors.
     """
 
     log_logit_scale: Tensor
@@ -50,20 +50,20 @@ class ImageBindTower(nn.Module):
         return F.normalize(vectors, dim=-1) * self.log_logit_scale.float().exp().clamp(max=_LARGEST_SCALE)
 
     def tokens(self, banks: Tensor) -> Tensor:
-        """(W, 1 + patches, width): CLS and the patches, positions added."""
+        """(W, 1, 128, 204) to (W, 1 + patches, width): CLS and patches with their positions."""
         patches = self.patches(banks.to(self.patches.weight.dtype)).flatten(2).transpose(1, 2)
         patches = self.patches_norm(patches)
         return torch.cat([self.cls_token.expand(len(patches), -1, -1), patches], dim=1) + self.positions
 
     def trunk(self, tokens: Tensor) -> Tensor:
-        """(W, width): CLS behind the last block."""
+        """(W, 1 + patches, width) to (W, width): CLS after the last block."""
         for block in self.blocks:
             tokens = block(tokens)
         return tokens[:, 0]
 
 
 class _Attention(nn.Module):
-    """Attention with one learned key and value more than tokens; its tensors are nn.MultiheadAttention's."""
+    """Attention with an additional learned key and value. Its tensors are those of nn.MultiheadAttention."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

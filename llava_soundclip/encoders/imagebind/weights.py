@@ -1,4 +1,4 @@
-"""The weights of ImageBind's audio tower: their names in the original, and the sizes that they tell."""
+"""Weights of ImageBind's audio tower: their names in the original, and the tower of their sizes."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,7 +22,7 @@ _PREFIXES = [f"modality_{part}.audio." for part in ("preprocessors", "trunks", "
 
 
 def original_name(name: str) -> str:
-    """What the original calls a tensor of `ImageBindTower`."""
+    """The original's name of a tensor of `ImageBindTower`."""
     for ours, theirs in _ORIGINAL.items():
         if name.startswith(ours):
             return theirs + name.removeprefix(ours)
@@ -30,9 +30,9 @@ def original_name(name: str) -> str:
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """The tower's tensors under our names, mapped to the file where it can be.
+    """Read the tower's tensors under our names, mapped to the file if possible.
 
-    A tensor that the tower doesn't have keeps its name, so that it is refused by it.
+    Tensors that the tower lacks keep their names, so that the tower refuses them.
     """
     ours = {theirs: name for name, theirs in _ORIGINAL.items()}
     state = {}
@@ -43,7 +43,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
 
 def tower_for(state: Mapping[str, Tensor], path: Path) -> ImageBindTower:
-    """A tower of the sizes that the weights have; on the device of the context."""
+    """Build a tower with the sizes of the weights, on the context's device."""
     positions, head, fc1 = (
         state.get(name) for name in ("positions", "head.weight", "blocks.0.mlp.fc1.weight")
     )

@@ -1,4 +1,4 @@
-"""Whisper and WhisperCLIP: `encoder.py` is the way through; the other files read checkpoints and make the input."""
+"""Whisper and WhisperCLIP. `encoder.py` is the main file; the others read checkpoints and compute the input."""
 
 from llava_soundclip.encoders.whisper.encoder import WhisperCLIPEncoder, WhisperEncoder
 

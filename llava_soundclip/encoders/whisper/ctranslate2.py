@@ -1,7 +1,7 @@
-"""CTranslate2's `model.bin`, which faster-whisper users have on disk.
+"""CTranslate2's `model.bin`, the format of faster-whisper.
 
-A flat list, little-endian: format version, specification name and revision, then for every variable its
-name, shape, type and bytes, then names that stand for another variable (equal tensors are stored once).
+A flat list, little-endian: format version, specification name and revision, then name, shape, type and bytes of
+every variable, then aliases of variables (equal tensors are stored once).
 """
 
 import struct
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from llava_soundclip.encoders.whisper.weights import WhisperWeights
 
-_VERSION = 6  # of the container; the only one since CTranslate2 3.0
+_VERSION = 6  # version of the container, the only one since CTranslate2 3.0
 _SPECIFICATION = "WhisperSpec"
 _DTYPES = {
     0: torch.float32,
@@ -59,7 +59,7 @@ class _Variable:
 
 
 def is_ctranslate2(path: Path) -> bool:
-    """Whether a file starts as CTranslate2's do: a small version number, then a class name."""
+    """True if a file starts like CTranslate2's: a small version number, then a class name."""
     with path.open("rb") as file:
         head = file.read(6)
         if len(head) < 6:
@@ -70,12 +70,12 @@ def is_ctranslate2(path: Path) -> bool:
 
 
 def read_ctranslate2(path: Path) -> WhisperWeights:
-    """Read Whisper's encoder out of a CTranslate2 `model.bin`; the decoder's bytes are skipped.
+    """Read Whisper's encoder from a CTranslate2 `model.bin`. The decoder's bytes are skipped.
 
-    Weights in int8 or int16 are scaled back to float32 (what was rounded stays rounded).
+    Weights in int8 or int16 are scaled back to float32; their rounding stays.
 
     Raises:
-        ValueError: for another model than Whisper, another version of the format, or a cut file.
+        ValueError: for a model other than Whisper, another version of the format, or a cut file.
     """
     with path.open("rb") as file:
         reader = _Reader(file, path)
@@ -96,7 +96,7 @@ def read_ctranslate2(path: Path) -> WhisperWeights:
                     )
                 for name, third in zip(("query", "key", "value"), tensor.chunk(3), strict=True):
                     state[f"blocks.{i}.attn.{name}.{part}"] = third
-            # Whisper's key has no bias; where a converter wrote one, it is of zeros.
+            # Whisper's key has no bias; converters write zeros.
             if state.pop(f"blocks.{i}.attn.key.bias").any():
                 raise ValueError(f"{path}: {stacked}bias has a bias for the key, which Whisper doesn't have")
         return WhisperWeights(
@@ -113,7 +113,7 @@ def read_ctranslate2(path: Path) -> WhisperWeights:
 
 
 class _Reader:
-    """Reads the list of variables, and then the bytes of those that are asked for."""
+    """Reader of the list of variables, and of the bytes of single variables."""
 
     def __init__(self, file: BinaryIO, path: Path) -> None:
         self._file = file
@@ -122,7 +122,7 @@ class _Reader:
         self._variables: dict[str, _Variable] = {}
 
     def index(self) -> dict[str, _Variable]:
-        """Every variable by name; names that stand for another one included."""
+        """All variables by name, with the aliases."""
         version = self._number("<I")
         specification = self._name()
         if specification != _SPECIFICATION:
@@ -156,7 +156,7 @@ class _Reader:
             raise ValueError(f"{self._path} lacks {name}") from None
 
     def tensor(self, name: str) -> Tensor:
-        """A variable's value; quantised weights are scaled back."""
+        """The value of a variable; quantised weights are scaled back."""
         variable = self.variable(name)
         self._file.seek(variable.offset)
         content = bytearray(self._bytes(variable.size))
@@ -165,7 +165,7 @@ class _Reader:
         value = torch.frombuffer(content, dtype=variable.dtype).reshape(variable.shape)
         if variable.dtype not in _QUANTISED or f"{name}_scale" not in self._variables:
             return value
-        scale = self.tensor(f"{name}_scale").float()  # one for the tensor (int16) or one a row (int8)
+        scale = self.tensor(f"{name}_scale").float()  # one scale per tensor (int16) or per row (int8)
         if scale.numel() not in (1, len(value)):
             raise ValueError(f"{self._path}: {name} of shape {variable.shape} has {scale.numel()} scales")
         return value.float() / scale.reshape(-1, *[1] * (value.ndim - 1))
@@ -173,7 +173,7 @@ class _Reader:
     def _bytes(self, count: int) -> bytes:
         content = self._file.read(count)
         if len(content) < count:
-            raise ValueError(f"{self._path} is cut: {self._length} bytes, and more were announced")
+            raise ValueError(f"{self._path} is cut: it has {self._length} bytes, but announces more")
         return content
 
     def _number(self, layout: str) -> int:
@@ -184,5 +184,5 @@ class _Reader:
 
     def _skip(self, count: int) -> None:
         if self._file.tell() + count > self._length:
-            raise ValueError(f"{self._path} is cut: {self._length} bytes, and more were announced")
+            raise ValueError(f"{self._path} is cut: it has {self._length} bytes, but announces more")
         self._file.seek(count, 1)

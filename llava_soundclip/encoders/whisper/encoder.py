@@ -1,4 +1,4 @@
-"""Whisper and WhisperCLIP (section 3.2 of the paper): one vector out of Whisper's encoder."""
+"""Whisper and WhisperCLIP (section 3.2 of the paper): one vector from Whisper's encoder."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -46,18 +46,18 @@ class WhisperOptions(LoadOptions):
     """Options of `WhisperEncoder.load`.
 
     Attributes:
-        checkpoint: a Whisper name ("tiny.en", "small", "large-v3", "turbo"; its weights come from the
-            Hub with either backend), a Hub id, a transformers folder, an openai-whisper `.pt`, or a
-            CTranslate2 folder. "small" by default: the paper asks for no smaller one (B.2).
+        checkpoint: Whisper name ("tiny.en", "small", "large-v3", "turbo"; its weights come from the Hub with
+            either backend), Hub id, transformers folder, openai-whisper `.pt`, or CTranslate2 folder. The paper
+            recommends "small" or larger (B.2).
         dtype: dtype of the weights and hidden states; the spectrogram and the means are always float32.
         backend: library whose module runs: "transformers", or "openai" (the extra `whisper`).
-        pooling: tokens that are averaged: "valid" are those that the sound reaches, "all" the whole window.
-        window: "padded" fills 30 s up with silence as Whisper does, "clip" encodes the sound alone.
-        long: treatment of a sound above 30 s: "windows" averages over its windows by their valid
-            tokens, "trim" keeps the first window, as the original does.
+        pooling: tokens to average: "valid" for those of the sound, "all" for the whole window.
+        window: "padded" pads with silence to 30 s as Whisper does, "clip" encodes the sound alone.
+        long: treatment of a sound above 30 s: "windows" averages over its windows with their valid tokens
+            as weights, "trim" keeps the first window, as the original does.
 
     Raises:
-        ValueError: for an option that isn't one of these values, and for two that don't go together.
+        ValueError: for an unknown value of an option, and for options that exclude each other.
     """
 
     checkpoint: str | PathLike[str] = "small"
@@ -79,11 +79,11 @@ class WhisperCLIPOptions(WhisperOptions):
     """Options of `WhisperCLIPEncoder.load`: those of `WhisperOptions`, and the fusion of the blocks.
 
     Attributes:
-        fusion: name of a `Fusion`, which describes them.
+        fusion: name of a `Fusion`; see there.
         n: number of blocks for the fusion "last_n".
 
     Raises:
-        ValueError: also for an `n` that is missing or not wanted.
+        ValueError: also for an `n` that is missing or unwanted.
     """
 
     fusion: FusionName = "average_all"
@@ -95,10 +95,10 @@ class WhisperCLIPOptions(WhisperOptions):
 
 
 class WhisperEncoder(AudioEncoder):
-    """Whisper's last block, as Whisper itself uses it: after the final LayerNorm. The mean over time.
+    """The mean over time of Whisper's last block, after the final LayerNorm.
 
     Attributes:
-        tower: the encoder module; `tower.states` runs it block by block.
+        tower: encoder module; `tower.states` runs it block by block.
         n_layer: number of blocks (L of the paper).
         pooling, window, long: see `WhisperOptions`.
     """
@@ -107,12 +107,11 @@ class WhisperEncoder(AudioEncoder):
     sampling_rate = SAMPLING_RATE
     card: ClassVar[EncoderCard | None] = EncoderCard(
         dim="384 to 1280",
-        window="30 s, of longer sounds windows, averaged",
+        window="30 s; longer sounds in windows, averaged",
         code="MIT",
         weights="MIT",
         source=f"Hub: {HUB_IDS[str(WhisperOptions.checkpoint)]}",
     )
-
     options: ClassVar[type[WhisperOptions]] = WhisperOptions
 
     def __init__(self, weights: WhisperWeights, options: WhisperOptions | None = None) -> None:
@@ -132,13 +131,13 @@ class WhisperEncoder(AudioEncoder):
         """Build the encoder from a checkpoint.
 
         Args:
-            **options: those of `WhisperOptions`; for WhisperCLIP those of `WhisperCLIPOptions`.
+            **options: options of `WhisperOptions`; for WhisperCLIP, of `WhisperCLIPOptions`.
 
         Raises:
-            TypeError: for an option that there isn't.
-            ValueError: for an option's value that isn't known (before anything is read), or a checkpoint that
-                is cut, foreign or holds code.
-            OSError: if the checkpoint isn't there, or the Hub can't be reached.
+            TypeError: for an unknown option.
+            ValueError: for an unknown value of an option (before anything is read), and for a checkpoint that is
+                cut, foreign or holds code.
+            OSError: if the checkpoint doesn't exist, or the Hub can't be reached.
             ImportError: if openai-whisper isn't installed; the message has the pip line.
         """
         chosen = cls.options(**options)
@@ -152,17 +151,17 @@ class WhisperEncoder(AudioEncoder):
 
     @torch.no_grad()
     def layer_means(self, waveforms: Sequence[Waveform], sampling_rate: int | Sequence[int]) -> Tensor:
-        """MeanTime of every block's output, before the final LayerNorm: what WhisperCLIP fuses.
+        """MeanTime of every block's output before the final LayerNorm. WhisperCLIP fuses these means.
 
         Args:
-            waveforms: B sounds, as `embed` takes them.
-            sampling_rate: Hz of the waveforms, or of each.
+            waveforms: B sounds, as in `embed`.
+            sampling_rate: rate in Hz of all waveforms, or one rate per waveform.
 
         Returns:
             (B, n_layer, dim) float32, block 1 first.
 
         Raises:
-            TypeError, ValueError: as `embed`.
+            TypeError, ValueError: as in `embed`.
         """
         if not waveforms:
             return torch.empty(0, self.n_layer, self.dim, device=self._device)
@@ -172,7 +171,7 @@ class WhisperEncoder(AudioEncoder):
         return self._means(waveforms)[:, -1]
 
     def _means(self, waveforms: Sequence[np.ndarray]) -> Tensor:
-        """(B, n_layer + 1, dim) float32: every block's mean, then the last one's after the final LayerNorm."""
+        """(B, n_layer + 1, dim) float32: the mean of every block, then of the last one after the LayerNorm."""
         windows = [(i, window) for i, waveform in enumerate(waveforms) for window in self._windows(waveform)]
         tokens = [token_count(len(window)) for _, window in windows]
         device = self._device
@@ -187,7 +186,7 @@ class WhisperEncoder(AudioEncoder):
         return totals / weights[:, None, None]
 
     def _windows(self, waveform: np.ndarray) -> list[np.ndarray]:
-        """A sound, (channels, samples), as mono windows of 30 s at most; channels are averaged."""
+        """Average the channels of (channels, samples) and cut the result into windows of up to 30 s."""
         mono = waveform.mean(axis=0, dtype=np.float32)
         stop = len(mono) if self.long == "windows" else WINDOW_SAMPLES
         return [
@@ -195,14 +194,14 @@ class WhisperEncoder(AudioEncoder):
         ]
 
     def _chunks(self, tokens: Sequence[int]) -> Iterator[list[int]]:
-        """Windows that run together: of one length, few enough for the memory. Their indices."""
+        """Indices of windows that run together: they have one length and fit into memory."""
         lengths = [WINDOW_TOKENS if self.window == "padded" else count for count in tokens]
         return batches(lengths, _TOKENS_AT_ONCE.on(self._device))
 
     def _window_means(self, windows: Sequence[np.ndarray], tokens: Sequence[int]) -> Tensor:
-        """(W, n_layer + 1, dim) float32 of W windows that run together, each with its own valid tokens."""
+        """(W, n_layer + 1, dim) float32 of W windows of one length, each with its own valid tokens."""
         length = WINDOW_TOKENS if self.window == "padded" else tokens[0]
-        # The last token's convolution reaches one frame further than its own two.
+        # The convolution of the last token covers its two frames and the next one.
         frames = min(2 * length + 1, WINDOW_FRAMES)
         device = self._device
         mel = torch.stack([log_mel(torch.from_numpy(x).to(device), self.n_mels, frames) for x in windows])
@@ -215,10 +214,10 @@ class WhisperEncoder(AudioEncoder):
 
 
 class WhisperCLIPEncoder(WhisperEncoder):
-    """WhisperCLIP: Whisper's blocks, each averaged over time before the final LayerNorm, in one vector.
+    """WhisperCLIP: the means over time of Whisper's blocks, before the final LayerNorm, fused into one vector.
 
     Attributes:
-        layer_weights: (L,) of the fusion "weighted_sum", before the softmax; zeros weigh all blocks alike.
+        layer_weights: (L,) for the fusion "weighted_sum", before the softmax. Zeros are equal weights.
     """
 
     name: ClassVar[str] = "whisperclip"
@@ -238,27 +237,27 @@ class WhisperCLIPEncoder(WhisperEncoder):
 
     @property
     def n(self) -> int | None:
-        """Number of blocks that the fusion "last_n" takes, else None."""
+        """Number of blocks for the fusion "last_n", else None."""
         return self._fusion.n
 
     def set_fusion(self, fusion: FusionName, n: int | None = None) -> None:
-        """Fuse in another way from now on.
+        """Change the fusion.
 
         Raises:
-            ValueError: for an unknown fusion, and an `n` that is missing, not wanted, or above the blocks.
+            ValueError: for an unknown fusion, and for an `n` that is missing, unwanted, or above the blocks.
         """
         chosen = Fusion(fusion, n)
         chosen.check_blocks(self.n_layer, self.checkpoint)
         self._fusion = chosen
 
     def set_layer_weights(self, layer_weights: Tensor) -> None:
-        """Take learned weights for "weighted_sum".
+        """Set learned weights for "weighted_sum".
 
         Args:
             layer_weights: (n_layer,) before the softmax, block 1 first.
 
         Raises:
-            ValueError: for another shape, or values that aren't finite.
+            ValueError: for a wrong shape, or values that aren't finite.
         """
         if layer_weights.shape != self.layer_weights.shape or not layer_weights.isfinite().all():
             raise ValueError(
@@ -272,7 +271,7 @@ class WhisperCLIPEncoder(WhisperEncoder):
         return {**super().signature(), "fusion": str(self._fusion)}
 
     def fuse(self, layer_means: Tensor) -> Tensor:
-        """Fuse what `layer_means` gave; gradients flow to `layer_weights`.
+        """Fuse the result of `layer_means`. Gradients flow to `layer_weights`.
 
         Args:
             layer_means: (B, n_layer, dim) float32.
@@ -287,5 +286,5 @@ class WhisperCLIPEncoder(WhisperEncoder):
 
 
 def _mean_time(states: Tensor, tokens: Sequence[int]) -> Tensor:
-    """(W, dim) float32: the mean of (W, S, dim) over each row's first tokens."""
+    """(W, S, dim) to (W, dim) float32: the mean over the first tokens of each row."""
     return torch.stack([row[:count].float().mean(dim=0) for row, count in zip(states, tokens, strict=True)])

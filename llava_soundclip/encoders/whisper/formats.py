@@ -1,6 +1,6 @@
-"""Whisper checkpoints, by name or in any file format that users have. Nothing in a file is executed.
+"""Whisper checkpoints, by name or in any of these file formats. No code in a file is executed.
 
-| format | of |
+| format | library |
 |---|---|
 | folder with `config.json` and `model.safetensors` (also in shards) or `pytorch_model.bin` | transformers |
 | `.pt` with "dims" and "model_state_dict" | openai-whisper |
@@ -34,7 +34,7 @@ HUB_IDS = {
     "large-v1": "openai/whisper-large",
     "large-v2": "openai/whisper-large-v2",
     "large-v3": "openai/whisper-large-v3",
-    "large": "openai/whisper-large-v3",  # the newest, as in openai-whisper
+    "large": "openai/whisper-large-v3",  # the latest, as in openai-whisper
     "large-v3-turbo": "openai/whisper-large-v3-turbo",
     "turbo": "openai/whisper-large-v3-turbo",
 }
@@ -48,17 +48,17 @@ _PREFIXES = ("model.encoder.", "encoder.")  # with and without a head, in transf
 
 
 def read_checkpoint(checkpoint: str | PathLike[str], revision: str | None = None) -> WhisperWeights:
-    """Read the encoder of a Whisper checkpoint. Which variant it is, the weights tell, not the file's name.
+    """Read the encoder of a Whisper checkpoint. The variant is read from the weights, not from the file name.
 
     Args:
-        checkpoint: a Whisper name ("small", "large-v3", "turbo"; from the Hub), a Hub id, a transformers
-            folder, an openai-whisper `.pt`, a CTranslate2 folder or its `model.bin`. A name goes before a
-            folder of that name: write "./small".
-        revision: branch, tag or commit; for the Hub.
+        checkpoint: Whisper name ("small", "large-v3", "turbo"; from the Hub), Hub id, transformers folder,
+            openai-whisper `.pt`, CTranslate2 folder or its `model.bin`. A name takes precedence over a folder
+            of that name: write "./small" for the folder.
+        revision: branch, tag or commit on the Hub.
 
     Raises:
         ValueError: for an unknown name, and for a file that is cut, foreign or holds code.
-        OSError: for a path that doesn't exist, or a Hub that can't be reached or doesn't have it.
+        OSError: for a path that doesn't exist, and if the Hub can't be reached or lacks the checkpoint.
     """
     path = find_checkpoint(checkpoint, HUB_IDS, "Whisper", revision, LAYOUT)
     if path.is_dir():
@@ -71,7 +71,7 @@ def read_checkpoint(checkpoint: str | PathLike[str], revision: str | None = None
     if is_ctranslate2(path):
         return read_ctranslate2(path)
     if path.suffix in (".safetensors", ".json"):
-        raise ValueError(f"{path}: give its folder, {path.parent}, where config.json and the weights are")
+        raise ValueError(f"{path}: give its folder, {path.parent}, with config.json and the weights")
     return _read_openai(path)
 
 
@@ -106,7 +106,7 @@ def _read_transformers(folder: Path) -> WhisperWeights:
 
 
 def _encoder_part(tensors: Mapping[str, Tensor], prefixes: Iterable[str]) -> dict[str, Tensor]:
-    """The tensors under the first prefix that there is, without it; none if there is no such prefix."""
+    """The tensors under the first prefix that any name has, without the prefix. Empty if no name has one."""
     for prefix in prefixes:
         found = {
             name.removeprefix(prefix): tensor

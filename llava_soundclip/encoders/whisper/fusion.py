@@ -14,7 +14,7 @@ FusionName = Literal["average_all", "final_only", "middle_only", "last_n", "weig
 
 @dataclass(frozen=True)
 class Fusion:
-    """A way to fuse the blocks. Its text form, "last_n:4", is what projectors and signatures store.
+    """A fusion of the blocks. Projectors and signatures store its text form, such as "last_n:4".
 
     Attributes:
         name: "average_all" is the paper's choice (the mean over all blocks); "final_only"; "middle_only"
@@ -23,7 +23,7 @@ class Fusion:
         n: number of blocks for "last_n", else None.
 
     Raises:
-        ValueError: for an unknown name, or an `n` that is missing or not wanted.
+        ValueError: for an unknown name, and for an `n` that is missing or unwanted.
     """
 
     name: FusionName = "average_all"
@@ -36,7 +36,7 @@ class Fusion:
                 raise ValueError(f'n={self.n!r} is for fusion="last_n" only, and fusion is {self.name!r}')
         elif not isinstance(self.n, int) or isinstance(self.n, bool) or self.n < 1:
             raise ValueError(
-                f'fusion="last_n" needs n, the number of last blocks, from 1 on; n is {self.n!r}'
+                f'fusion="last_n" needs n, the number of last blocks, 1 or more; n is {self.n!r}'
             )
 
     @classmethod
@@ -44,7 +44,7 @@ class Fusion:
         """Read the text form.
 
         Raises:
-            ValueError: if the text is no fusion.
+            ValueError: for any other text.
         """
         match = re.fullmatch(r"(\w+)(?::(\d+))?", text)
         if match is None:
@@ -58,7 +58,7 @@ class Fusion:
         return self.name if self.n is None else f"{self.name}:{self.n}"
 
     def check_blocks(self, blocks: int, of: str) -> None:
-        """Refuse more blocks than there are.
+        """Check `n` against the number of blocks.
 
         Args:
             blocks: number of blocks, L.
@@ -75,7 +75,7 @@ class Fusion:
 
         Args:
             layer_means: (B, L, dim) float32, block 1 first.
-            layer_weights: (L,) before the softmax, for "weighted_sum"; gradients flow to it.
+            layer_weights: (L,) before the softmax, for "weighted_sum". Gradients flow to them.
 
         Returns:
             (B, dim) float32.

@@ -1,4 +1,4 @@
-"""Whisper's encoder as transformers and as openai-whisper build it, block by block, with the same numbers."""
+"""Whisper's encoder from transformers and from openai-whisper, run block by block, with the same numbers."""
 
 import inspect
 from abc import ABC, abstractmethod
@@ -17,29 +17,29 @@ from llava_soundclip.encoders.whisper.weights import WhisperWeights, transformer
 class WhisperTower(nn.Module, ABC):
     """One library's encoder module, run block by block.
 
-    Neither library's own forward will do: both insist on 3000 frames, and transformers' `hidden_states`
-    have the last block only after the final LayerNorm.
+    The libraries' own forward methods don't suffice: both require 3000 frames, and transformers' `hidden_states`
+    hold the last block only after the final LayerNorm.
 
     Attributes:
-        encoder: the library's module, with the checkpoint's weights in it.
+        encoder: module of the library, with the weights of the checkpoint.
     """
 
     encoder: Any  # a module of a library without types
 
     def __init__(self, weights: WhisperWeights, dtype: torch.dtype) -> None:
         super().__init__()
-        with torch.device("meta"):  # no memory and no random numbers for weights that are replaced at once
+        with torch.device("meta"):  # saves memory and random numbers: the weights are replaced at once
             self.encoder = self._build(weights)
         state = {self._name(name): tensor.to(dtype, copy=True) for name, tensor in weights.state.items()}
         self.encoder.load_state_dict(state, assign=True)
-        self.to(dtype)  # a tower may want some parts in another one
+        self.to(dtype)  # a tower may keep some parts in another dtype
 
     def states(self, mel: Tensor, tokens: int) -> Iterator[Tensor]:
         """The input of block 1, then the output of every block.
 
         Args:
             mel: (B, n_mels, frames) log-mel.
-            tokens: how many of the tokens that the convolutions give are used.
+            tokens: number of tokens to use of those that the convolutions give.
 
         Yields:
             (B, tokens, n_state) in the weights' dtype; 1 + n_layer times.
@@ -56,7 +56,7 @@ class WhisperTower(nn.Module, ABC):
     @property
     @abstractmethod
     def positions(self) -> Tensor:
-        """(1500, n_state) positional embedding, as the checkpoint has it."""
+        """(1500, n_state) positional embedding, as in the checkpoint."""
 
     @property
     @abstractmethod
@@ -66,23 +66,23 @@ class WhisperTower(nn.Module, ABC):
     @property
     @abstractmethod
     def ln_post(self) -> nn.Module:
-        """The final LayerNorm, after which Whisper hands its states to the decoder."""
+        """The final LayerNorm, in front of the decoder."""
 
     @abstractmethod
     def _build(self, weights: WhisperWeights) -> nn.Module:
-        """The library's encoder in the checkpoint's sizes."""
+        """The library's encoder with the sizes of the checkpoint."""
 
     @abstractmethod
     def _name(self, name: str) -> str:
-        """The library's name of a tensor that openai-whisper calls `name`."""
+        """The library's name of openai-whisper's tensor `name`."""
 
     @abstractmethod
     def _run(self, block: nn.Module, x: Tensor) -> Tensor:
-        """One block on (B, tokens, n_state)."""
+        """Run one block on (B, tokens, n_state)."""
 
 
 class TransformersTower(WhisperTower):
-    """transformers' `WhisperEncoder`; its layers are called as 4.57 and as 5.x want them."""
+    """transformers' `WhisperEncoder`, for the layer signatures of 4.57 and 5.x."""
 
     @property
     def positions(self) -> Tensor:
@@ -109,7 +109,7 @@ class TransformersTower(WhisperTower):
             max_source_positions=WINDOW_TOKENS,
         )
         encoder = WhisperEncoder(config)
-        # Required where it exists (4.x), refused where it doesn't (5.x).
+        # Required in 4.x, refused in 5.x.
         wants_head_mask = "layer_head_mask" in inspect.signature(encoder.layers[0].forward).parameters
         self._arguments = {"layer_head_mask": None} if wants_head_mask else {}
         return encoder
@@ -159,7 +159,7 @@ class OpenAITower(WhisperTower):
         return self
 
     def _keep_norms_in_float32(self) -> None:
-        """Its LayerNorm computes in float32 and doesn't cast its weights, as its Linear and Conv1d do."""
+        """Keep float32: openai-whisper's LayerNorm computes in float32 without casting its weights."""
         for module in self.encoder.modules():
             if isinstance(module, nn.LayerNorm):
                 module.float()

@@ -1,4 +1,4 @@
-"""The weights of Whisper's encoder under one set of names, whatever file they came from."""
+"""Weights of Whisper's encoder under one set of names, for any format of the file."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,8 +10,8 @@ from llava_soundclip.encoders.checkpoints import check_tensors
 from llava_soundclip.encoders.whisper.mel import WINDOW_TOKENS
 from llava_soundclip.fingerprints import fingerprint
 
-_ENGLISH_VOCABULARY = 51_864  # tokens; the multilingual checkpoints have one more, or two
-_TURBO_TEXT_LAYERS = 4  # large-v3 has 32; distilled decoders have 2 on large-v3's own encoder
+_ENGLISH_VOCABULARY = 51_864  # tokens; multilingual checkpoints have one or two more
+_TURBO_TEXT_LAYERS = 4  # large-v3 has 32; distilled decoders on large-v3's encoder have 2
 _SIZES = {  # (width, blocks) of the released encoders
     (384, 4): "tiny",
     (512, 6): "base",
@@ -36,10 +36,10 @@ _TRANSFORMERS_NAMES = {
 
 @dataclass(frozen=True)
 class WhisperWeights:
-    """An encoder's tensors, and what their shapes don't tell.
+    """Tensors of an encoder, and the sizes that can't be read from their shapes.
 
     Raises:
-        ValueError: if the tensors aren't those of a Whisper encoder; the first odd ones are named.
+        ValueError: if the tensors aren't those of a Whisper encoder; the message names the first wrong ones.
     """
 
     source: Path  # for messages
@@ -65,7 +65,7 @@ class WhisperWeights:
 
     @property
     def n_mels(self) -> int:
-        """Frequency bins of the input."""
+        """Number of frequency bins of the input."""
         return self.state["conv1.weight"].shape[1]
 
     @property
@@ -75,12 +75,12 @@ class WhisperWeights:
 
     @property
     def n_layer(self) -> int:
-        """Blocks."""
+        """Number of blocks."""
         return len({name.split(".")[1] for name in self.state if name.startswith("blocks.")})
 
     @property
     def variant(self) -> str:
-        """The released checkpoint of these shapes, such as "tiny.en"; large-v1 and -v2 are both "large"."""
+        """Name of the released checkpoint with these shapes, such as "tiny.en"; large-v1 and -v2 are both "large"."""
         size = _SIZES.get((self.n_state, self.n_layer), f"whisper-{self.n_state}x{self.n_layer}")
         if size == "large" and self.n_mels == 128:
             return "turbo" if self.n_text_layer == _TURBO_TEXT_LAYERS else "large-v3"
@@ -88,16 +88,16 @@ class WhisperWeights:
 
     @property
     def identity(self) -> str:
-        """The variant and 8 hex digits that tell one training from another, the same in every file format.
+        """The variant and 8 hex digits that tell one training from another, the same for every file format.
 
-        A quantised file (int8) is another checkpoint than the one that it was made of.
+        A quantised file (int8) has another identity than the file that it was made from.
         """
         trained = {name: tensor for name, tensor in self.state.items() if name != "positional_embedding"}
         return f"{self.variant}-{fingerprint(trained)}"
 
 
 def encoder_shapes(n_mels: int, n_state: int, n_layer: int) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor of an encoder, as openai-whisper's `AudioEncoder` has them."""
+    """Names and shapes of an encoder's tensors, as in openai-whisper's `AudioEncoder`."""
     shapes: dict[str, tuple[int, ...]] = {
         "conv1.weight": (n_state, n_mels, 3),
         "conv1.bias": (n_state,),
@@ -120,7 +120,7 @@ def encoder_shapes(n_mels: int, n_state: int, n_layer: int) -> dict[str, tuple[i
 
 
 def transformers_name(name: str) -> str:
-    """What transformers' `WhisperEncoder` calls a tensor of openai-whisper's `AudioEncoder`."""
+    """Translate a name in openai-whisper's `AudioEncoder` to that in transformers' `WhisperEncoder`."""
     for ours, theirs in _TRANSFORMERS_NAMES.items():
         name = name.replace(ours, theirs)
     return name

@@ -265,9 +265,9 @@ def test_foreign_files(tmp_path):
     refused(folder, "holds none of model.safetensors, .*, pytorch_model.bin")
     index = folder / "model.safetensors.index.json"
     for shards, message in [
-        ({"a": "../x.safetensors"}, "beside it"),
+        ({"a": "../x.safetensors"}, "of its own folder"),
         ({"a": "gone.safetensors"}, "missing"),
-        (3, "beside"),
+        (3, "of its own folder"),
     ]:
         index.write_text(json.dumps({"weight_map": shards}))
         refused(folder, message)
