@@ -31,7 +31,7 @@ demo-world:
 	@ls -d "$(STAMPS)" "$(GCOMPRIS)"
 
 demo-weights: $(VENV)/demo demo-world
-	$(VENV)/bin/python weights/demo/train/all.py --stamps "$(STAMPS)" --gcompris "$(GCOMPRIS)"
+	$(VENV)/bin/python recipes/miniature/all.py --stamps "$(STAMPS)" --gcompris "$(GCOMPRIS)"
 
 test: $(VENV)/dev
 	$(VENV)/bin/python $(PYTEST)

@@ -39,7 +39,7 @@ def test_make_knows_every_target_that_is_named() -> None:
 def test_commands_exist() -> None:
     for document in DOCUMENTS:
         for script in re.findall(
-            r"python ((?:examples|benchmarks|weights)/[\w/.-]+\.py)", document.read_text()
+            r"python ((?:examples|benchmarks|recipes)/[\w/.-]+\.py)", document.read_text()
         ):
             assert (ROOT / script).is_file(), f"{document.name} names {script}"
 

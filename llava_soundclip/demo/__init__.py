@@ -1,7 +1,7 @@
 """The miniature: a small LLaVA of real parts that runs anywhere and hears real sounds.
 
 Whisper tiny.en and SmolLM2-135M-Instruct are used as they are. The vision tower, two mm_projectors and the
-SoundCLIP projector were trained by the scripts beside the weights; `weights/demo/README.md` is their card.
+SoundCLIP projector were trained by the scripts in `recipes/miniature`; `weights/demo/README.md` is their card.
 """
 
 from __future__ import annotations

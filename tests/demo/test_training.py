@@ -11,18 +11,21 @@ import pytest
 import torch
 from torch import nn
 
-WEIGHTS = Path(__file__).resolve().parents[2] / "weights" / "demo"
-MODULES = ("ablations", "all", "card", "common", "measure", "sound_projector", "voices", "world")
+ROOT = Path(__file__).resolve().parents[2]
+WEIGHTS = ROOT / "weights" / "demo"
+RECIPE = ROOT / "recipes" / "miniature"
+FIGURES = RECIPE / "figures"
+MODULES = ("ablations", "all", "card", "common", "measure", "settings", "sound_projector", "voices", "world")
 
 
 @pytest.fixture(scope="module")
 def scripts():
     """Import scripts that are run by path: their folder is on the import path only meanwhile."""
-    sys.path.insert(0, str(WEIGHTS / "train"))
+    sys.path.insert(0, str(RECIPE))
     try:
         yield {name: importlib.import_module(name) for name in MODULES}
     finally:
-        sys.path.remove(str(WEIGHTS / "train"))
+        sys.path.remove(str(RECIPE))
         for name in MODULES:
             sys.modules.pop(name, None)
 
@@ -31,7 +34,7 @@ def test_the_card_shows_what_was_measured(scripts, tmp_path):
     card = tmp_path / "README.md"
     text = (WEIGHTS / "README.md").read_text()
     card.write_text(text)
-    figures = json.loads((WEIGHTS / "measured.json").read_text())
+    figures = json.loads((FIGURES / "measured.json").read_text())
     scripts["card"].write_card(card, figures)
     assert card.read_text() == text
     figures["prepared: silence"]["1 named"]["share"] = 0.123
@@ -41,9 +44,9 @@ def test_the_card_shows_what_was_measured(scripts, tmp_path):
 
 def test_the_page_on_tokens_shows_what_was_measured(scripts, tmp_path):
     page = tmp_path / "tokens.md"
-    text = (WEIGHTS.parents[1] / "docs" / "tokens.md").read_text()
+    text = (ROOT / "docs" / "tokens.md").read_text()
     page.write_text(text)
-    figures = json.loads((WEIGHTS / "measured.json").read_text())
+    figures = json.loads((FIGURES / "measured.json").read_text())
     scripts["card"].write_tokens(page, figures)
     assert page.read_text() == text
     figures["stock: scenes"]["drop, 9, random, projected, visible"]["same kinds as zero"]["share"] = 0.123
@@ -53,9 +56,9 @@ def test_the_page_on_tokens_shows_what_was_measured(scripts, tmp_path):
 
 def test_the_page_on_ablations_shows_what_was_measured(scripts, tmp_path):
     page = tmp_path / "ablations.md"
-    text = (WEIGHTS.parents[1] / "docs" / "ablations.md").read_text()
+    text = (ROOT / "docs" / "ablations.md").read_text()
     page.write_text(text)
-    results = json.loads((WEIGHTS / "ablations.json").read_text())
+    results = json.loads((FIGURES / "ablations.json").read_text())
     ablations = scripts["ablations"]
     keys = {row.key for rows in ablations.TABLES.values() for row in rows} | set(ablations.CONTROLS)
     assert keys == results.keys() and all(len(seeds) == ablations.SEEDS for seeds in results.values())
@@ -116,7 +119,7 @@ def test_the_weights_stay_small():
 
 def test_every_stage_is_there(scripts):
     for script, *_ in scripts["all"].STAGES:
-        assert (WEIGHTS / "train" / script).is_file()
+        assert (RECIPE / script).is_file()
     for name in scripts["all"].FILES:
         assert (WEIGHTS / name).is_file()
 

@@ -11,7 +11,7 @@ from llava_soundclip.encoders import available_encoders
 from llava_soundclip.presets import PRESETS
 
 ROOT = Path(__file__).resolve().parents[2]
-FOLDER = ROOT / "docs" / "paper_check"
+FOLDER = ROOT / "recipes" / "paper_check"
 MODULES = ("check", "claim", "claims", "compared", "recompute", "tables")
 PAPER = ROOT.parent / "shared" / "paper" / "soundclip.md"
 

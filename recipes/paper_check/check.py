@@ -1,6 +1,6 @@
 """Recompute what the paper derives from its own tables, and write docs/paper-check.md between its marks.
 
-python docs/paper_check/check.py
+python recipes/paper_check/check.py
 
 `tables.json` has the tables, `claims.py` the claims, `compared.py` the rest of the page.
 """
@@ -15,7 +15,7 @@ from claims import CLAIMS
 from compared import compared_section, tradeoff_section
 from tables import HERE, Table, grid, read_tables
 
-PAGE = HERE.parent / "paper-check.md"
+PAGE = HERE.parents[1] / "docs" / "paper-check.md"
 BEGIN, END = "<!-- recomputed -->", "<!-- /recomputed -->"
 
 

@@ -2,9 +2,9 @@
 
 Each seed leaves one recording out of every kind that has several, trains projectors on all the others with
 `llava_soundclip.training`, and lets the variations of what was left out and their pictures find each other. Goes on
-where it was; writes `ablations.json`, and from it docs/ablations.md and its plot.
+where it was; writes `figures/ablations.json`, and from it docs/ablations.md and its plot.
 
-python weights/demo/train/ablations.py
+python recipes/miniature/ablations.py
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from typing import Any
 
 import torch
 from card import table, write_between_marks
-from common import WEIGHTS, parser, start
+from common import parser, start
+from settings import ABLATIONS, DOCS
 from sound_projector import RECIPE, kinds_of, make_features, mean_cls, nearest
 from torch import Tensor
 from world import SOUNDING
@@ -30,7 +31,6 @@ from llava_soundclip.features import FeatureFolder, FeatureWriter
 from llava_soundclip.training.fit import LAST, Model, Recipe, train
 
 SEEDS = 5
-DOCS = WEIGHTS.parents[1] / "docs"
 BOTH = "infonce+distribution"
 
 
@@ -237,7 +237,7 @@ def plot(results: Mapping[str, Mapping[str, dict[str, float]]], path: Path) -> N
 def main() -> None:
     """Train what isn't trained yet, and write."""
     arguments = parser(__doc__)
-    arguments.add_argument("--out", type=Path, default=WEIGHTS / "ablations.json")
+    arguments.add_argument("--out", type=Path, default=ABLATIONS)
     arguments.add_argument("--seeds", type=int, default=SEEDS)
     arguments = arguments.parse_args()
     known, unseen = make_features(start(arguments), arguments)

@@ -1,6 +1,6 @@
-"""Write the figures of `measured.json` into the card and docs/tokens.md, between marks: a table for each question.
+"""Write the figures of `figures/measured.json` into the card and docs/tokens.md, between marks: a table for each question.
 
-python weights/demo/train/card.py
+python recipes/miniature/card.py
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-WEIGHTS = Path(__file__).resolve().parents[1]
+from settings import DOCS, MEASURED, WEIGHTS
+
 BEGIN, END = "<!-- measured -->", "<!-- /measured -->"
 RECIPES = ("prepared", "stock")
 DEFAULTS = {"prepared": "zero, 18", "stock": "drop, 18"}
@@ -216,9 +217,9 @@ def write_tokens(page: Path, figures: dict[str, Any]) -> None:
 
 def main() -> None:
     """Write both pages."""
-    figures = json.loads((WEIGHTS / "measured.json").read_text())
+    figures = json.loads(MEASURED.read_text())
     write_card(WEIGHTS / "README.md", figures)
-    write_tokens(WEIGHTS.parents[1] / "docs" / "tokens.md", figures)
+    write_tokens(DOCS / "tokens.md", figures)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,6 @@ STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 SAVED_EVERY = 120  # seconds between checkpoints
 SHRUNK = 0.3  # of the scenes that are trained on have smaller things
 SMALLEST = 0.45  # of a thing's usual size, where things are shrunk
-WEIGHTS = Path(__file__).resolve().parents[1]
 
 
 def vision_config() -> CLIPVisionConfig:

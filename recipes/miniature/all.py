@@ -1,6 +1,6 @@
 """Make the miniature's weights from nothing: every stage in turn, each going on from its checkpoint.
 
-python weights/demo/train/all.py --stamps /usr/share/tuxpaint/stamps --gcompris /usr/share/gcompris-qt/rcc
+python recipes/miniature/all.py --stamps /usr/share/tuxpaint/stamps --gcompris /usr/share/gcompris-qt/rcc
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import sys
 import time
 from pathlib import Path
 
-from common import WEIGHTS, parser
+from common import parser
+from settings import WEIGHTS
 
 STAGES = (
     ("tower.py",),

@@ -1,9 +1,9 @@
 """Measure the miniature and write the figures of its card: fresh scenes, and recordings never trained on.
 
-Everything goes through the library as a user would call it. Writes `measured.json`, part by part, and the tables of
-the card beside the weights.
+Everything goes through the library as a user would call it. Writes `figures/measured.json`, part by part; `card.py`
+makes the tables of the card out of it.
 
-python weights/demo/train/measure.py --media ../shared/media
+python recipes/miniature/measure.py --media ../shared/media
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from unittest import mock
 import av
 import numpy as np
 import torch
-from card import write_card
-from common import WEIGHTS, draw_kinds, parser, start
+from common import draw_kinds, parser, start
 from numpy.random import Generator
 from PIL import Image
+from settings import MEASURED
 from torch import Tensor
 from torch.nn import functional
 from world import KINDS, RATE, SOUNDING, World, augment, decode
@@ -404,7 +404,7 @@ def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--count", type=int, default=3 * len(SOUNDING), help="scenes for each figure")
     arguments.add_argument("--media", type=Path, help="folder with esc50/ and pairs/ of unseen recordings")
-    arguments.add_argument("--out", type=Path, default=WEIGHTS / "measured.json")
+    arguments.add_argument("--out", type=Path, default=MEASURED)
     arguments.add_argument("--recipe", choices=TOKENS, help="of one mm_projector only")
     arguments = arguments.parse_args()
     av.logging.set_level(av.logging.ERROR)
@@ -414,7 +414,6 @@ def main() -> None:
     def keep(name: str, part: dict[str, Any]) -> None:
         figures[name] = part
         arguments.out.write_text(json.dumps(figures, indent=1) + "\n")
-        write_card(arguments.out.with_name("README.md"), figures)
 
     recordings = unseen_recordings(world, arguments.media)
     for recipe in [arguments.recipe] if arguments.recipe else TOKENS:

@@ -4,7 +4,7 @@ Scenes play fresh variations of the recordings that the projector was trained on
 nothing was trained on. Half of the clips show the thing that sounds and a silent one, the others the silent one alone.
 Goes on where it was; writes docs/tradeoff.md, and the reports beside it.
 
-python weights/demo/train/tradeoff.py --media ../shared/media
+python recipes/miniature/tradeoff.py --media ../shared/media
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from typing import Any
 import av
 import numpy as np
 from card import table, write_between_marks
-from common import WEIGHTS, parser, start
+from common import parser, start
 from measure import unseen_recordings
 from numpy.random import Generator
 from PIL import Image
+from settings import DOCS
 from sound_projector import command, write_wave
 from world import KINDS, SOUNDING, World, augment
 
 from llava_soundclip.demo import STOCK_PROMPT, WINDOW, K, load_demo
 from llava_soundclip.demo.kinds import phrase
 
-DOCS = WEIGHTS.parents[1] / "docs"
 SETS = ("scenes", "unseen")
 RECIPES = ("prepared", "stock")
 PER_KIND = 6  # scenes of each sounding kind, half of them without it in the picture
