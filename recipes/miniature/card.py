@@ -10,12 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from settings import DOCS, MEASURED, WEIGHTS
+from settings import DOCS, MEASURED, PLACES, TOKENS, WEIGHTS
+
+from llava_soundclip.demo import K
 
 BEGIN, END = "<!-- measured -->", "<!-- /measured -->"
-RECIPES = ("prepared", "stock")
-DEFAULTS = {"prepared": "zero, 18", "stock": "drop, 18"}
-PLACES = ("visible", "not visible")
 SLOTS = {
     "projected": "the sound, projected",
     "alpha": "half raw, half projected (alpha 0.5)",
@@ -44,7 +43,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def silence(figures: dict[str, Any]) -> str:
     """Tables of the captions without a sound."""
     rows, n = [], 0
-    for recipe in RECIPES:
+    for recipe in TOKENS:
         if part := figures.get(f"{recipe}: silence"):
             n = part["1 named"]["n"]
             for things in (1, 2):
@@ -95,7 +94,7 @@ def scenes(figures: dict[str, Any], recipe: str) -> str:
 def agreement(figures: dict[str, Any], place: str) -> str:
     """Tables of `tokens="drop"` against `"zero"`: do they say the same, and how well does each?"""
     rows, n = [], 0
-    for recipe in RECIPES:
+    for recipe in TOKENS:
         for key, drop in figures.get(f"{recipe}: scenes", {}).items():
             if "same kinds as zero" not in drop or not key.endswith(f", {place}"):
                 continue
@@ -112,7 +111,7 @@ def agreement(figures: dict[str, Any], place: str) -> str:
 
 def unseen(figures: dict[str, Any]) -> str:
     """Tables of the recordings that were never trained on."""
-    parts = {recipe: figures[f"{recipe}: unseen"] for recipe in RECIPES if f"{recipe}: unseen" in figures}
+    parts = {recipe: figures[f"{recipe}: unseen"] for recipe in TOKENS if f"{recipe}: unseen" in figures}
     if not parts:
         return ""
     origins = {"held out": "held out of the world's", "far": "far: ESC-50's and ImageBind's"}
@@ -170,11 +169,11 @@ def others(figures: dict[str, Any]) -> str:
         lines.append(
             f"- Drawn kinds, each sound with each drawing (`prepared`): heard {cell(part['heard'])}, n = {part['heard']['n']}; another thing seen {cell(part['seen'])}, n = {part['seen']['n']}."
         )
-    for recipe, setting in DEFAULTS.items():
+    for recipe, tokens in TOKENS.items():
         if part := figures.get(f"{recipe}: scenes"):
-            both = [part[f"{setting}, similar, projected, {place}"]["repeats"] for place in PLACES]
+            both = [part[f"{tokens}, {K}, similar, projected, {place}"]["repeats"] for place in PLACES]
             lines.append(
-                f"- A thing named twice in a clause, with a sound and {setting.replace(', ', ', k = ')} (`{recipe}`): "
+                f"- A thing named twice in a clause, with a sound and {tokens}, k = {K} (`{recipe}`): "
                 f"{cell(both[0])} with the thing visible, {cell(both[1])} without, n = {both[0]['n']} each."
             )
     if part := figures.get("time"):
@@ -189,7 +188,7 @@ def render(figures: dict[str, Any]) -> str:
     """All tables."""
     parts = [
         silence(figures),
-        *(scenes(figures, recipe) for recipe in RECIPES),
+        *(scenes(figures, recipe) for recipe in TOKENS),
         unseen(figures),
         retrieval(figures),
         others(figures),

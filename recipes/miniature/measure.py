@@ -12,11 +12,9 @@ import json
 import math
 import re
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
-from unittest import mock
+from typing import Any, get_args
 
 import av
 import numpy as np
@@ -24,24 +22,36 @@ import torch
 from common import draw_kinds, parser, start
 from numpy.random import Generator
 from PIL import Image
-from settings import MEASURED
+from settings import MEASURED, PLACES, TOKENS
 from torch import Tensor
 from torch.nn import functional
-from world import KINDS, RATE, SOUNDING, World, augment, decode
+from world import GRID, KINDS, RATE, SOUNDING, World, augment, decode
 
-from llava_soundclip import patching
+from llava_soundclip.captioning import Setting
+from llava_soundclip.clips import Clip
+from llava_soundclip.controls import ANOTHER, CaptionControl
 from llava_soundclip.demo import PROMPT, STOCK_PROMPT, K, load_demo
 from llava_soundclip.demo.kinds import DRAWN_KINDS, make_scene, synthesise
 from llava_soundclip.encoders import AudioEncoder
-from llava_soundclip.patching import SoundCLIP
+from llava_soundclip.evaluation.captions import Things
+from llava_soundclip.evaluation.tradeoff.plan import partners
+from llava_soundclip.features import VisionTower
+from llava_soundclip.patching import SoundCLIP, Tokens
 from llava_soundclip.prompts import chat_prompt
-from llava_soundclip.substitution import AudioTokenSubstituter, Selection
+from llava_soundclip.substitution import Norm
 
 BATCH = 18
-TOKENS = {"prepared": "zero", "stock": "drop"}  # how each mm_projector hears best
-ALL = 36
+ALL = GRID**2
 QUARTERS = (0, 9, 18, ALL)
-ALPHA = 0.5
+# Beside the projected sound: alignment, norm and control of everything else that fills the CLS slot.
+SLOTS: dict[str, tuple[str | float, Norm, CaptionControl | None]] = {
+    "alpha": (0.5, "keep", None),
+    "raw": ("raw", "keep", None),
+    "raw, matched": ("raw", "match", None),
+    "noise": ("projected", "keep", "noise"),
+    "zero vector": ("projected", "keep", "zero"),
+    "another recording": ("projected", "keep", ANOTHER),
+}
 PICTURES = 6  # pictures that each unseen recording is played with
 PER_KIND = 10  # pairs of each kind in retrieval
 # Recordings of the miniature's kinds in the test media; the number is ESC-50's class.
@@ -97,38 +107,27 @@ def repeats(caption: str) -> bool:
     return any(len(re.findall(rf"\b{kind}\b", part)) > 1 for part in caption.split(".") for kind in KINDS)
 
 
-class RandomSubstituter(AudioTokenSubstituter):
-    """Keeps k patches at random, the control of every figure about k."""
+class Captions:
+    """Captions that are made once and kept in a file, so that an interrupted run resumes.
 
-    def select(self, tokens: Tensor, audio: Tensor, candidates: Tensor | None = None) -> Selection:
-        similarity = super().select(tokens, audio, candidates).similarity
-        generator = torch.Generator().manual_seed(round(1e3 * float(audio.abs().sum())) % 2**31)
-        order = torch.rand(similarity.shape, generator=generator).argsort(1)
-        return Selection(similarity, order[:, : self.k].sort(1).values)
+    Args:
+        file: one row of captions per setting.
+    """
 
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        rows = [json.loads(row) for row in file.read_text().splitlines()] if file.exists() else []
+        self.known: dict[str, list[str]] = {row["setting"]: row["captions"] for row in rows}
 
-@contextmanager
-def slot(soundclip: SoundCLIP, what: str) -> Iterator[None]:
-    """Fill the CLS slot with a sound in one of several alignments, or with a control."""
-    align, generator = soundclip.align, torch.Generator().manual_seed(30)
-
-    def control(embeddings: Tensor) -> Tensor:
-        f_a = align(embeddings)
-        noise = functional.normalize(torch.randn(f_a.shape, generator=generator), dim=-1)
-        return noise * f_a.norm(dim=-1, keepdim=True) * (what == "noise")
-
-    before = soundclip.alignment, soundclip.norm
-    try:
-        if what in ("noise", "zero vector"):
-            soundclip.align = control  # type: ignore[method-assign]
-        elif what == "alpha":
-            soundclip.alignment = ALPHA
-        elif what.startswith("raw"):
-            soundclip.alignment, soundclip.norm = "raw", "match" if what == "raw, matched" else "keep"
-        yield
-    finally:
-        soundclip.__dict__.pop("align", None)
-        soundclip.alignment, soundclip.norm = before
+    def get(self, setting: str, make: Callable[..., list[str]], *arguments: Any) -> list[str]:
+        """Captions of a setting, from the file if they are there, else `make(*arguments)`."""
+        if setting not in self.known:
+            began = time.monotonic()
+            self.known[setting] = make(*arguments)
+            with self.file.open("a") as file:
+                file.write(json.dumps({"setting": setting, "captions": self.known[setting]}) + "\n")
+            print(f"{setting}: {time.monotonic() - began:.0f} s, {self.known[setting][:2]}", flush=True)
+        return self.known[setting]
 
 
 def remember(encoder: AudioEncoder) -> None:
@@ -178,20 +177,23 @@ def picture(world: World, kinds: list[str], rng: Generator) -> Image.Image:
     return Image.fromarray(world.scene(kinds, rng)[0])
 
 
-def measure_silence(world: World, soundclip: SoundCLIP, count: int, prompt: str) -> dict[str, Any]:
+def measure_silence(
+    world: World, soundclip: SoundCLIP, recipe: str, count: int, made: Captions
+) -> dict[str, Any]:
     """Without a sound: is everything visible named, is anything heard, is anything said twice?"""
+    prompt = PROMPT if recipe == "prepared" else STOCK_PROMPT
     figures: dict[str, Any] = {}
     for things in (1, 2):
         rng = np.random.default_rng((20, things))
         scenes = [draw_kinds(rng, things) for _ in range(count)]
-        captions = silent_captions(soundclip, [picture(world, kinds, rng) for kinds in scenes], prompt)
+        pictures = [picture(world, kinds, rng) for kinds in scenes]
+        captions = made.get(f"{recipe}, silence, {things}", silent_captions, soundclip, pictures, prompt)
         told = [
             all(names(text, kind) for kind in kinds) for text, kinds in zip(captions, scenes, strict=True)
         ]
         figures[f"{things} named"] = share(told)
         figures[f"{things} talks of hearing"] = share(["hear" in text for text in captions])
         figures[f"{things} repeats"] = share([repeats(text) for text in captions])
-        print(things, figures[f"{things} named"], captions[:3], flush=True)
     return figures
 
 
@@ -211,82 +213,77 @@ def make_scenes(world: World, count: int, visible: bool) -> tuple[list[str], lis
     return sources, scenes, sounds, [picture(world, kinds, rng) for kinds in scenes]
 
 
-def measure_scenes(world: World, soundclip: SoundCLIP, recipe: str, count: int) -> dict[str, Any]:
+def scene_settings(recipe: str) -> dict[str, tuple[Tokens, Norm, Setting]]:
+    """Every k with every choice of patches, and everything that fills the CLS slot: by the figure's name."""
+    settings: dict[str, tuple[Tokens, Norm, Setting]] = {}
+    for tokens in get_args(Tokens):
+        for k in QUARTERS:
+            if tokens == "drop" and k == ALL:
+                continue  # the same as zero
+            settings[f"{tokens}, {k}, similar, projected"] = tokens, "keep", Setting("projected", k)
+            if k not in (0, ALL):
+                random = Setting("projected", k, "random")
+                settings[f"{tokens}, {k}, random, projected"] = tokens, "keep", random
+    for name, (alignment, norm, control) in SLOTS.items():
+        setting = Setting(alignment, K, control)
+        settings[f"{TOKENS[recipe]}, {K}, similar, {name}"] = TOKENS[recipe], norm, setting
+    return settings
+
+
+def measure_scenes(
+    world: World, soundclip: SoundCLIP, recipe: str, count: int, made: Captions
+) -> dict[str, Any]:
     """With a sound: what is named for every k, with every choice of patches, and for what fills the slot."""
-    budgets = [
-        (tokens, k, choice)
-        for tokens in ("zero", "drop")
-        for k in QUARTERS
-        for choice in ("similar", "random")
-        if not (choice == "random" and k in (0, ALL)) and not (tokens == "drop" and k == ALL)
-    ]
-    slots = ("alpha", "raw", "raw, matched", "noise", "zero vector", "another recording")
-    settings = [(*budget, "projected") for budget in budgets]
-    settings += [(TOKENS[recipe], K, "similar", what) for what in slots]
     figures: dict[str, Any] = {}
-    for visible in (True, False):
-        zeroed: dict[tuple[int, str], list[str]] = {}
-        sources, scenes, sounds, pictures = make_scenes(world, count, visible)
-        for tokens, k, choice, what in settings:
-            soundclip.tokens, soundclip.k = tokens, k
-            chooser = RandomSubstituter if choice == "random" else AudioTokenSubstituter
-            played, playing = sounds, sources
-            if what == "another recording":  # of another kind that isn't in the picture
-                rows = [
-                    foreign(sources, kinds, source) for source, kinds in zip(sources, scenes, strict=True)
-                ]
-                played, playing = [sounds[row] for row in rows], [sources[row] for row in rows]
-            with slot(soundclip, what), mock.patch.object(patching, "AudioTokenSubstituter", chooser):
-                captions = caption(soundclip, played, pictures)
-            rows = list(zip(captions, sources, scenes, strict=True))
-            figure = {
+    for place in PLACES:
+        sources, scenes, sounds, pictures = make_scenes(world, count, place == "visible")
+        others = foreign(sources, scenes)
+        found: dict[str, list[str]] = {}
+        for name, (tokens, norm, setting) in scene_settings(recipe).items():
+            played = [sounds[row] for row in others] if setting.control == ANOTHER else sounds
+            soundclip.tokens, soundclip.norm = tokens, norm
+            with setting.applied_to(soundclip):
+                texts = made.get(f"{recipe}, {name}, {place}", caption, soundclip, played, pictures)
+            found[name] = texts
+            rows = list(zip(texts, sources, scenes, strict=True))
+            figures[f"{name}, {place}"] = figure = {
                 "heard": share([heard(text, source, recipe) for text, source, _ in rows]),
                 "seen": share([seen(text, kinds[-1], recipe) for text, _, kinds in rows]),
-                "repeats": share([repeats(text) for text in captions]),
+                "repeats": share([repeats(text) for text in texts]),
             }
-            if what == "another recording":
+            if setting.control == ANOTHER:
                 figure["played"] = share(
-                    [heard(text, kind, recipe) for text, kind in zip(captions, playing, strict=True)]
+                    [heard(text, sources[row], recipe) for text, row in zip(texts, others, strict=True)]
                 )
-            if (tokens, what) == ("zero", "projected"):
-                zeroed[k, choice] = captions
-            elif what == "projected":
-                pairs = list(zip(captions, zeroed[k, choice], strict=True))
+            if name.startswith("drop") and name.endswith("projected"):
+                zeroed = found[name.replace("drop", "zero", 1)]
+                pairs = list(zip(texts, zeroed, strict=True))
                 figure["same caption as zero"] = share([text == other for text, other in pairs])
                 figure["same kinds as zero"] = share(
                     [kinds_in(text) == kinds_in(other) for text, other in pairs]
                 )
-            place = "visible" if visible else "not visible"
-            figures[f"{tokens}, {k}, {choice}, {what}, {place}"] = figure
-            print(
-                recipe,
-                place,
-                tokens,
-                k,
-                choice,
-                what,
-                figure["heard"],
-                figure["seen"]["share"],
-                captions[:2],
-                flush=True,
-            )
-    soundclip.tokens, soundclip.k = TOKENS[recipe], K
+        soundclip.tokens, soundclip.norm = TOKENS[recipe], "keep"
     return figures
 
 
-def foreign(sources: list[str], shown: list[str], source: str) -> int:
-    """Find a sound of a kind that is neither shown nor the scene's own."""
-    start = sources.index(source)
-    turned = [*range(start + 1, len(sources)), *range(start)]
-    return next(row for row in turned if sources[row] not in (source, *shown))
+def foreign(sources: list[str], scenes: list[list[str]]) -> list[int]:
+    """The row of the sound that the control "another" plays with each scene, as `eval tradeoff` chooses it."""
+    clips = [Clip(str(row), kind, "") for row, kind in enumerate(sources)]
+    things = {
+        clip.id: Things(sounding=(clip.source,), silent=(kinds[-1],))
+        for clip, kinds in zip(clips, scenes, strict=True)
+    }
+    heard = partners(clips, things)
+    return [int(heard[clip.id]) for clip in clips]
 
 
-def measure_drawn(soundclip: SoundCLIP, recipe: str, count: int) -> dict[str, Any]:
+def measure_drawn(soundclip: SoundCLIP, recipe: str, count: int, made: Captions) -> dict[str, Any]:
     """The kinds of `llava_soundclip.demo.kinds`: each sound with a drawing of each kind, as the tests do."""
     rng = np.random.default_rng(22)
     pairs = [(sound, shown) for sound in DRAWN_KINDS for shown in DRAWN_KINDS] * max(1, count // 16)
     sounds = [synthesise(sound, 3, RATE, rng) for sound, _ in pairs]
-    captions = caption(soundclip, sounds, [make_scene(shown, 288, rng) for _, shown in pairs])
+    pictures = [make_scene(shown, 288, rng) for _, shown in pairs]
+    captions = made.get(f"{recipe}, drawn", caption, soundclip, sounds, pictures)
     rows = list(zip(captions, pairs, strict=True))
     return {
         "heard": share([heard(text, sound, recipe) for text, (sound, _) in rows]),
@@ -308,35 +305,30 @@ def unseen_recordings(world: World, media: Path | None) -> dict[str, list[tuple[
 
 
 def measure_unseen(
-    world: World, soundclip: SoundCLIP, recipe: str, recordings: dict[str, list[tuple[str, str, np.ndarray]]]
+    world: World,
+    soundclip: SoundCLIP,
+    recipe: str,
+    recordings: dict[str, list[tuple[str, str, np.ndarray]]],
+    made: Captions,
 ) -> dict[str, Any]:
     """Unseen recordings, each with pictures of the thing and something else, and of something else alone."""
     figures: dict[str, Any] = {}
     for origin, rows in recordings.items():
-        for visible in (True, False):
+        for place in PLACES:
+            visible = place == "visible"
             hits, every = [], []
             for index, (name, kind, wave) in enumerate(rows):
                 rng = np.random.default_rng((23, index, visible))
                 others = [str(k) for k in rng.permutation([k for k in KINDS if k != kind])[:PICTURES]]
                 scenes = [[kind, other] if visible else [other] for other in others]
-                captions = caption(
-                    soundclip, [wave] * PICTURES, [picture(world, kinds, rng) for kinds in scenes]
-                )
+                pictures = [picture(world, kinds, rng) for kinds in scenes]
+                waves = [wave] * PICTURES
+                captions = made.get(f"{recipe}, {name}, {place}", caption, soundclip, waves, pictures)
                 told = [heard(text, kind, recipe) for text in captions]
                 hits += told
                 every.append(sum(told) > PICTURES / 2)
                 if not visible:
                     figures[f"recording {name}"] = {"kind": kind, **share(told)}
-                print(
-                    recipe,
-                    name,
-                    kind,
-                    "visible" if visible else "not visible",
-                    sum(told),
-                    captions[:2],
-                    flush=True,
-                )
-            place = "visible" if visible else "not visible"
             if hits:
                 figures[f"{origin}, {place}"] = {"heard": share(hits), "most": share(every)}
     return figures
@@ -353,17 +345,17 @@ def measure_retrieval(world: World, soundclip: SoundCLIP) -> dict[str, Any]:
     kinds = list(SOUNDING) * PER_KIND
     waves = [augment(world.sound(kind, rng), rng) for kind in kinds]
     pictures = [picture(world, [kind], rng) for kind in kinds]
-    pixels = soundclip.processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
+    model, images = soundclip.model, soundclip.processor.image_processor
+    tower = VisionTower(model.model.vision_tower, images, layer=model.config.vision_feature_layer)
+    pixels = images(pictures, return_tensors="pt")["pixel_values"]
     figures: dict[str, Any] = {}
     with torch.no_grad():
-        cls = soundclip._host.tower_tokens(pixels)[:, 0].float()
+        cls = functional.normalize(tower.tokens(pixels)[:, 0], dim=-1)
         z_a = soundclip.encoder.embed(waves, RATE)
         for alignment in ("raw", "projected"):
             soundclip.alignment = alignment
-            f_a = soundclip.align(z_a)
-            for direction, pair in (("A2V", (f_a, cls)), ("V2A", (cls, f_a))):
-                query, found = (functional.normalize(side, dim=-1) for side in pair)
-                cosine = query @ found.T
+            found = functional.normalize(soundclip.align(z_a), dim=-1) @ cls.T
+            for direction, cosine in (("A2V", found), ("V2A", found.T)):
                 rank, best = ranks(cosine), cosine.argmax(1)
                 figures[f"{alignment}, {direction}"] = {
                     "n": len(kinds),
@@ -416,18 +408,20 @@ def main() -> None:
         arguments.out.write_text(json.dumps(figures, indent=1) + "\n")
 
     recordings = unseen_recordings(world, arguments.media)
-    for recipe in [arguments.recipe] if arguments.recipe else TOKENS:
+    captions = Captions(arguments.work / f"captions-{arguments.count}.jsonl")
+    recipes = [arguments.recipe] if arguments.recipe else list(TOKENS)
+    for recipe in recipes:
         soundclip = load_demo(mm_projector=recipe, tokens=TOKENS[recipe])
         remember(soundclip.encoder)
         if recipe == "prepared":
             keep("retrieval", measure_retrieval(world, soundclip))
-            keep("drawn", measure_drawn(soundclip, recipe, arguments.count))
-        keep(f"{recipe}: unseen", measure_unseen(world, soundclip, recipe, recordings))
-        prompt = PROMPT if recipe == "prepared" else STOCK_PROMPT
-        keep(f"{recipe}: silence", measure_silence(world, soundclip, 2 * arguments.count, prompt))
-        keep(f"{recipe}: scenes", measure_scenes(world, soundclip, recipe, arguments.count))
+            keep("drawn", measure_drawn(soundclip, recipe, arguments.count, captions))
+        keep(f"{recipe}: unseen", measure_unseen(world, soundclip, recipe, recordings, captions))
+        keep(f"{recipe}: silence", measure_silence(world, soundclip, recipe, 2 * arguments.count, captions))
+        keep(f"{recipe}: scenes", measure_scenes(world, soundclip, recipe, arguments.count, captions))
         soundclip.unpatch()
     keep("time", measure_time(world))
+    captions.file.unlink(missing_ok=True)  # complete: the next run measures anew
 
 
 if __name__ == "__main__":

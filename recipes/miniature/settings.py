@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -10,3 +11,9 @@ WEIGHTS = ROOT / "weights" / "demo"
 DOCS = ROOT / "docs"
 MEASURED = HERE / "figures" / "measured.json"
 ABLATIONS = HERE / "figures" / "ablations.json"
+
+TOKENS: dict[str, Literal["zero", "drop"]] = {
+    "prepared": "zero",
+    "stock": "drop",
+}  # each mm_projector, and how it hears best
+PLACES = ("visible", "not visible")  # the thing that sounds
