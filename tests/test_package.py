@@ -111,3 +111,4 @@ def test_the_wheel_has_what_the_demo_needs() -> None:
         pytest.skip("not a checkout")
     files = [file for file in (root / "weights" / "demo").rglob("*") if file.is_file()]
     assert sum(file.stat().st_size for file in files) < 20e6
+    assert not {file for file in files if file.suffix not in (".safetensors", ".json", ".jsonl", ".md")}

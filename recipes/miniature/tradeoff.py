@@ -2,9 +2,9 @@
 
 Scenes play fresh variations of the recordings that the projector was trained on, "unseen" ones whole recordings that
 nothing was trained on. Half of the clips show the thing that sounds and a silent one, the others the silent one alone.
-Goes on where it was; writes docs/tradeoff.md, and the reports beside it.
+An interrupted run resumes. `make reports` runs it for the reports alone; with `--page` it also writes the tables.
 
-python recipes/miniature/tradeoff.py --media ../shared/media
+python recipes/miniature/tradeoff.py --media ../shared/media --page docs/tradeoff.md
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from common import parser, start
 from measure import unseen_recordings
 from numpy.random import Generator
 from PIL import Image
-from settings import DOCS
+from settings import ROOT, TOKENS
 from sound_projector import command, write_wave
 from world import KINDS, SOUNDING, World, augment
 
@@ -31,7 +31,6 @@ from llava_soundclip.demo import STOCK_PROMPT, WINDOW, K, load_demo
 from llava_soundclip.demo.kinds import phrase
 
 SETS = ("scenes", "unseen")
-RECIPES = ("prepared", "stock")
 PER_KIND = 6  # scenes of each sounding kind, half of them without it in the picture
 PICTURES = 6  # of each unseen recording
 BUDGETS = {"scenes": "0,9,36", "unseen": ""}
@@ -233,19 +232,29 @@ def main() -> None:
     """Make what isn't there yet, measure, and write."""
     arguments: argparse.ArgumentParser | Any = parser(__doc__)
     arguments.add_argument("--media", type=Path, help="folder with esc50/ and pairs/ of unseen recordings")
-    arguments.add_argument("--out", type=Path, default=DOCS, help="where tradeoff.md and the reports go")
-    arguments.add_argument("--set", choices=SETS, action="append", help="of these clips only")
-    arguments.add_argument("--recipe", choices=RECIPES, action="append", help="of these mm_projectors only")
+    arguments.add_argument(
+        "--out", type=Path, default=ROOT / "build" / "reports", help="folder for the reports"
+    )
+    arguments.add_argument("--page", type=Path, help="page that the tables are written into")
+    arguments.add_argument("--set", choices=SETS, action="append", help="measure these clips only")
+    arguments.add_argument(
+        "--recipe", choices=TOKENS, action="append", help="measure these mm_projectors only"
+    )
     arguments = arguments.parse_args()
     av.logging.set_level(av.logging.ERROR)
     work: Path = arguments.work
     tables = write_clips(start(arguments), work, arguments.media, arguments.steps)
+    arguments.out.mkdir(parents=True, exist_ok=True)
     found = {}
-    for name in arguments.set or SETS:
-        for recipe in arguments.recipe or RECIPES:
-            found[name, recipe] = runs = measure(work, tables[name], name, recipe)
-            shutil.copyfile(runs / "report.html", arguments.out / "reports" / f"{name}-{recipe}.html")
-    write_between_marks(arguments.out / "tradeoff.md", render(found))
+    parts = [(name, recipe) for name in arguments.set or SETS for recipe in arguments.recipe or TOKENS]
+    for number, (name, recipe) in enumerate(parts, start=1):
+        print(f"== report {number} of {len(parts)}: {name}, {recipe}", flush=True)
+        found[name, recipe] = runs = measure(work, tables[name], name, recipe)
+        report = arguments.out / f"{name}-{recipe}.html"
+        shutil.copyfile(runs / "report.html", report)
+        print(f"== {report}", flush=True)
+    if arguments.page:
+        write_between_marks(arguments.page, render(found))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,10 @@ ROOT = Path(__file__).resolve().parents[2]
 WEIGHTS = ROOT / "weights" / "demo"
 RECIPE = ROOT / "recipes" / "miniature"
 FIGURES = RECIPE / "figures"
-MODULES = ("ablations", "all", "card", "common", "measure", "settings", "sound_projector", "voices", "world")
+MODULES = (
+    *("ablations", "all", "card", "common", "measure", "settings", "sound_projector", "tradeoff"),
+    *("voices", "world"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +114,67 @@ def test_captions_are_compared_by_what_they_name(scripts):
     assert kinds_in("I hear a dog. I see a cat.") == kinds_in("I see a cat. I hear a dog, a dog.")
     assert kinds_in("I hear a dog. I see a cat.") != kinds_in("I hear a cat. I see a dog.")
     assert kinds_in("Nothing.") == set()
+
+
+def test_every_setting_of_the_figures_is_one_that_is_measured(scripts):
+    measure, figures = scripts["measure"], json.loads((FIGURES / "measured.json").read_text())
+    for recipe in scripts["settings"].TOKENS:
+        settings = [f"{name}, {place}" for place in measure.PLACES for name in measure.scene_settings(recipe)]
+        assert settings == list(figures[f"{recipe}: scenes"])
+    settings = measure.scene_settings("stock")
+    tokens, norm, setting = settings["drop, 18, similar, noise"]
+    assert (tokens, norm, setting.alignment, setting.control) == ("drop", "keep", "projected", "noise")
+    assert settings["zero, 9, random, projected"][2].control == "random"
+    assert settings["drop, 18, similar, raw, matched"][1] == "match"
+
+
+def test_another_recording_is_of_nothing_that_the_scene_shows(scripts):
+    sources = ["dog", "cat", "cow", "dog", "cat", "cow"]
+    scenes = [["dog", "cat"], ["cat", "dog"], ["dog"], ["apple"], ["cat", "rose"], ["cow", "cat"]]
+    assert scripts["measure"].foreign(sources, scenes) == [2, 2, 4, 4, 5, 0]
+
+
+def test_captions_are_made_once(scripts, tmp_path):
+    file, made = tmp_path / "captions.jsonl", []
+
+    def make(text):
+        made.append(text)
+        return [text, text]
+
+    captions = scripts["measure"].Captions(file)
+    assert captions.get("zero, 9", make, "a dog") == ["a dog", "a dog"]
+    resumed = scripts["measure"].Captions(file)
+    assert resumed.get("zero, 9", make, "a cat") == ["a dog", "a dog"]
+    assert resumed.get("zero, 18", make, "a cat") == ["a cat", "a cat"]
+    assert made == ["a dog", "a cat"]
+
+
+def test_reports_are_made_without_touching_a_page(scripts, tmp_path, monkeypatch, capsys):
+    tradeoff, page = scripts["tradeoff"], tmp_path / "tradeoff.md"
+    page.write_text("<!-- measured -->\nold\n<!-- /measured -->\n")
+
+    def measure(work, table, name, recipe):
+        (tmp_path / "report.html").write_text(f"{name}, {recipe}")
+        return tmp_path
+
+    monkeypatch.setattr(tradeoff, "start", lambda arguments: None)
+    monkeypatch.setattr(tradeoff, "write_clips", lambda *arguments: {"scenes": "table", "unseen": "table"})
+    monkeypatch.setattr(tradeoff, "measure", measure)
+    monkeypatch.setattr(tradeoff, "render", lambda found: "\n".join(map(str, found)) + "\n")
+    out = tmp_path / "build" / "reports"
+    monkeypatch.setattr(sys, "argv", ["tradeoff.py", "--out", str(out)])
+    tradeoff.main()
+    assert sorted(file.stem for file in out.iterdir()) == [
+        "scenes-prepared",
+        "scenes-stock",
+        "unseen-prepared",
+        "unseen-stock",
+    ]
+    assert (out / "unseen-stock.html").read_text() == "unseen, stock" and "old" in page.read_text()
+    assert "report 4 of 4: unseen, stock" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--page", str(page), "--set", "scenes"])
+    tradeoff.main()
+    assert "('scenes', 'stock')" in page.read_text() and "old" not in page.read_text()
 
 
 def test_the_weights_stay_small():
