@@ -12,7 +12,12 @@ from tests.conftest import TinyEncoder, build_tiny_llava, build_tiny_processor
 from tests.media.making import write_film
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "weights" / "demo" / "README.md"]
+DOCUMENTS = [
+    *ROOT.glob("*.md"),
+    *ROOT.glob("docs/*.md"),
+    ROOT / "weights" / "demo" / "README.md",
+    ROOT / "recipes" / "README.md",
+]
 
 
 def blocks(document: Path, language: str) -> list[str]:
