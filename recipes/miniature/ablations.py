@@ -1,8 +1,8 @@
 """Tables 7, 8 and 10 of the paper on the miniature's world: losses, poolings of Whisper's blocks, its last n blocks.
 
-Each seed leaves one recording out of every kind that has several, trains projectors on all the others with
-`llava_soundclip.training`, and lets the variations of what was left out and their pictures find each other. Goes on
-where it was; writes `figures/ablations.json`, and from it docs/ablations.md and its plot.
+Each seed leaves one recording out of every kind that has several, and trains projectors on all the others with
+`llava_soundclip.training`. The held-out variations and their pictures then find each other. An interrupted run resumes.
+Writes `figures/ablations.json`, and from it docs/ablations.md and its plot.
 
 python recipes/miniature/ablations.py
 """
@@ -39,10 +39,10 @@ class Row:
     """A row of one of the paper's tables.
 
     Attributes:
-        name: as the paper has it.
-        loss: of the recipe.
-        fusion: of Whisper's blocks.
-        n: for "last_n".
+        name: the row's name in the paper.
+        loss: the recipe's loss.
+        fusion: how Whisper's blocks are pooled.
+        n: number of blocks for "last_n".
         paper: the paper's mean ranks, A2V and V2A, of 100; None where it has no such row.
     """
 
@@ -103,7 +103,7 @@ class Rows:
         )
 
     def split(self, sources: Collection[str]) -> tuple[Rows, Rows]:
-        """Those of some sources, and the others."""
+        """Rows of some sources, and all other rows."""
 
         def take(chosen: list[int]) -> Rows:
             kinds, origins = ([names[i] for i in chosen] for names in (self.kinds, self.sources))
@@ -116,7 +116,7 @@ class Rows:
 
 
 def left_out(sources: Sequence[str], seed: int) -> set[str]:
-    """One recording of each kind that has several, another one for each seed as far as there are more."""
+    """One recording of each kind that has several; seeds take turns through a kind's recordings."""
     chosen = set()
     for kind in SOUNDING:
         recordings = sorted({s for s in sources if s.startswith(f"{kind}, ") and "imitation" not in s})
@@ -126,7 +126,7 @@ def left_out(sources: Sequence[str], seed: int) -> set[str]:
 
 
 def figures(f_a: Tensor, rows: Rows, means: Tensor, seed: int) -> dict[str, float]:
-    """How well vectors (n, D) find their pictures and are found, and whether they are nearest to their kind."""
+    """Retrieval of vectors (n, D) and their pictures, and how often a vector is nearest to its own kind."""
     found = retrieval(f_a, rows.cls, seed=seed)
     told = [name == kind for name, kind in zip(nearest(f_a, means), rows.kinds, strict=True)]
     ranks = {
@@ -137,7 +137,7 @@ def figures(f_a: Tensor, rows: Rows, means: Tensor, seed: int) -> dict[str, floa
 
 
 def measure(row: Row, folder: Path, unseen: Rows, means: Tensor, seed: int) -> dict[str, float]:
-    """Train on a folder and measure on what it doesn't hold: the last weights, so that nothing is chosen."""
+    """Train on a folder and measure the last checkpoint on held-out rows; no checkpoint is selected."""
     out = folder.with_name("ablation-projector")
     shutil.rmtree(out, ignore_errors=True)
     recipe = Recipe(
@@ -156,13 +156,13 @@ def measure(row: Row, folder: Path, unseen: Rows, means: Tensor, seed: int) -> d
 
 
 def spread(values: Sequence[float], digits: int = 1) -> str:
-    """Mean and deviation over the seeds: "12.4 ± 1.1"."""
+    """Mean and standard deviation over the seeds: "12.4 ± 1.1"."""
     deviation = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
     return f"{mean(values):.{digits}f}{deviation}"
 
 
 def render(results: Mapping[str, Mapping[str, dict[str, float]]]) -> str:
-    """All tables; those of the paper beside ours."""
+    """All tables, with the paper's figures beside ours."""
     head = ("", "A2V mean rank", "V2A mean rank", "A2V R@1", "R@10", "kind told", "norm")
 
     def line(name: str, key: str) -> list[str]:
@@ -172,7 +172,7 @@ def render(results: Mapping[str, Mapping[str, dict[str, float]]]) -> str:
         return [name, *(spread([figure[column] for figure in seeds], digits) for column, digits in columns)]
 
     def behind(key: str, best: str) -> str:
-        """How much worse A2V is than with the paper's choice, seed by seed."""
+        """Difference in A2V mean rank to the paper's choice, paired by seed."""
         pairs = [
             (found["A2V mean_rank"], results[best][seed]["A2V mean_rank"])
             for seed, found in results[key].items()
@@ -202,7 +202,7 @@ CONTROLS = {
 
 
 def plot(results: Mapping[str, Mapping[str, dict[str, float]]], path: Path) -> None:
-    """Mean ranks of every seed, and the paper's."""
+    """Plot the mean ranks of every seed, and the paper's."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -235,10 +235,10 @@ def plot(results: Mapping[str, Mapping[str, dict[str, float]]], path: Path) -> N
 
 
 def main() -> None:
-    """Train what isn't trained yet, and write."""
+    """Train what is missing, then write the figures, the page and the plot."""
     arguments = parser(__doc__)
-    arguments.add_argument("--out", type=Path, default=ABLATIONS)
-    arguments.add_argument("--seeds", type=int, default=SEEDS)
+    arguments.add_argument("--out", type=Path, default=ABLATIONS, help="JSON file for the figures")
+    arguments.add_argument("--seeds", type=int, default=SEEDS, help="number of seeds")
     arguments = arguments.parse_args()
     known, unseen = make_features(start(arguments), arguments)
     everything, means = Rows.of(known, unseen), mean_cls(known)

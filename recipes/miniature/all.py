@@ -1,4 +1,4 @@
-"""Make the miniature's weights from nothing: every stage in turn, each going on from its checkpoint.
+"""Train the miniature's weights from scratch: every stage in turn. Each stage resumes from its checkpoint.
 
 python recipes/miniature/all.py --stamps /usr/share/tuxpaint/stamps --gcompris /usr/share/gcompris-qt/rcc
 """
@@ -31,9 +31,9 @@ FILES = (
 
 
 def main() -> None:
-    """Run the stages one after another and copy what they wrote beside the card."""
+    """Run the stages one after another and copy their weights into a folder."""
     arguments = parser(__doc__)
-    arguments.add_argument("--out", type=Path, default=WEIGHTS, help="where the weights go")
+    arguments.add_argument("--out", type=Path, default=WEIGHTS, help="folder for the weights")
     arguments = arguments.parse_args()
     options = [f"--{name}={getattr(arguments, name)}" for name in ("stamps", "gcompris", "work", "threads")]
     if arguments.steps:

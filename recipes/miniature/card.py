@@ -1,4 +1,4 @@
-"""Write the figures of `figures/measured.json` into the card and docs/tokens.md, between marks: a table for each question.
+"""Write the figures of `figures/measured.json` into the card and docs/tokens.md: one table per question, between marks.
 
 python recipes/miniature/card.py
 """
@@ -41,7 +41,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def silence(figures: dict[str, Any]) -> str:
-    """Tables of the captions without a sound."""
+    """Table of the captions without a sound."""
     rows, n = [], 0
     for recipe in TOKENS:
         if part := figures.get(f"{recipe}: silence"):
@@ -92,7 +92,7 @@ def scenes(figures: dict[str, Any], recipe: str) -> str:
 
 
 def agreement(figures: dict[str, Any], place: str) -> str:
-    """Tables of `tokens="drop"` against `"zero"`: do they say the same, and how well does each?"""
+    """Table of `tokens="drop"` against `"zero"`: how often they say the same, and how well each does."""
     rows, n = [], 0
     for recipe in TOKENS:
         for key, drop in figures.get(f"{recipe}: scenes", {}).items():
@@ -110,7 +110,7 @@ def agreement(figures: dict[str, Any], place: str) -> str:
 
 
 def unseen(figures: dict[str, Any]) -> str:
-    """Tables of the recordings that were never trained on."""
+    """Tables of the held-out recordings."""
     parts = {recipe: figures[f"{recipe}: unseen"] for recipe in TOKENS if f"{recipe}: unseen" in figures}
     if not parts:
         return ""
@@ -163,7 +163,7 @@ def retrieval(figures: dict[str, Any]) -> str:
 
 
 def others(figures: dict[str, Any]) -> str:
-    """What is left: the drawn kinds and the time."""
+    """Remaining figures: drawn kinds, repetition and time."""
     lines = []
     if part := figures.get("drawn"):
         lines.append(

@@ -1,4 +1,4 @@
-"""What the training stages share: the tower's shape, the world on the command line, checkpoints."""
+"""Shared by the training stages: the tower's shape, command-line options, the training loop and its checkpoints."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from llava_soundclip.demo.assemble import BLOCKS, WIDTH, make_config, make_image
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)  # CLIP's
 STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 SAVED_EVERY = 120  # seconds between checkpoints
-SHRUNK = 0.3  # of the scenes that are trained on have smaller things
-SMALLEST = 0.45  # of a thing's usual size, where things are shrunk
+SHRUNK = 0.3  # share of the training scenes that have smaller things
+SMALLEST = 0.45  # smallest size of a shrunk thing, as a share of its usual size
 
 
 def vision_config() -> CLIPVisionConfig:
-    """Describe the trained part of the tower; the assembled one has a block more, which nothing reads."""
+    """Configuration of the trained part of the tower. The assembled tower has one more block, which nothing reads."""
     return CLIPVisionConfig(
         hidden_size=WIDTH,
         intermediate_size=1024,
@@ -46,7 +46,7 @@ def pixels(pictures: np.ndarray) -> Tensor:
 
 
 def load_tower(work: Path) -> CLIPVisionModel:
-    """Load what stage 1 wrote."""
+    """Load the tower that stage 1 trained."""
     tower = CLIPVisionModel(vision_config()).eval().requires_grad_(False)
     state = {key: value.float() for key, value in load_file(work / "tower.safetensors").items()}
     getattr(tower, "vision_model", tower).load_state_dict(state, strict=False)
@@ -54,7 +54,7 @@ def load_tower(work: Path) -> CLIPVisionModel:
 
 
 def write_tower_folder(work: Path) -> Path:
-    """Write what stage 1 wrote as a folder that `from_pretrained` opens, with its image processor.
+    """Save the tower of stage 1, with its image processor, as a folder for `from_pretrained`.
 
     Returns:
         The folder.
@@ -72,7 +72,7 @@ def features(tower: CLIPVisionModel, pictures: np.ndarray) -> Tensor:
 
 
 def draw_kinds(rng: Generator, count: int | None = None) -> list[str]:
-    """Choose what a scene shows: `count` different kinds, else one or two."""
+    """Choose the kinds of a scene: `count` different ones, else one or two."""
     count = count or (1 if rng.random() < 0.45 else 2)
     return [str(kind) for kind in rng.choice(KINDS, count, replace=False)]
 
@@ -83,10 +83,10 @@ def batch_of_scenes(
     """Make scenes.
 
     Args:
-        world: what there is to see.
-        rng: where the choices come from.
-        scenes: the kinds in each.
-        shrunk: in this share of the scenes the things are smaller, down to `SMALLEST`.
+        world: pictures of the kinds.
+        rng: source of the random choices.
+        scenes: the kinds in each scene.
+        shrunk: share of the scenes with smaller things, down to `SMALLEST`.
 
     Returns:
         Pictures, uint8 (B, SIZE, SIZE, 3), and patch labels, int64 (B, GRID**2): the index of a kind in
@@ -104,11 +104,11 @@ def batch_of_scenes(
 def cls_tokens(world: World, tower: CLIPVisionModel, count: int, seed: int) -> dict[str, Tensor]:
     """CLS tokens of pictures that show one sounding kind alone.
 
-    Of `2 * count` pictures of a kind those are taken whose CLS is nearest to the mean of all: where the thing
-    is hard to tell, CLS tells of something else.
+    `2 * count` pictures are made of each kind, and the half whose CLS is nearest to their mean is kept. Where a thing
+    is hard to recognise, CLS stands for something else.
 
     Returns:
-        For each kind in SOUNDING float32 (count, WIDTH).
+        A tensor for each kind in SOUNDING, float32 (count, WIDTH).
     """
     tokens = {}
     for index, kind in enumerate(SOUNDING):
@@ -130,10 +130,10 @@ def word_vectors(embedding: nn.Embedding, tokenizer: Any) -> Tensor:
 
 
 def parser(description: str) -> argparse.ArgumentParser:
-    """Arguments that every stage has."""
+    """Command-line options of every stage."""
     arguments = argparse.ArgumentParser(description=description)
     arguments.add_argument(
-        "--stamps", type=Path, default=Path("/usr/share/tuxpaint/stamps"), help="Tux Paint's stamps"
+        "--stamps", type=Path, default=Path("/usr/share/tuxpaint/stamps"), help="folder of Tux Paint's stamps"
     )
     arguments.add_argument(
         "--gcompris",
@@ -142,18 +142,18 @@ def parser(description: str) -> argparse.ArgumentParser:
         help="folder of GCompris' .rcc files",
     )
     arguments.add_argument(
-        "--work", type=Path, default=Path("build/demo-weights"), help="folder for checkpoints"
+        "--work", type=Path, default=Path("build/demo-weights"), help="folder for checkpoints and features"
     )
-    arguments.add_argument("--threads", type=int, default=2)
-    arguments.add_argument("--steps", type=int, help="fewer steps than the recipe's, for a trial")
+    arguments.add_argument("--threads", type=int, default=2, help="number of torch threads")
+    arguments.add_argument("--steps", type=int, help="number of steps, for a short trial")
     return arguments
 
 
 def start(arguments: argparse.Namespace) -> World:
-    """Set torch up and open the world.
+    """Set the number of threads, make the work folder and load the world.
 
     Raises:
-        SystemExit: if its pictures or recordings aren't there; the message has the line that brings them.
+        SystemExit: if its pictures or recordings are missing; the message has the command that installs them.
     """
     for folder in (arguments.stamps, arguments.gcompris):
         if not folder.is_dir():
@@ -166,7 +166,7 @@ def start(arguments: argparse.Namespace) -> World:
 
 
 def save_checkpoint(path: Path, **state: Any) -> None:
-    """Write a checkpoint so that a stop in the middle leaves the old one."""
+    """Write a checkpoint atomically: an interruption leaves the old one."""
     partial = path.with_suffix(".partial")
     torch.save(state, partial)
     partial.replace(path)
@@ -182,16 +182,16 @@ def train(
     warmup: int,
     begin: Callable[[], None] = lambda: None,
 ) -> None:
-    """Train with warm-up and cosine decay, or go on from the checkpoint; a loss depends on its step alone.
+    """Train with warm-up and cosine decay, or resume from the checkpoint. A loss depends on its step alone.
 
     Args:
-        checkpoint: the file, written every two minutes and at the end.
-        modules: what is trained, by name.
-        optimiser: over their parameters; its learning rates are the highest ones.
-        steps: how many.
-        loss: makes the loss of a step; it draws its examples from the step's number.
-        warmup: steps until the learning rate is reached.
-        begin: called first where there is no checkpoint.
+        checkpoint: file, written every two minutes and at the end.
+        modules: modules to train, by name.
+        optimiser: optimiser of their parameters, with the peak learning rates.
+        steps: number of steps.
+        loss: computes the loss of a step; the step's number seeds its examples.
+        warmup: steps until the peak learning rate is reached.
+        begin: called first if there is no checkpoint.
     """
     step, spent = 0, 0.0
     rates = [group["lr"] for group in optimiser.param_groups]

@@ -1,7 +1,7 @@
-"""Measure the miniature and write the figures of its card: fresh scenes, and recordings never trained on.
+"""Measure the miniature for its card: on fresh scenes, and on held-out recordings.
 
-Everything goes through the library as a user would call it. Writes `figures/measured.json`, part by part; `card.py`
-makes the tables of the card out of it.
+Everything goes through the library as a user would call it. Writes `figures/measured.json` part by part; `card.py`
+makes the tables from it. An interrupted run resumes.
 
 python recipes/miniature/measure.py --media ../shared/media
 """
@@ -43,7 +43,7 @@ from llava_soundclip.substitution import Norm
 BATCH = 18
 ALL = GRID**2
 QUARTERS = (0, 9, 18, ALL)
-# Beside the projected sound: alignment, norm and control of everything else that fills the CLS slot.
+# Alignment, norm and control of everything that fills the CLS slot instead of the projected sound.
 SLOTS: dict[str, tuple[str | float, Norm, CaptionControl | None]] = {
     "alpha": (0.5, "keep", None),
     "raw": ("raw", "keep", None),
@@ -52,9 +52,9 @@ SLOTS: dict[str, tuple[str | float, Norm, CaptionControl | None]] = {
     "zero vector": ("projected", "keep", "zero"),
     "another recording": ("projected", "keep", ANOTHER),
 }
-PICTURES = 6  # pictures that each unseen recording is played with
-PER_KIND = 10  # pairs of each kind in retrieval
-# Recordings of the miniature's kinds in the test media; the number is ESC-50's class.
+PICTURES = 6  # per held-out recording
+PER_KIND = 10  # pairs per kind in retrieval
+# ESC-50's classes that are kinds of the miniature.
 ESC50 = {
     0: "dog",
     4: "frog",
@@ -83,12 +83,12 @@ def names(text: str, kind: str) -> bool:
 
 
 def clause(caption: str, verb: str) -> str:
-    """What follows "I hear" or "I see" in a caption; empty if it doesn't say so."""
+    """The text after "I hear" or "I see" in a caption; empty if there is none."""
     return " ".join(re.findall(rf"I {verb} ([^.]*)", caption))
 
 
 def heard(caption: str, kind: str, recipe: str) -> bool:
-    """Whether a sound is named: where it says "I hear", or anywhere by a model that never learnt to say so."""
+    """Whether a sound is named: after "I hear", or anywhere for a model that never learnt to say so."""
     return names(clause(caption, "hear") if recipe == "prepared" else caption, kind)
 
 
@@ -108,10 +108,10 @@ def repeats(caption: str) -> bool:
 
 
 class Captions:
-    """Captions that are made once and kept in a file, so that an interrupted run resumes.
+    """Captions, kept in a file so that an interrupted run resumes.
 
     Args:
-        file: one row of captions per setting.
+        file: JSON lines, with the captions of one setting per line.
     """
 
     def __init__(self, file: Path) -> None:
@@ -120,7 +120,7 @@ class Captions:
         self.known: dict[str, list[str]] = {row["setting"]: row["captions"] for row in rows}
 
     def get(self, setting: str, make: Callable[..., list[str]], *arguments: Any) -> list[str]:
-        """Captions of a setting, from the file if they are there, else `make(*arguments)`."""
+        """Captions of a setting: from the file, else `make(*arguments)`."""
         if setting not in self.known:
             began = time.monotonic()
             self.known[setting] = make(*arguments)
@@ -131,7 +131,7 @@ class Captions:
 
 
 def remember(encoder: AudioEncoder) -> None:
-    """Let an encoder embed each sound once: the same sounds are played with every setting."""
+    """Cache an encoder's embeddings: every setting plays the same sounds."""
     known: dict[bytes, Tensor] = {}
     embed = encoder.embed
 
@@ -180,7 +180,7 @@ def picture(world: World, kinds: list[str], rng: Generator) -> Image.Image:
 def measure_silence(
     world: World, soundclip: SoundCLIP, recipe: str, count: int, made: Captions
 ) -> dict[str, Any]:
-    """Without a sound: is everything visible named, is anything heard, is anything said twice?"""
+    """Captions without a sound: is everything visible named, is anything heard, is anything repeated?"""
     prompt = PROMPT if recipe == "prepared" else STOCK_PROMPT
     figures: dict[str, Any] = {}
     for things in (1, 2):
@@ -198,7 +198,7 @@ def measure_silence(
 
 
 def make_scenes(world: World, count: int, visible: bool) -> tuple[list[str], list[list[str]], list, list]:
-    """Scenes with a sound of a visible thing and a silent one, or a silent one alone.
+    """Scenes that show the sounding thing and a silent one, or only the silent one.
 
     Returns:
         The sounding kinds, the kinds in each scene (the silent one last), the sounds and the pictures.
@@ -214,7 +214,7 @@ def make_scenes(world: World, count: int, visible: bool) -> tuple[list[str], lis
 
 
 def scene_settings(recipe: str) -> dict[str, tuple[Tokens, Norm, Setting]]:
-    """Every k with every choice of patches, and everything that fills the CLS slot: by the figure's name."""
+    """Settings by name: every k with similar and random patches, and everything that fills the CLS slot."""
     settings: dict[str, tuple[Tokens, Norm, Setting]] = {}
     for tokens in get_args(Tokens):
         for k in QUARTERS:
@@ -233,7 +233,7 @@ def scene_settings(recipe: str) -> dict[str, tuple[Tokens, Norm, Setting]]:
 def measure_scenes(
     world: World, soundclip: SoundCLIP, recipe: str, count: int, made: Captions
 ) -> dict[str, Any]:
-    """With a sound: what is named for every k, with every choice of patches, and for what fills the slot."""
+    """Captions with a sound, in every setting of `scene_settings`."""
     figures: dict[str, Any] = {}
     for place in PLACES:
         sources, scenes, sounds, pictures = make_scenes(world, count, place == "visible")
@@ -267,7 +267,7 @@ def measure_scenes(
 
 
 def foreign(sources: list[str], scenes: list[list[str]]) -> list[int]:
-    """The row of the sound that the control "another" plays with each scene, as `eval tradeoff` chooses it."""
+    """The sound that the control "another" plays with each scene, chosen as `eval tradeoff` does."""
     clips = [Clip(str(row), kind, "") for row, kind in enumerate(sources)]
     things = {
         clip.id: Things(sounding=(clip.source,), silent=(kinds[-1],))
@@ -278,7 +278,7 @@ def foreign(sources: list[str], scenes: list[list[str]]) -> list[int]:
 
 
 def measure_drawn(soundclip: SoundCLIP, recipe: str, count: int, made: Captions) -> dict[str, Any]:
-    """The kinds of `llava_soundclip.demo.kinds`: each sound with a drawing of each kind, as the tests do."""
+    """Captions of the kinds in `llava_soundclip.demo.kinds`: each sound with a drawing of each kind."""
     rng = np.random.default_rng(22)
     pairs = [(sound, shown) for sound in DRAWN_KINDS for shown in DRAWN_KINDS] * max(1, count // 16)
     sounds = [synthesise(sound, 3, RATE, rng) for sound, _ in pairs]
@@ -292,7 +292,7 @@ def measure_drawn(soundclip: SoundCLIP, recipe: str, count: int, made: Captions)
 
 
 def unseen_recordings(world: World, media: Path | None) -> dict[str, list[tuple[str, str, np.ndarray]]]:
-    """Whole recordings that no stage has trained on: name, kind and waveform, by where they come from."""
+    """Held-out recordings by origin: name, kind and waveform."""
     held_out = [(f"{kind}, held out", kind, wave) for kind in SOUNDING for wave in world.held_out[kind]]
     far: list[tuple[str, str, np.ndarray]] = []
     if media:
@@ -311,7 +311,7 @@ def measure_unseen(
     recordings: dict[str, list[tuple[str, str, np.ndarray]]],
     made: Captions,
 ) -> dict[str, Any]:
-    """Unseen recordings, each with pictures of the thing and something else, and of something else alone."""
+    """Captions of held-out recordings, with pictures that show the sounding thing, and with others."""
     figures: dict[str, Any] = {}
     for origin, rows in recordings.items():
         for place in PLACES:
@@ -335,12 +335,12 @@ def measure_unseen(
 
 
 def ranks(cosine: Tensor) -> Tensor:
-    """Rank of each query's own pair among all, 1 the best: cosine is (n queries, n found), pairs on its diagonal."""
+    """Rank of each query's own pair, 1 is best. `cosine` is (queries, answers), with the pairs on its diagonal."""
     return 1 + (cosine > cosine.diagonal()[:, None]).sum(1)
 
 
 def measure_retrieval(world: World, soundclip: SoundCLIP) -> dict[str, Any]:
-    """Sound to picture and back as in Appendix E, raw and projected: fresh variations, fresh pictures."""
+    """Retrieval as in Appendix E, raw and projected, on fresh variations and pictures."""
     rng = np.random.default_rng(25)
     kinds = list(SOUNDING) * PER_KIND
     waves = [augment(world.sound(kind, rng), rng) for kind in kinds]
@@ -370,7 +370,7 @@ def measure_retrieval(world: World, soundclip: SoundCLIP) -> dict[str, Any]:
 
 
 def measure_time(world: World) -> dict[str, Any]:
-    """Seconds to load from the cache, and for one caption after that."""
+    """Seconds to load from the cache, and for one caption."""
     load_demo()
     began = time.monotonic()
     soundclip = load_demo()
@@ -392,12 +392,12 @@ def measure_time(world: World) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure part by part and write."""
+    """Measure part by part, and write each part."""
     arguments = parser(__doc__)
-    arguments.add_argument("--count", type=int, default=3 * len(SOUNDING), help="scenes for each figure")
+    arguments.add_argument("--count", type=int, default=3 * len(SOUNDING), help="number of scenes per figure")
     arguments.add_argument("--media", type=Path, help="folder with esc50/ and pairs/ of unseen recordings")
-    arguments.add_argument("--out", type=Path, default=MEASURED)
-    arguments.add_argument("--recipe", choices=TOKENS, help="of one mm_projector only")
+    arguments.add_argument("--out", type=Path, default=MEASURED, help="JSON file for the figures")
+    arguments.add_argument("--recipe", choices=TOKENS, help="measure this mm_projector only")
     arguments = arguments.parse_args()
     av.logging.set_level(av.logging.ERROR)
     world = start(arguments)
@@ -421,7 +421,7 @@ def main() -> None:
         keep(f"{recipe}: scenes", measure_scenes(world, soundclip, recipe, arguments.count, captions))
         soundclip.unpatch()
     keep("time", measure_time(world))
-    captions.file.unlink(missing_ok=True)  # complete: the next run measures anew
+    captions.file.unlink(missing_ok=True)  # complete, so the next run starts over
 
 
 if __name__ == "__main__":

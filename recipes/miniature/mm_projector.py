@@ -1,10 +1,10 @@
-"""Stages 3 and 4: train an mm_projector through the frozen language model. No sound is used.
+"""Stages 3 and 4: train an mm_projector through the frozen language model, without any sound.
 
-`--recipe stock` is LLaVA-1.5's way: all patches, no CLS, "What do you see?". It is the test of the paper's claim,
-that a LLaVA which was never prepared for a sound hears one.
+`--recipe stock` trains as LLaVA-1.5 does: all patches, no CLS, "What do you see?". It tests the paper's claim that a
+LLaVA hears a sound without being prepared for it.
 
-`--recipe prepared` lets the model listen to the CLS slot. A sound's place is taken by the CLS token of a picture of
-one thing, with noise. Six tenths of the examples have one in the slot; with the others, the model just sees.
+`--recipe prepared` teaches the model to listen to the CLS slot. The CLS token of a picture of one thing, with noise,
+stands for a sound. Six tenths of the examples have one in the slot; the others have only patches.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class MMProjector(nn.Module):
 
 @dataclass
 class Example:
-    """Rows for the mm_projector (tokens, WIDTH), a prompt and the answer to learn."""
+    """Input of the mm_projector (tokens, WIDTH), a prompt and the answer to learn."""
 
     rows: Tensor
     prompt: str
@@ -67,13 +67,13 @@ class Example:
 
 
 def seen(kinds: list[str], rng: Generator) -> str:
-    """Say what is seen."""
+    """Answer that names the kinds that are seen."""
     names = [phrase(kinds[i]) for i in rng.permutation(len(kinds))]
     return f"I see {' and '.join(names)}." if names else "I see nothing."
 
 
 def choose(rng: Generator, slot: Tensor, patches: Tensor, how: str, k: int) -> Tensor:
-    """Choose k patches: by cosine with the slot as Algorithm 1 does, or at random. Boolean (PATCHES,)."""
+    """Choose k patches by cosine with the slot, as Algorithm 1 does, or at random. Boolean (PATCHES,)."""
     score = (
         functional.cosine_similarity(slot[None], patches)
         if how == "cosine"
@@ -85,7 +85,7 @@ def choose(rng: Generator, slot: Tensor, patches: Tensor, how: str, k: int) -> T
 
 
 def stock_examples(world: World, tower: CLIPVisionModel, rng: Generator) -> list[Example]:
-    """Make a batch as LLaVA-1.5 is trained: all patches of a picture, and what it shows."""
+    """Make a batch as in LLaVA-1.5's training: all patches of a picture, and the kinds that it shows."""
     scenes = [draw_kinds(rng) for _ in range(BATCH)]
     pictures, _ = batch_of_scenes(world, rng, scenes, SHRUNK)
     with torch.no_grad():
@@ -102,11 +102,11 @@ def prepared_examples(
     """Make a batch that teaches to listen to the CLS slot.
 
     Args:
-        world: what there is to see.
-        tower: makes the rows.
-        cls: CLS tokens of each sounding kind, (many, WIDTH), to stand for sounds.
-        rng: where the choices come from.
-        dropping: how often the patches that are not kept leave the prompt, instead of being zeros.
+        world: pictures of the kinds.
+        tower: the vision tower.
+        cls: CLS tokens of each sounding kind, (count, WIDTH), to stand for sounds.
+        rng: source of the random choices.
+        dropping: probability that the patches that are not kept leave the prompt, instead of being zeros.
     """
     scenes = [draw_kinds(rng) for _ in range(BATCH)]
     sources = []
@@ -148,13 +148,13 @@ def prepared_examples(
 
 
 class Reader:
-    """The frozen language model with the chat around the visual tokens."""
+    """The frozen language model, with the chat template around the visual tokens."""
 
     def __init__(self) -> None:
         self.model, self.tokenizer = load_language_model()
         self.model.requires_grad_(False)
         for layer in self.model.model.layers.modules():
-            if isinstance(layer, nn.Linear):  # once, where autocast would do it in every step
+            if isinstance(layer, nn.Linear):  # once, instead of in every step by autocast
                 layer.to(torch.bfloat16)
         self.embedding = self.model.get_input_embeddings()
 
@@ -190,7 +190,7 @@ class Reader:
 
     @torch.no_grad()
     def answer(self, mm_projector: MMProjector, example: Example) -> str:
-        """Answer greedily."""
+        """Generate an answer greedily."""
         with torch.autocast("cpu", torch.bfloat16):
             out = self.model.generate(
                 inputs_embeds=self.prompt(mm_projector, example)[None], max_new_tokens=24, do_sample=False
@@ -201,7 +201,7 @@ class Reader:
 def regress(
     mm_projector: MMProjector, world: World, tower: CLIPVisionModel, words: Tensor, steps: int = 150
 ) -> None:
-    """Start the mm_projector near the words: rows that show a kind are fitted to its word embedding."""
+    """Initialise the mm_projector near the words: tokens that show a kind are fitted to its word embedding."""
     optimiser = torch.optim.Adam(mm_projector.parameters(), lr=2e-3)
     for step in range(steps):
         rng = np.random.default_rng((2, step))
@@ -218,7 +218,7 @@ def regress(
 
 
 def main() -> None:
-    """Train, or go on from the checkpoint; write `mm_projector-RECIPE.safetensors`."""
+    """Train, or resume from the checkpoint; write `mm_projector-RECIPE.safetensors`."""
     arguments = parser(__doc__)
     arguments.add_argument("--recipe", choices=STEPS, required=True)
     arguments = arguments.parse_args()

@@ -12,8 +12,6 @@ DOCS = ROOT / "docs"
 MEASURED = HERE / "figures" / "measured.json"
 ABLATIONS = HERE / "figures" / "ablations.json"
 
-TOKENS: dict[str, Literal["zero", "drop"]] = {
-    "prepared": "zero",
-    "stock": "drop",
-}  # each mm_projector, and how it hears best
-PLACES = ("visible", "not visible")  # the thing that sounds
+# For each mm_projector, the `tokens` with which it hears best.
+TOKENS: dict[str, Literal["zero", "drop"]] = {"prepared": "zero", "stock": "drop"}
+PLACES = ("visible", "not visible")  # whether the picture shows the sounding thing

@@ -1,7 +1,7 @@
 """Stage 2: train the SoundCLIP projector with the library's own commands, as its users do.
 
-Writes clips, each a varied recording or a rough imitation with a picture of the same kind, and a table of them; then
-`llava-soundclip features` hears and sees them, and `llava-soundclip train` trains. All three go on where they were.
+Writes clips and a table of them: each clip is a varied recording, or a rough imitation, with a picture of its kind.
+Then `llava-soundclip features` makes their features, and `llava-soundclip train` trains. All three steps resume.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from llava_soundclip.demo import WINDOW
 from llava_soundclip.demo.assemble import WHISPER_FILE, package_file
 from llava_soundclip.features import FeatureFolder
 
-CLIPS = 240  # of each kind
-HELD_OUT = 40  # of each held-out recording
-IMITATED = 0.35  # of the clips of a kind that has recordings
-# What differs from the paper's: a small set wants a higher rate, smaller steps and more dropout. There are few
-# recordings, so the seed is one that keeps only imitations aside to validate on.
+CLIPS = 240  # per kind
+HELD_OUT = 40  # per held-out recording
+IMITATED = 0.35  # share of imitations, for kinds that have recordings
+# Differences to the paper: a small data set needs a higher learning rate, smaller batches and more dropout. There are
+# few recordings, so the seed is one that holds out only imitations for validation.
 RECIPE = {
     "learning-rate": 5e-4,
     "epochs": 20,
@@ -45,7 +45,7 @@ RECIPE = {
 
 
 def write_wave(path: Path, sound: np.ndarray) -> None:
-    """Write a float32 sound (samples,) at `RATE`, 16 bits."""
+    """Write a float32 sound (samples,) at `RATE` as 16-bit PCM."""
     with wave.open(str(path), "wb") as file:
         file.setnchannels(1)
         file.setsampwidth(2)
@@ -54,15 +54,15 @@ def write_wave(path: Path, sound: np.ndarray) -> None:
 
 
 def write_clip(world: World, folder: Path, name: str, sound: np.ndarray, kind: str, rng: Generator) -> None:
-    """Write a varied sound and, beside it, a picture that shows its kind alone."""
+    """Write a varied sound, and a picture that shows only its kind."""
     Image.fromarray(world.scene([kind], rng)[0]).save(folder / f"{name}.png")
     write_wave(folder / f"{name}.wav", augment(sound, rng))
 
 
 def write_clips(world: World, work: Path, clips: int = CLIPS, held_out: int = HELD_OUT) -> tuple[Path, Path]:
-    """Write the clips that are trained on and those of held-out recordings, unless they are there.
+    """Write the clips for training and those of held-out recordings, unless they exist.
 
-    Every recording is a source, so that a validation has none of those that are trained on; every imitation is one.
+    Every recording and every imitation is a source, so that training and validation share none.
 
     Returns:
         The two tables, with the columns id, source, path and picture.
@@ -107,7 +107,7 @@ def command(*arguments: str) -> None:
 
 
 def make_features(world: World, arguments: argparse.Namespace) -> tuple[FeatureFolder, FeatureFolder]:
-    """The features of the clips, made unless they are there: those that are trained on, and the held-out ones."""
+    """Features of the training clips and of the held-out ones, made unless they exist."""
     work: Path = arguments.work
     few = {"clips": 2 * arguments.steps, "held_out": arguments.steps} if arguments.steps else {}
     folders = work / "features", work / "features-held-out"
@@ -123,12 +123,12 @@ def make_features(world: World, arguments: argparse.Namespace) -> tuple[FeatureF
 
 
 def kinds_of(features: FeatureFolder) -> list[str]:
-    """What each row is the sound and the picture of."""
+    """The kind of each row."""
     return [source.rpartition(", ")[0] for source in features.sources]
 
 
 def mean_cls(features: FeatureFolder) -> Tensor:
-    """The mean CLS of each kind's pictures, of length 1: (len(SOUNDING), D)."""
+    """The mean CLS of each kind's pictures, normalised: (len(SOUNDING), D)."""
     cls, kinds = features.rows(torch.arange(len(features)))[1], kinds_of(features)
     means = [cls[[name == kind for name in kinds]].mean(0) for kind in SOUNDING]
     return functional.normalize(torch.stack(means), dim=-1)
@@ -140,7 +140,7 @@ def nearest(f_a: Tensor, means: Tensor) -> list[str]:
 
 
 def main() -> None:
-    """Make what isn't there yet, train, and write the folder `projector`."""
+    """Make what is missing, train, and write the folder `projector`."""
     arguments = parser(__doc__).parse_args()
     work: Path = arguments.work
     known, unseen = make_features(start(arguments), arguments)
@@ -154,9 +154,9 @@ def main() -> None:
     kinds, told = kinds_of(unseen), nearest(f_a, mean_cls(known))
     for kind in sorted(set(kinds)):
         found = [name == kind for name, truth in zip(told, kinds, strict=True) if truth == kind]
-        print(f"held out, {kind}: {sum(found)} of {len(found)} variations told", flush=True)
+        print(f"held out, {kind}: {sum(found)} of {len(found)} variations recognised", flush=True)
     projector.half().save_pretrained(work / "projector")
-    for name in ("README.md", "metrics.jsonl"):  # the card with the training in it
+    for name in ("README.md", "metrics.jsonl"):  # the projector's own card and its training log
         shutil.copyfile(trained / name, work / "projector" / name)
 
 

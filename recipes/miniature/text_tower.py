@@ -1,8 +1,8 @@
 """Stage 5: train the text tower that makes a CLIP of the vision tower, for CLIPScore.
 
-The vision tower stays as it is. Captions of varied wording say what a scene shows; others name something else, too
-little or too much, or have nothing to do with it. The two towers' cosine is drawn to the share of things that caption
-and picture have in common, and, as CLIP's is, to tell captions and pictures apart.
+The vision tower stays frozen. Captions of varied wording say what a scene shows. Others name something else, too little
+or too much, or are unrelated. The loss draws the two towers' cosine to the share of things that caption and picture
+have in common; CLIP's own contrastive loss is added.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ from llava_soundclip.demo.kinds import phrase
 
 SCENES = 8000
 BATCH = 128  # pictures, each with a right and a wrong caption
-UNRELATED = 32  # captions more
+UNRELATED = 32  # additional captions that fit no picture
 AT_ONCE = 48  # texts in one pass
 STEPS = 600
 RATE = 2e-3
-SHARE = 10.0  # weight of the cosines' own loss
+SHARE = 10.0  # weight of the loss on the cosines
 VOCABULARY = 768
 PREFIX = "A photo depicts "  # CLIPScore's, before half of the captions
 WEIGHT = 2.5  # CLIPScore's
@@ -64,7 +64,7 @@ NOTHING = (
     *("A picture.", "I see."),
 )
 NEVER_TRAINED = ("Somebody drew {} and put {} by it.", "{} keeps {} company.", "Look at {}, then at {}!")
-# Words of no kind that is seen.
+# Words for things that no picture shows.
 THINGS = re.findall(
     "[a-z]+",
     """sky canvas river mountain table chair computer city street house person man woman child king painting
@@ -93,7 +93,7 @@ SURROUNDINGS = (
 
 
 def invented(rng: Generator) -> str:
-    """A word that nobody knows."""
+    """An invented word."""
     syllables = [
         str(rng.choice(list("bcdfghjklmnprstvwz"))) + str(rng.choice(["a", "e", "i", "o", "u", "ee", "ou"]))
         for _ in range(rng.integers(1, 5))
@@ -102,12 +102,12 @@ def invented(rng: Generator) -> str:
 
 
 def foreign(rng: Generator) -> str:
-    """A thing that is never seen."""
+    """A thing that no picture shows."""
     return invented(rng) if rng.random() < 0.3 else str(rng.choice(THINGS))
 
 
 def noun(name: str, rng: Generator) -> str:
-    """Name a thing as a caption may: "a dog", "the small dog", "rain"."""
+    """Name a thing the way a caption may: "a dog", "the small dog", "rain"."""
     quality = f"{rng.choice(QUALITIES)} " if rng.random() < 0.15 else ""
     if rng.random() < 0.75 and not quality:
         return phrase(name)
@@ -116,7 +116,7 @@ def noun(name: str, rng: Generator) -> str:
 
 
 def text_of(names: list[str], rng: Generator) -> str:
-    """Name some things, in any order, sometimes with more around them; without names, nothing that is ever seen."""
+    """Name things in any order, sometimes with more words around them; without names, an unrelated text."""
     if not names:
         return unrelated(rng)
     names = [noun(names[index], rng) for index in rng.permutation(len(names))]
@@ -134,12 +134,12 @@ def text_of(names: list[str], rng: Generator) -> str:
 
 
 def listed(names: list[str]) -> str:
-    """Put commas and "and" between names."""
+    """Join names with commas and "and"."""
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 def unrelated(rng: Generator, most: int = 5) -> str:
-    """Write up to `most` sentences of no scene, or no sentence."""
+    """Write up to `most` sentences about no scene, or an empty caption."""
     if most > 1 and rng.random() < 0.15:
         return str(rng.choice(NOTHING))
     sentences = []
@@ -164,20 +164,20 @@ class Caption:
 
     @classmethod
     def of(cls, names: list[str], rng: Generator) -> Caption:
-        """Write one, half of the time with CLIPScore's words before it."""
+        """Write a caption, half of the time with CLIPScore's prefix."""
         text = text_of(names, rng)
         return cls(PREFIX + text if rng.random() < 0.5 else text, frozenset(names))
 
 
 def other(kinds: list[str], rng: Generator) -> str:
-    """A kind that isn't among `kinds`, sometimes a thing of no kind."""
+    """A kind that isn't among `kinds`, sometimes a thing that no picture shows."""
     if rng.random() < 0.2:
         return foreign(rng)
     return str(rng.choice([kind for kind in KINDS if kind not in kinds]))
 
 
 def changed(kinds: list[str], rng: Generator) -> list[str]:
-    """Names that are wrong for a scene of `kinds`: one replaced, missing or too much."""
+    """Names that are wrong for a scene of `kinds`: one is replaced, missing or added."""
     how = rng.random()
     if how < 0.25:
         return [*kinds, other(kinds, rng)]
@@ -187,7 +187,7 @@ def changed(kinds: list[str], rng: Generator) -> list[str]:
 
 
 def shares(captions: list[frozenset[str]], scenes: list[frozenset[str]]) -> Tensor:
-    """How much captions and scenes have in common, the cosine of two sets: float32 (captions, scenes)."""
+    """Overlap of captions and scenes, as the cosine of two sets: float32 (captions, scenes)."""
     return torch.tensor(
         [
             [len(names & kinds) / max(1, len(names) * len(kinds)) ** 0.5 for kinds in scenes]
@@ -197,7 +197,7 @@ def shares(captions: list[frozenset[str]], scenes: list[frozenset[str]]) -> Tens
 
 
 def make_tokenizer(file: Path, captions: int = 20_000) -> PreTrainedTokenizerBase:
-    """Learn words and their pieces, down to bytes, from captions, and write them."""
+    """Train a byte-level BPE tokenizer on captions, and write it."""
     rng = np.random.default_rng(6)
     texts = [Caption.of(draw_kinds(rng) if rng.random() < 0.7 else [], rng).text for _ in range(captions)]
     tokenizer = Tokenizer(models.BPE())
@@ -219,7 +219,7 @@ def make_tokenizer(file: Path, captions: int = 20_000) -> PreTrainedTokenizerBas
 
 
 def pooled(tower: CLIPVisionModel, world: World, scenes: list[list[str]], seed: int, shrunk: float) -> Tensor:
-    """See scenes as CLIP reads its tower: float32 (scenes, WIDTH)."""
+    """The tower's pooled output of scenes, as CLIP reads it: float32 (scenes, WIDTH)."""
     rows = []
     for first in range(0, len(scenes), 100):
         rng = np.random.default_rng((seed, first))
@@ -230,7 +230,7 @@ def pooled(tower: CLIPVisionModel, world: World, scenes: list[list[str]], seed: 
 
 
 class Towers:
-    """The part of a CLIP that is trained: its text tower and both projections."""
+    """The trained part of the CLIP: its text tower and both projections."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
@@ -238,9 +238,9 @@ class Towers:
         del self.clip.vision_model
 
     def read(self, texts: list[str]) -> Tensor:
-        """Embed texts, of length 1: (texts, JOINT_WIDTH)."""
+        """Embed texts, normalised: (texts, JOINT_WIDTH)."""
         rows = self.tokenizer(texts, truncation=True)["input_ids"]
-        # Texts of a length together, so that few tokens are padding.
+        # Sorted by length, so that a batch has little padding.
         order = sorted(range(len(rows)), key=lambda row: len(rows[row]))
         read = []
         for first in range(0, len(rows), AT_ONCE):
@@ -251,16 +251,16 @@ class Towers:
         return functional.normalize(torch.cat(read)[back], dim=-1)
 
     def look(self, seen: Tensor) -> Tensor:
-        """Embed what the vision tower gave, of length 1: (pictures, JOINT_WIDTH)."""
+        """Embed the vision tower's output, normalised: (pictures, JOINT_WIDTH)."""
         return functional.normalize(self.clip.visual_projection(seen), dim=-1)
 
     def loss(self, seen: Tensor, scenes: list[list[str]], rng: Generator) -> Tensor:
-        """CLIP's loss, and how far cosines are from the share that caption and picture have in common.
+        """CLIP's loss, plus the squared error of the cosines against the overlap of caption and picture.
 
         Args:
-            seen: (B, WIDTH), pictures as the vision tower gives them.
-            scenes: the kinds in each.
-            rng: where the captions come from.
+            seen: (B, WIDTH), the vision tower's output.
+            scenes: the kinds in each picture.
+            rng: source of the captions.
         """
         captions = [Caption.of(kinds, rng) for kinds in scenes]
         captions += [Caption.of(changed(kinds, rng), rng) for kinds in scenes]
@@ -277,7 +277,7 @@ class Towers:
 
 @torch.no_grad()
 def check(towers: Towers, tower: CLIPVisionModel, world: World, count: int = 1000) -> None:
-    """Print CLIPScore of right and wrong captions of fresh scenes that show two things."""
+    """Print the CLIPScore of right and wrong captions for fresh scenes of two things."""
     rng = np.random.default_rng((9, 7))
     scenes = [draw_kinds(rng, 2) for _ in range(count)]
     seen = towers.look(pooled(tower, world, scenes, 97, 0.0))
@@ -314,7 +314,7 @@ def check(towers: Towers, tower: CLIPVisionModel, world: World, count: int = 100
 
 
 def main() -> None:
-    """Train, or go on from the checkpoint."""
+    """Train, or resume from the checkpoint."""
     arguments = parser(__doc__).parse_args()
     work: Path = arguments.work
     world = start(arguments)
@@ -333,7 +333,7 @@ def main() -> None:
         return towers.loss(seen[rows], [scenes[row] for row in rows], rng)
 
     train(work / "clip.pt", {"clip": towers.clip}, optimiser, steps, loss, warmup=60)
-    towers.clip.half().float()  # as it is kept
+    towers.clip.half().float()  # as it is saved
     check(towers, tower, world)
     state = {key: value.half() for key, value in towers.clip.state_dict().items()}
     save_file(state, work / WEIGHTS, metadata={"format": "pt"})

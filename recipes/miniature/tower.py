@@ -1,7 +1,7 @@
 """Stage 1: train the small CLIP tower on labelled patches.
 
-The layer that LLaVA reads is trained by cosine against text prototypes: each patch by what it shows, CLS by
-what the whole scene shows. Both use the same prototypes, so CLS and patches share one cosine space.
+The layer that LLaVA reads is trained by cosine against text prototypes: each patch with the kind that it shows, CLS
+with all kinds of the scene. Both use the same prototypes, so CLS and patches share one cosine space.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from world import KINDS, World
 BATCH = 96
 STEPS = 2400
 RATE = 8e-4
-SCALE = 12.0  # of the cosines: small, so that only tokens close to their prototype have a small loss
-NORM = WIDTH**0.5  # what the tokens' norms are drawn to, CLS and patches alike
+SCALE = 12.0  # scale of the cosines; small, so that only tokens close to their prototype have a small loss
+NORM = WIDTH**0.5  # target of the tokens' norms, for CLS and patches
 
 
 class Prototypes(nn.Module):
-    """A direction for each kind, a linear map of its name's word vector, and one for background."""
+    """One direction per kind, a linear map of its name's word vector, and one for background."""
 
     def __init__(self, words: Tensor) -> None:
         super().__init__()
@@ -50,10 +50,10 @@ class Prototypes(nn.Module):
 
 
 def losses(prototypes: Prototypes, tokens: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Cross entropy of the patches and of CLS, and how far norms are from NORM.
+    """Cross entropy of the patches and of CLS, and the deviation of the norms from NORM.
 
     Args:
-        prototypes: what the tokens are compared with.
+        prototypes: the directions that tokens are compared with.
         tokens: (B, 1 + N, WIDTH).
         labels: (B, N).
     """
@@ -69,7 +69,7 @@ def losses(prototypes: Prototypes, tokens: Tensor, labels: Tensor) -> tuple[Tens
 
 @torch.no_grad()
 def check(world: World, tower: CLIPVisionModel, prototypes: Prototypes, count: int = 256) -> None:
-    """Print how often CLS, and the patches, tell all kinds of fresh scenes."""
+    """Print how often CLS and the patches recognise the kinds of fresh scenes."""
     for things in (1, 2):
         rng = np.random.default_rng((9, things))
         scenes = [draw_kinds(rng, things) for _ in range(count)]
@@ -81,13 +81,13 @@ def check(world: World, tower: CLIPVisionModel, prototypes: Prototypes, count: i
         patches = (logits[:, 1:].argmax(-1) == labels)[told & (labels < len(KINDS))].float().mean()
         cls = (best == truth).all(1).float().mean()
         print(
-            f"{things} things: all told by CLS {cls:.2f}, thing patches right {patches:.2f} (n = {count})",
+            f"{things} things: all recognised by CLS {cls:.2f}, patches of things right {patches:.2f} (n = {count})",
             flush=True,
         )
 
 
 def main() -> None:
-    """Train, or go on from the checkpoint."""
+    """Train, or resume from the checkpoint."""
     arguments = parser(__doc__).parse_args()
     world = start(arguments)
     from llava_soundclip.demo.assemble import load_language_model

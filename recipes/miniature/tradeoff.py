@@ -1,7 +1,7 @@
-"""What projecting gains and costs on the miniature, with either mm_projector: the library's own command, on clips made here.
+"""Gains and costs of projecting on the miniature, for both mm_projectors: `eval tradeoff` on clips that are made here.
 
-Scenes play fresh variations of the recordings that the projector was trained on, "unseen" ones whole recordings that
-nothing was trained on. Half of the clips show the thing that sounds and a silent one, the others the silent one alone.
+"scenes" are fresh variations of the recordings that the projector was trained on. "unseen" are held-out recordings,
+whole. Half of the clips show the sounding thing and a silent one, the others only the silent one.
 An interrupted run resumes. `make reports` runs it for the reports alone; with `--page` it also writes the tables.
 
 python recipes/miniature/tradeoff.py --media ../shared/media --page docs/tradeoff.md
@@ -31,8 +31,8 @@ from llava_soundclip.demo import STOCK_PROMPT, WINDOW, K, load_demo
 from llava_soundclip.demo.kinds import phrase
 
 SETS = ("scenes", "unseen")
-PER_KIND = 6  # scenes of each sounding kind, half of them without it in the picture
-PICTURES = 6  # of each unseen recording
+PER_KIND = 6  # scenes per sounding kind, half of them without it in the picture
+PICTURES = 6  # per unseen recording
 BUDGETS = {"scenes": "0,9,36", "unseen": ""}
 ALPHAS = {"scenes": "0.25,0.5,0.75", "unseen": ""}
 
@@ -47,9 +47,9 @@ def write_clip(
     rng: Generator,
     world: World,
 ) -> dict[str, Any]:
-    """Write a sound and a picture; the row says what is to be heard and seen.
+    """Write a sound and a picture; the row says what can be heard and seen.
 
-    The references are what a caption would be that tells both, in the words that each mm_projector was taught.
+    The references name both things, in the words that each mm_projector was taught.
     """
     Image.fromarray(world.scene(shown, rng)[0]).save(folder / f"{name}.png")
     write_wave(folder / f"{name}.wav", sound)
@@ -71,7 +71,7 @@ def write_clip(
 
 
 def scenes(world: World, count: int) -> Iterator[tuple[str, np.ndarray, str, bool, Generator]]:
-    """Fresh variations: source, sound, kind, whether it is seen. Kinds take turns, so that neighbours differ."""
+    """Fresh variations: source, sound, kind, whether it is shown. Kinds take turns, so that neighbours differ."""
     for number in range(count):
         for index, kind in enumerate(SOUNDING):
             rng = np.random.default_rng((31, index, number))
@@ -84,7 +84,7 @@ def scenes(world: World, count: int) -> Iterator[tuple[str, np.ndarray, str, boo
 def unseen(
     world: World, media: Path | None, pictures: int
 ) -> Iterator[tuple[str, np.ndarray, str, bool, Generator]]:
-    """Whole recordings as they are, each with several pictures."""
+    """Whole recordings, each with several pictures."""
     rows = [row for part in unseen_recordings(world, media).values() for row in part]
     for number in range(pictures):
         for index, (name, kind, wave) in enumerate(rows):
@@ -92,7 +92,7 @@ def unseen(
 
 
 def write_clips(world: World, work: Path, media: Path | None, few: int | None) -> dict[str, Path]:
-    """Write the clips of each set and a table of them, unless it is there."""
+    """Write the clips of each set and a table of them, unless it exists."""
     tables = {}
     makers = {
         "scenes": lambda: scenes(world, few or PER_KIND),
@@ -117,7 +117,7 @@ def write_clips(world: World, work: Path, media: Path | None, few: int | None) -
 
 
 def model_options(work: Path, recipe: str) -> list[str]:
-    """How the command is told of a model: the miniature by its name, its twin as a folder, as any LLaVA is."""
+    """Options that name a model: the prepared miniature by name, its stock twin as a folder, like any LLaVA."""
     if recipe == "prepared":
         return []
     folder = work / "miniature-stock"
@@ -140,7 +140,7 @@ def model_options(work: Path, recipe: str) -> list[str]:
 
 
 def measure(work: Path, table: Path, name: str, recipe: str) -> Path:
-    """Measure a model on a set; the folder of what was found."""
+    """Measure a model on a set, and return the folder of its results."""
     runs = work / "tradeoff" / f"{name}-{recipe}"
     command(
         *("eval", "tradeoff", str(table), "--references", str(table), "--out", str(runs)),
@@ -178,12 +178,12 @@ def shown(figure: dict[str, float] | None, digits: int = 2) -> str:
 
 
 def setting_of(name: str) -> str:
-    """What the runs call a setting; a zero vector is the same raw or projected."""
+    """The name of a setting in the results; a zero vector is the same raw or projected."""
     return "raw, zero" if name == "zero" else name
 
 
 def render(found: dict[tuple[str, str], Path]) -> str:
-    """Tables out of the runs' JSON."""
+    """Tables of the results."""
     parts = []
     for (name, recipe), runs in found.items():
         captions = json.loads((runs / "captions.json").read_text())
@@ -229,7 +229,7 @@ def render(found: dict[tuple[str, str], Path]) -> str:
 
 
 def main() -> None:
-    """Make what isn't there yet, measure, and write."""
+    """Make what is missing, measure, and write the reports."""
     arguments: argparse.ArgumentParser | Any = parser(__doc__)
     arguments.add_argument("--media", type=Path, help="folder with esc50/ and pairs/ of unseen recordings")
     arguments.add_argument(

@@ -1,8 +1,7 @@
-"""Imitations of the kinds' sounds, for training beside the few recordings that there are of each.
+"""Imitations of the kinds' sounds, to train on in addition to the few recordings of each.
 
-A kind has one to four recordings; what all dogs have in common can't be learnt from them alone. These are rough
-syntheses with wide ranges, from what is known of each sound: pitch, formants, rhythm. They are trained on, never
-measured on.
+A kind has one to four recordings, too few to learn what all dogs have in common. These are rough syntheses with wide
+ranges of pitch, formants and rhythm. They are for training only; nothing is measured on them.
 """
 
 from __future__ import annotations
@@ -15,12 +14,12 @@ from numpy.random import Generator
 
 from llava_soundclip.demo.kinds import synthesise
 
-RATE = 16_000  # samples a second
-TOP = 7_600  # Hz; nothing is synthesised above
+RATE = 16_000  # Hz
+TOP = 7_600  # Hz; nothing above it is synthesised
 
 
 def line(points: Sequence[float], samples: int) -> np.ndarray:
-    """Go through points at equal distances, smoothly: shape (samples,)."""
+    """A smooth line through points at equal distances: shape (samples,)."""
     curve = np.interp(np.linspace(0, len(points) - 1, samples), np.arange(len(points)), points)
     width = max(1, samples // (4 * len(points)))
     padded = np.pad(curve, width, mode="edge")
@@ -34,7 +33,7 @@ def ramp(samples: int, attack: float, release: float) -> np.ndarray:
 
 
 def hiss(samples: int, low: float, high: float, rng: Generator) -> np.ndarray:
-    """Noise between two frequencies in Hz, deviation 1, shape (samples,)."""
+    """Noise between two frequencies in Hz, with standard deviation 1: shape (samples,)."""
     spectrum = np.fft.rfft(rng.normal(0, 1, samples))
     frequency = np.fft.rfftfreq(samples, 1 / RATE)
     spectrum /= (1 + (low / np.maximum(frequency, 1)) ** 4) * (1 + (frequency / high) ** 4)
@@ -53,20 +52,20 @@ def voice(
     rough: tuple[float, float] = (0.0, 0.0),
     trill: tuple[float, float] = (0.0, 0.0),
 ) -> np.ndarray:
-    """Make one call of a throat: harmonics through two or three formants.
+    """One call of a throat: harmonics through two or three formants.
 
     Args:
-        seconds: how long.
-        pitch: Hz, at equal distances in time.
-        formants: Hz, each at the beginning and at the end.
-        rng: where chance comes from.
-        tilt: how fast harmonics fall, as a power of frequency.
-        noise: breath, against the harmonics.
+        seconds: length.
+        pitch: pitches in Hz, at equal distances in time.
+        formants: frequencies in Hz, at the beginning and at the end of the call.
+        rng: source of the random choices.
+        tilt: decay of the harmonics, as a power of frequency.
+        noise: level of breath relative to the harmonics.
         rough: rate in Hz and depth of an irregular beat.
         trill: rate in Hz and depth of a regular one, in loudness and pitch.
 
     Returns:
-        Shape (samples,), the loudest sample 1.
+        Shape (samples,), scaled so that the loudest sample is 1.
     """
     samples = max(160, int(seconds * RATE))
     t = np.arange(samples) / RATE
@@ -446,6 +445,6 @@ VOICES: dict[str, Callable[[float, Generator], np.ndarray]] = {
 
 
 def imitate(kind: str, seconds: float, rng: Generator) -> np.ndarray:
-    """Imitate a kind's sound: float32, shape (seconds * RATE,), the loudest sample 1."""
+    """Imitate a kind's sound: float32, shape (seconds * RATE,), scaled so that the loudest sample is 1."""
     wave = VOICES[kind](seconds, rng)[: int(seconds * RATE)]
     return (wave / max(1e-9, float(np.abs(wave).max()))).astype(np.float32)

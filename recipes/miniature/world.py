@@ -1,4 +1,4 @@
-"""The miniature's world: what there is to see and hear, read in place from Tux Paint and GCompris.
+"""The miniature's world: pictures and recordings, read in place from Tux Paint and GCompris.
 
 Pictures are cut-outs, recordings are waveforms at Whisper's rate. A few kinds are drawn and synthesised by
 `llava_soundclip.demo.kinds`; the others come from Debian's `tuxpaint-stamps-default` and `gcompris-qt-data`.
@@ -24,15 +24,15 @@ from llava_soundclip.demo.kinds import DRAWN_KINDS, compose, draw, synthesise
 SIZE = 96  # pixels, width and height of a scene
 PATCH = 16  # pixels
 GRID = SIZE // PATCH
-RATE = 16_000  # samples a second, Whisper's
+RATE = 16_000  # Hz, Whisper's rate
 CUTOUT = 144  # longest side of a cut-out kept in memory, in pixels
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a kind's pictures and recordings are; "gc:" names a file in GCompris' archives.
+    """Paths of a kind's pictures and recordings; "gc:" names a file in GCompris' archives.
 
-    What is in `held_out` is never trained on: whole recordings for measuring.
+    Recordings in `held_out` are for measuring and are never trained on.
     """
 
     pictures: tuple[str, ...] = ()
@@ -40,8 +40,8 @@ class Source:
     held_out: tuple[str, ...] = ()
 
 
-# Pigs, owls, trumpets and trains are only seen here: their recordings are too few, or too like those of others,
-# to be told apart when they are new.
+# Pigs, owls, trumpets and trains have no sounds here: their recordings are too few, or too much like those of others,
+# for a new one to be recognised.
 MAMMALS, BIRDS = "animals/mammals", "animals/birds"
 WORDS = "gc:lang/resource/words_sample"
 FARM, INSTRUMENTS = "gc:explore_farm_animals/resource/animals", "gc:instruments/resource"
@@ -133,11 +133,11 @@ SOURCES: dict[str, Source] = {
 KINDS: tuple[str, ...] = tuple(SOURCES)
 SOUNDING: tuple[str, ...] = tuple(kind for kind in KINDS if SOURCES[kind].sounds or kind in DRAWN_KINDS)
 SILENT: tuple[str, ...] = tuple(kind for kind in KINDS if kind not in SOUNDING)
-BACKGROUND = len(KINDS)  # the label of a patch that shows no thing
+BACKGROUND = len(KINDS)  # label of a patch that shows no thing
 
 
 def read_rcc(path: Path) -> dict[str, bytes]:
-    """Read every file of a Qt resource archive (a tree of names, contents stored or deflated)."""
+    """Read every file of a Qt resource archive: a tree of names, with stored or deflated contents."""
     data = path.read_bytes()
     if data[:4] != b"qres":
         raise ValueError(f"{path} is not a Qt resource archive")
@@ -168,7 +168,7 @@ def read_rcc(path: Path) -> dict[str, bytes]:
 
 
 def decode(content: bytes) -> np.ndarray:
-    """Decode a recording to mono at `RATE`, without the silence around it: float32, shape (samples,)."""
+    """Decode a recording to mono at `RATE`, and trim the silence around it: float32, shape (samples,)."""
     with av.open(io.BytesIO(content)) as container:
         resampler = av.AudioResampler("flt", "mono", RATE)
         frames = [out for frame in container.decode(audio=0) for out in resampler.resample(frame)]
@@ -180,7 +180,7 @@ def decode(content: bytes) -> np.ndarray:
 
 
 def shrink(cutout: Image.Image, share: float) -> Image.Image:
-    """Put room around a thing, so that `compose` shows it at `share` of its usual size."""
+    """Pad a cut-out, so that `compose` shows it at `share` of its usual size."""
     wide, high = (round(side / share) for side in cutout.size)
     canvas = Image.new("RGBA", (wide, high), (0, 0, 0, 0))
     canvas.paste(cutout, ((wide - cutout.width) // 2, (high - cutout.height) // 2))
@@ -189,7 +189,7 @@ def shrink(cutout: Image.Image, share: float) -> Image.Image:
 
 @dataclass
 class World:
-    """Every picture and recording, opened once.
+    """Every picture and recording, loaded once.
 
     Args:
         stamps: the folder of Tux Paint's stamps.
@@ -223,7 +223,7 @@ class World:
             self.held_out[kind] = [decode(content(name)) for name in source.held_out]
 
     def cutout(self, kind: str, rng: Generator) -> Image.Image:
-        """Cut out one thing, in slightly other colours each time."""
+        """A cut-out of one thing, with slightly different colours each time."""
         if kind in DRAWN_KINDS:
             return draw(kind, CUTOUT // 2, rng)
         picture = self.cutouts[kind][rng.integers(len(self.cutouts[kind]))]
@@ -237,13 +237,13 @@ class World:
         """Make a scene.
 
         Args:
-            kinds: what it shows.
-            rng: where the choices come from.
-            smallest: below 1, things are shrunk, down to this share of their usual size.
+            kinds: the kinds that it shows.
+            rng: source of the random choices.
+            smallest: smallest size of the things, as a share of their usual size.
 
         Returns:
-            The picture, uint8 (SIZE, SIZE, 3), and the label of each patch (GRID * GRID,): the index in
-            `kinds` of the thing that it shows, -1 for background, -2 where too little of a thing shows.
+            The picture, uint8 (SIZE, SIZE, 3), and one label per patch (GRID * GRID,): the index in `kinds` of
+            the thing that it shows, -1 for background, -2 if it shows too little of a thing.
         """
         cutouts = [self.cutout(kind, rng) for kind in kinds]
         if smallest < 1:
@@ -255,7 +255,7 @@ class World:
         return np.asarray(picture), labels
 
     def sound(self, kind: str, rng: Generator) -> np.ndarray:
-        """Pick a recording that was trained on, or synthesise one: float32, shape (samples,)."""
+        """Pick a recording from the training set, or synthesise a sound: float32, shape (samples,)."""
         recordings = self.recordings[kind]
         if kind in DRAWN_KINDS and (not recordings or rng.random() < 0.75):
             return synthesise(kind, rng.uniform(2, 5), RATE, rng)
@@ -267,7 +267,7 @@ def augment(wave: np.ndarray, rng: Generator) -> np.ndarray:
 
     Args:
         wave: float32, shape (samples,).
-        rng: where the variation comes from.
+        rng: source of the variation.
 
     Returns:
         float32, shape (samples,), 1 to 5 seconds long.

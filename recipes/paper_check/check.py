@@ -20,7 +20,7 @@ BEGIN, END = "<!-- recomputed -->", "<!-- /recomputed -->"
 
 
 def claims_section(checked: Sequence[Checked]) -> Iterator[str]:
-    """What agrees, what doesn't, what can't be told."""
+    """The claims that agree, that don't, and that can't be recomputed."""
     groups = {agrees: [each for each in checked if each.agrees is agrees] for agrees in (False, None, True)}
     yield (
         f"{len(checked)} claims: {len(groups[True])} agree with the tables, {len(groups[False])} don't, "
@@ -50,7 +50,7 @@ def claims_section(checked: Sequence[Checked]) -> Iterator[str]:
 
 
 def damage_section(tables: dict[str, Table]) -> Iterator[str]:
-    """Cells that aren't as the paper must have had them."""
+    """Cells that the extraction damaged."""
     yield "## What the extracted text leaves unclear\n"
     rows = [
         [table.name, note["row"], note.get("column", "the row's name"), note["stands"], note["why"]]
@@ -61,7 +61,7 @@ def damage_section(tables: dict[str, Table]) -> Iterator[str]:
 
 
 def render(tables: dict[str, Table]) -> str:
-    """All that stands between the page's marks."""
+    """Everything between the page's marks."""
     parts = [
         *claims_section([claim.check(tables) for claim in CLAIMS]),
         *compared_section(tables),
@@ -72,7 +72,7 @@ def render(tables: dict[str, Table]) -> str:
 
 
 def write_page(page: Path, tables: dict[str, Table]) -> None:
-    """Put everything between the page's marks."""
+    """Write everything between the page's marks."""
     before, _, rest = page.read_text().partition(BEGIN)
     after = rest.partition(END)[2]
     page.write_text(f"{before}{BEGIN}\n{render(tables)}{END}{after}")

@@ -1,4 +1,4 @@
-"""A claim of the paper, and whether other figures of it bear it out."""
+"""A claim of the paper, and whether the paper's other figures support it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tables import Table
 
 
 class Found(NamedTuple):
-    """A recomputed figure, name or list, None where that can't be told; and what else belongs to it."""
+    """A recomputed figure, name or list, or None if it can't be told; and a note."""
 
     value: Decimal | str | None
     note: str = ""
@@ -19,14 +19,14 @@ class Found(NamedTuple):
 
 @dataclass(frozen=True)
 class Claim:
-    """Something that the paper says and that other figures of it imply.
+    """A statement of the paper that its other figures imply.
 
     Attributes:
-        place: section, finding or caption; several are separated by a semicolon.
-        words: the paper's, " ... " where some are left out.
-        tables: where it is recomputed from.
-        says: the figure, name or list.
-        recompute: from the tables; None if they don't hold what is needed.
+        place: section, finding or caption; semicolons separate several.
+        words: the paper's own words, with " ... " for an omission.
+        tables: tables that it is recomputed from.
+        says: the figure, name or list that the paper gives.
+        recompute: function of the tables; None if they lack what is needed.
         note: why it can't be recomputed.
     """
 
@@ -52,7 +52,7 @@ class Claim:
 
 
 class Checked(NamedTuple):
-    """A claim and what came out; `agrees` is None where it can't be recomputed."""
+    """A claim and its result; `agrees` is None if it can't be recomputed."""
 
     claim: Claim
     agrees: bool | None

@@ -1,4 +1,4 @@
-"""Every number and ranking in the paper's text that other figures of the paper imply, in the paper's order."""
+"""Every number and ranking in the paper's text that its other figures imply, in the paper's order."""
 
 from decimal import Decimal
 

@@ -1,4 +1,4 @@
-"""The rest of the page: the same figure in two tables, and Finding 6 by the library's `analyse`."""
+"""The rest of the page: figures that are in two tables, and Finding 6 by the library's `analyse`."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from llava_soundclip.evaluation.tradeoff import Tradeoff, analyse
 
 DATA_SETS = {"1": "AudioCaps", "3": "AudioCaps", "4": "AVE-2", "5": "TVSum", "6": "Ego4D"}
 GENERATION = ("Figure 6", "12")
-SHOWN = 5  # of the cells that differ
-R = "0.89"  # Finding 6 has it, and these prices
+SHOWN = 5  # cells that differ, at most
+R = "0.89"  # as in Finding 6, like the prices
 PRICES = {"Wav2CLIP": "0.05", "CLAP": "0.65"}
 
 
 def cells(table: Table) -> dict[str, Decimal]:
-    """A table's figures, under names that are the same in every table that has them."""
+    """A table's figures, by names that are the same in every table."""
     if table.number in ("8", "10"):
         row = "Last-n layers (n={})" if table.number == "10" else "{}"
         return {f"{row.format(r)}, {way}": table[r, way] for r in table.rows for way in ("A2V", "V2A")}
@@ -84,7 +84,7 @@ def compared_section(tables: dict[str, Table]) -> Iterator[str]:
 
 
 def tradeoff_section(tables: dict[str, Table]) -> Iterator[str]:
-    """Finding 6 for every gain and every loss that the tables have."""
+    """Finding 6 for every gain and every loss in the tables."""
     lost = {
         (unit, measure): {
             name: float(figure(pair)) for name, pair in tables["Figure 6"].pairs(measure).items()

@@ -1,4 +1,4 @@
-"""How each claim is recomputed from the tables: functions of the tables, or functions that make one."""
+"""Recomputations of the claims: functions of the tables, or functions that return one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from llava_soundclip.alignment.projector import Projector
 Tables = dict[str, Table]
 Recompute = Callable[[Tables], Found | Decimal | str]
 
-RETRIEVAL = ("1", "4", "5", "6")  # a data set each; Table 3 is Table 1 without Whisper
+RETRIEVAL = ("1", "4", "5", "6")  # one data set per table; Table 3 is Table 1 without Whisper
 QUALITY = ("BLEU", "ROUGE-L", "BERTScore", "CLIPScore", "GPT-4o")
 TEXT = ("CLAP", "Whisper", "ImageBind")  # trained with text, as Finding 4 has it
 SIGHT = ("AudioCLIP", "Wav2CLIP")
@@ -26,17 +26,17 @@ SIZES = {"7B": 7, "13B": 13, "34B": 34}  # of LLaVA-1.6, in units of 10^9 parame
 
 
 def names(found: list[str]) -> str:
-    """A list as the page has it."""
+    """A list in the page's form."""
     return ", ".join(found)
 
 
 def highest(figures: Mapping[str, Decimal]) -> str:
-    """Whose figure is highest; several if they are level."""
+    """The name of the highest figure; several names if they are equal."""
     return names([name for name, figure in figures.items() if figure == max(figures.values())])
 
 
 def lowest(figures: Mapping[str, Decimal]) -> str:
-    """Whose figure is lowest; several if they are level."""
+    """The name of the lowest figure; several names if they are equal."""
     return highest({name: -figure for name, figure in figures.items()})
 
 
@@ -82,7 +82,7 @@ def top1_gain(t: Tables) -> Found:
 
 
 def all_lower(t: Tables, numbers: tuple[str, ...], lower: str) -> Found:
-    """Whether all cells of one side are below those of the other, and which aren't."""
+    """Whether all cells of one side are below those of the other, and the exceptions."""
     found = [
         f"{encoder} in {table.name}, {measure} ({pair.raw} → {pair.projected})"
         for table in (t[number] for number in numbers)
@@ -104,7 +104,7 @@ def gain_of(encoder: str) -> Recompute:
 
 
 def largest_drop(measure: str) -> Recompute:
-    """The most that any encoder loses, in points."""
+    """The largest loss of any encoder, in points."""
 
     def recompute(t: Tables) -> Found:
         found = drops(t["Figure 6"], measure)
@@ -120,7 +120,7 @@ def whisperclips(which: str) -> Recompute:
 
 
 def best_raw(number: str, measure: str) -> Recompute:
-    """Who is best for captions, raw, and with what."""
+    """The best raw encoder for captions, and its score."""
 
     def recompute(t: Tables) -> str:
         scores = side(t[number], measure, "raw")
@@ -130,7 +130,7 @@ def best_raw(number: str, measure: str) -> Recompute:
 
 
 def most_severe(measure: str) -> Recompute:
-    """Who loses most."""
+    """The encoder that loses most."""
 
     def recompute(t: Tables) -> Found:
         found = drops(t["Figure 6"], measure)
@@ -153,7 +153,7 @@ def largest_two(t: Tables) -> Found:
 
 
 def rank_factor(encoder: str) -> Recompute:
-    """How many times smaller the mean rank gets."""
+    """The factor by which the mean rank falls."""
 
     def recompute(t: Tables) -> Found:
         raw, projected = (t["Figure 5"][encoder, which] for which in ("raw", "projected"))
@@ -163,7 +163,7 @@ def rank_factor(encoder: str) -> Recompute:
 
 
 def whisperclips_lead(t: Tables) -> dict[str, Decimal]:
-    """Top-1 of WhisperCLIP, projected, over Whisper's: Table 1 alone has both."""
+    """Top-1 of WhisperCLIP, projected, minus Whisper's; only Table 1 has both."""
     return {
         way: t["1"]["WhisperCLIP", f"{way} T1 projected"] - t["1"]["Whisper", f"{way} T1 projected"]
         for way in ("A2V", "V2A")
@@ -182,7 +182,7 @@ def separated(t: Tables) -> Found:
 
 
 def same_order(t: Tables) -> Found:
-    """Whether both directions rank the projected encoders alike."""
+    """Whether both directions rank the projected encoders in the same order."""
     orders = [
         [side(t["3"], f"{way} {top}", "projected") for way in ("A2V", "V2A")] for top in ("T1", "T3", "T10")
     ]
@@ -205,7 +205,7 @@ def worst_dimensions(t: Tables) -> Found:
 
 
 def text_ahead(which: str) -> Recompute:
-    """Whether all encoders that were trained with text are above all others."""
+    """Whether all encoders trained with text are above all others."""
 
     def recompute(t: Tables) -> Found:
         scores = side(t["Figure 6"], "GPT-4o", which)
@@ -220,7 +220,7 @@ def text_ahead(which: str) -> Recompute:
 
 
 def best(number: str, which: str, measures: tuple[str, ...] = QUALITY) -> Recompute:
-    """Who is best in each measure; one name if it is the same in all."""
+    """The best encoder in each measure; one name if it is the same in all."""
 
     def recompute(t: Tables) -> Found:
         found = {measure: side(t[number], measure, which) for measure in measures}
@@ -235,7 +235,7 @@ def best(number: str, which: str, measures: tuple[str, ...] = QUALITY) -> Recomp
 
 
 def budget_gain(which: str) -> Recompute:
-    """By how many percent the mean score over encoders rises from k = 15 to 150."""
+    """Rise of the mean score over encoders from k = 15 to 150, in percent."""
 
     def recompute(t: Tables) -> Found:
         each = {
@@ -249,13 +249,13 @@ def budget_gain(which: str) -> Recompute:
 
 
 def gap(t: Tables) -> Found:
-    """Raw minus projected, the mean over encoders, at each budget."""
+    """Raw minus projected at each budget, as the mean over encoders."""
     small, large = (mean(drops(t["14"], k).values()) for k in ("15", "150"))
     return Found("gap remains" if large > 0 else "no gap", f"{small:.3f} at 15, {large:.3f} at 150.")
 
 
 def mean_change(measure: str) -> Recompute:
-    """Percent by which captions change, the mean over encoders; and each, at both budgets."""
+    """Change of the captions' score in percent: the mean over encoders, and each encoder's."""
 
     def recompute(t: Tables) -> Found:
         found = {name: -loss for name, loss in losses(t["Figure 6"], measure).items()}
@@ -286,7 +286,7 @@ def per_point(t: Tables) -> dict[str, Decimal]:
 
 
 def per_point_of(encoder: str) -> Recompute:
-    """One encoder's."""
+    """`per_point` of one encoder."""
     return lambda t: Found(per_point(t)[encoder], f"{listed(per_point(t), 2)}.")
 
 
@@ -302,20 +302,20 @@ def correlation(t: Tables) -> Found:
 
 
 def severest(t: Tables) -> Found:
-    """Who loses most, of the five encoders of the appendix."""
+    """The encoders of the appendix that lose most."""
     lost = losses(t["12"], "GPT-4o")
     top = sorted(lost, key=lost.__getitem__, reverse=True)[:2]
     return Found(names(sorted(top)), f"Loss in %: {listed(lost, 1)}.")
 
 
 def parameters(width: int) -> int:
-    """Counted on the module that the formula of F.2 makes."""
+    """Number of parameters of the module in F.2."""
     with torch.device("meta"):
         return sum(parameter.numel() for parameter in Projector(width).parameters())
 
 
 def counted(t: Tables) -> Found:
-    """Millions of parameters, least over the encoders' widths."""
+    """Millions of parameters, for the narrowest encoder."""
     found = {width: Decimal(parameters(width)) / 10**6 for width in WIDTHS}
     rest = Decimal(parameters(1) - 1024) / 10**6  # without W1
     each = names([f"{count:.2f} M for d_a = {width}" for width, count in found.items()])
@@ -326,7 +326,7 @@ def counted(t: Tables) -> Found:
 
 
 def memory(t: Tables) -> Found:
-    """Megabytes of the narrowest encoder's projector, in half precision."""
+    """Megabytes of the narrowest encoder's projector in half precision."""
     megabytes = Decimal(2 * min(parameters(width) for width in WIDTHS)) / 10**6
     return Found(
         "under 2" if megabytes < 2 else "over 2",
@@ -345,12 +345,12 @@ def share_of_llava(t: Tables) -> Found:
 
 
 def patch_size(t: Tables) -> Found:
-    """By the paper's own name for the tower."""
+    """Patch size, from the paper's own name for the tower."""
     return Found("14×14", "By the name ViT-L/14 (3.1). 576 patches are 24 × 24; 36 × 36 would be 1296.")
 
 
 def segments(kind: str | None = None) -> Recompute:
-    """Segments of Table 16 that have something visible, invisible or silent; all of them without a kind."""
+    """Segments of Table 16 that have something visible, invisible or silent; all segments without a kind."""
 
     def recompute(t: Tables) -> Decimal:
         counts = {row: t["16"][row, "count"] for row in t["16"].rows}
@@ -372,7 +372,7 @@ def percentage(row: str) -> Recompute:
 
 
 def mean_score(t: Tables) -> Found:
-    """The five means' mean, beside the threshold of D.3."""
+    """The mean of the five means, next to the threshold of D.3."""
     value = mean(t["2.1"][row, "mean"] for row in t["2.1"].rows)
     return Found(
         None,
@@ -410,7 +410,7 @@ def falling(t: Tables) -> str:
 
 
 def better_than_last(t: Tables) -> Found:
-    """Which numbers of layers are better than the final one alone."""
+    """Numbers of layers that are better than the final layer alone."""
     found = [
         f"n={row} ({way}: {t['10'][row, way]} against {t['10']['1', way]})"
         for row in ("2", "3")
@@ -421,7 +421,7 @@ def better_than_last(t: Tables) -> Found:
 
 
 def best_retriever(t: Tables) -> Found:
-    """Where ImageBind isn't best at Top-1, projected."""
+    """Tables in which ImageBind, projected, isn't best at Top-1."""
     columns = [(number, f"{way} T1") for number in RETRIEVAL for way in ("A2V", "V2A")]
     found = []
     for number, measure in columns + [("2", measure) for measure in t["2"].measures]:
@@ -435,7 +435,7 @@ def best_retriever(t: Tables) -> Found:
 
 
 def recommended(t: Tables) -> Found:
-    """Whether Figure 9 and Table 15 recommend the same, and where not."""
+    """Whether Figure 9 and Table 15 recommend the same, and their differences."""
     figure, table = t["Figure 9"], t["15"]
     found = [
         f"{row}, {column}: {figure[row, column]} and {table[row, column]}"

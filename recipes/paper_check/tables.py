@@ -1,4 +1,4 @@
-"""The paper's tables, out of `tables.json`. All numbers are decimal, so that a half is a half."""
+"""The paper's tables, from `tables.json`. All numbers are decimal, so that halves round exactly."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ SIDES = ("raw", "projected")
 
 
 class Pair(NamedTuple):
-    """A figure without and with projecting."""
+    """A figure, raw and projected."""
 
     raw: Decimal
     projected: Decimal
 
     @property
     def gain(self) -> Decimal:
-        """In the figure's own unit."""
+        """Projected minus raw, in the figure's own unit."""
         return self.projected - self.raw
 
     @property
     def loss(self) -> Decimal:
-        """In percent of raw; positive where raw is better."""
+        """Loss in percent of raw; positive if raw is better."""
         return 100 * (self.raw - self.projected) / self.raw
 
 
@@ -50,29 +50,29 @@ class Table:
 
     @property
     def name(self) -> str:
-        """As a sentence has it."""
+        """The table's name in a sentence."""
         return f"Table {self.number}" if self.number.isdecimal() else self.number
 
     @property
     def measures(self) -> list[str]:
-        """Columns, without the side that some tables have in them and without deviations."""
+        """Columns, without "raw" and "projected" in their names and without deviations."""
         names = (column.removesuffix(" raw").removesuffix(" projected") for column in self.columns)
         return list(dict.fromkeys(name for name in names if not name.endswith("±")))
 
     @property
     def encoders(self) -> list[str]:
-        """Rows, without the side that some tables have in them."""
+        """Rows, without "raw" and "projected" in their names."""
         names = (row.removesuffix(" raw").removesuffix(" projected") for row in self.rows)
         return list(dict.fromkeys(names))
 
     def pair(self, encoder: str, measure: str) -> Pair:
-        """Raw and projected, wherever the table has them: in rows or in columns."""
+        """Raw and projected figures, from the table's rows or columns."""
         if encoder in self.rows:
             return Pair(*(self[encoder, f"{measure} {side}"] for side in SIDES))
         return Pair(*(self[f"{encoder} {side}", measure] for side in SIDES))
 
     def pairs(self, measure: str) -> dict[str, Pair]:
-        """Of all encoders whose two cells can be read."""
+        """Pairs of all encoders whose two cells can be read."""
         found = {}
         for encoder in self.encoders:
             try:
@@ -83,7 +83,7 @@ class Table:
 
 
 def read_tables(file: Path = HERE / "tables.json") -> dict[str, Table]:
-    """The tables by number, or by the name of the figure that stands in a table's place."""
+    """The tables by number; figures are by name."""
     found = json.loads(file.read_text(), parse_float=Decimal, parse_int=Decimal)["tables"]
     return {number: Table(number=number, **table) for number, table in found.items()}
 
