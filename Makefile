@@ -27,7 +27,9 @@ tradeoff: $(VENV)/dev
 	$(VENV)/bin/llava-soundclip eval tradeoff build/clips --references build/clips/refs.jsonl --out build/runs \
 	  --bertscore demo --clipscore demo --max-new-tokens 24
 
-reports: tradeoff demo-world
+reports: $(VENV)/dev demo-world
+	@echo 'Making five reports takes about an hour on two cores. An interrupted run resumes.'
+	$(MAKE) tradeoff
 	$(VENV)/bin/python recipes/miniature/tradeoff.py --stamps "$(STAMPS)" --gcompris "$(GCOMPRIS)" $(if $(MEDIA),--media "$(MEDIA)")
 	cp build/runs/report.html build/reports/drawn.html
 	@ls build/reports
