@@ -1,24 +1,50 @@
-"""LLaVA-1.5-7B's parts at full size with random weights, which the benchmarks time."""
+"""LLaVA-1.5-7B at full size with random weights, whole and in parts, which the benchmarks time."""
 
+import torch
 from torch import nn
-from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaModel
+from transformers import (
+    AutoModelForImageTextToText,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    LlamaConfig,
+    LlamaModel,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+)
 
 LAYERS = 32  # of the 7B language model
+VOCABULARY, IMAGE_TOKEN = 32_064, 32_000
+
+
+def tower_config(**changes: int) -> CLIPVisionConfig:
+    """CLIP ViT-L/14 at 336 px."""
+    full = {
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "image_size": 336,
+        "patch_size": 14,
+        "projection_dim": 768,
+    }
+    return CLIPVisionConfig(**full | changes)
+
+
+def llm_config(**changes: int) -> LlamaConfig:
+    """A 7B LLaMA."""
+    full = {
+        "hidden_size": 4096,
+        "intermediate_size": 11008,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": 32,
+        "vocab_size": VOCABULARY,
+    }
+    return LlamaConfig(**full | changes)
 
 
 def build_tower() -> CLIPVisionModel:
     """CLIP ViT-L/14 at 336 px."""
-    return CLIPVisionModel(
-        CLIPVisionConfig(
-            hidden_size=1024,
-            intermediate_size=4096,
-            num_hidden_layers=24,
-            num_attention_heads=16,
-            image_size=336,
-            patch_size=14,
-            projection_dim=768,
-        )
-    )
+    return CLIPVisionModel(tower_config())
 
 
 def build_mm_projector() -> nn.Module:
@@ -28,12 +54,24 @@ def build_mm_projector() -> nn.Module:
 
 def build_llm(layers: int) -> LlamaModel:
     """Some layers of a 7B LLaMA, with next to no vocabulary."""
-    return LlamaModel(
-        LlamaConfig(
-            hidden_size=4096,
-            intermediate_size=11008,
-            num_hidden_layers=layers,
-            num_attention_heads=32,
-            vocab_size=32,
-        )
+    return LlamaModel(llm_config(num_hidden_layers=layers, vocab_size=32))
+
+
+def build_llava(device: str, dtype: torch.dtype, *, tiny: bool = False) -> LlavaForConditionalGeneration:
+    """The whole model, built on its device in its precision, so that the host holds none of the 14 GB.
+
+    Args:
+        device: where it is built.
+        dtype: of its weights.
+        tiny: 64 wide and two or three layers deep, with as many patches.
+    """
+    narrow = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 2} if tiny else {}
+    config = LlavaConfig(
+        vision_config=tower_config(**narrow, **({"num_hidden_layers": 3} if tiny else {})),
+        text_config=llm_config(**narrow, **({"num_hidden_layers": 2} if tiny else {})),
+        image_token_index=IMAGE_TOKEN,
     )
+    with torch.device(device):
+        model = AutoModelForImageTextToText.from_config(config, dtype=dtype)
+    model.generation_config.pad_token_id = 0
+    return model.eval()

@@ -89,11 +89,18 @@ def merging_reducer(tokens: Tensor, count: int) -> Tensor:
 
 
 def seconds(call: Callable[[], object], device: str) -> float:
+    """Seconds of a call, from an idle device to an idle device."""
+    wait(device)
     start = time.perf_counter()
     call()
+    wait(device)
+    return time.perf_counter() - start
+
+
+def wait(device: str) -> None:
+    """Let a GPU finish what it was given."""
     if device != "cpu":
         torch.cuda.synchronize()
-    return time.perf_counter() - start
 
 
 def flops(call: Callable[[], object]) -> float:

@@ -87,13 +87,15 @@ def encoders(arguments: argparse.Namespace) -> tuple[WhisperCLIPEncoder, Whisper
     else:
         weights = read_checkpoint(checkpoint)
     padded, clip = (
-        WhisperCLIPEncoder(weights, WhisperCLIPOptions(window=window, dtype=arguments.dtype))
-        .eval()
-        .requires_grad_(False)
-        .to(arguments.device)
-        for window in ("padded", "clip")
+        build_encoder(weights, window, arguments.device, arguments.dtype) for window in ("padded", "clip")
     )
     return padded, clip, checkpoint is not None
+
+
+def build_encoder(weights: WhisperWeights, window: str, device: str, dtype: str) -> WhisperCLIPEncoder:
+    """One encoder, ready to embed."""
+    encoder = WhisperCLIPEncoder(weights, WhisperCLIPOptions(window=window, dtype=dtype))
+    return encoder.eval().requires_grad_(False).to(device)
 
 
 def random_weights(width: int, blocks: int) -> WhisperWeights:

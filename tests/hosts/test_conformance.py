@@ -296,3 +296,18 @@ def test_an_offloaded_model_has_weights(family: Family, model: Any) -> None:
     soundclip = patch(model, TinyEncoder(), k=K)
     with soundclip.audio(sounds, sampling_rate=RATE):
         assert torch.equal(scores(model, inputs), expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@torch.no_grad()
+def test_on_a_gpu(family: Family, model: Any, tokens: str) -> None:
+    """In float64, which a GPU doesn't round in its own way (TF32)."""
+    inputs, sounds = make_inputs([1, 2], family=family), make_sounds(3)
+    inputs["pixel_values"] = inputs["pixel_values"].double()
+    soundclip = patch(model.double(), TinyEncoder(), k=K, tokens=tokens)
+    with soundclip.audio(sounds, sampling_rate=RATE):
+        expected = model(**inputs).logits
+        moved = model.to("cuda")(**{name: value.to("cuda") for name, value in inputs.items()}).logits
+    assert moved.device.type == "cuda"
+    torch.testing.assert_close(moved.cpu(), expected, rtol=1e-5, atol=1e-5)
