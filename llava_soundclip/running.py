@@ -3,15 +3,17 @@
 import os
 import shlex
 import sys
+import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
+    from rich.progress import Progress, Task
 
 PROGRAM = "llava-soundclip"
+_EVERY = 10.0  # seconds between lines about progress
 
 T = TypeVar("T")
 
@@ -32,7 +34,12 @@ def default_device() -> str:
 
 
 def progress_bar(shown: bool, unit: str | None = None) -> "Progress":
-    """A bar with the time left, and the speed in a unit, if the error stream is a terminal."""
+    """Progress on the error stream: a bar with the time left on a terminal, else a line every ten seconds.
+
+    Args:
+        shown: without it nothing is printed.
+        unit: the bar also tells the speed in it.
+    """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
     from rich.progress import TimeRemainingColumn as TimeLeft
@@ -43,12 +50,63 @@ def progress_bar(shown: bool, unit: str | None = None) -> "Progress":
             speed = task.finished_speed or task.speed
             return Text("" if speed is None else f"{speed:.1f} {unit}/s")
 
+    class Lines(Progress):
+        def start(self) -> None:
+            self._ticker = Ticker(self._print)
+            self._ticker.start()
+
+        def stop(self) -> None:
+            self._ticker.stop()
+
+        def _print(self) -> None:
+            for task in self.tasks:
+                print(task_line(task), file=sys.stderr, flush=True)
+
     console = Console(stderr=True)
+    if shown and not console.is_terminal:
+        # Speed is estimated over minutes: a batch alone may take longer than rich's 30 s.
+        return Lines(console=console, speed_estimate_period=600)
     speed = () if unit is None else (Speed(),)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), *speed, TimeLeft())
-    return Progress(
-        *columns, console=console, disable=not (shown and console.is_terminal), redirect_stdout=False
-    )
+    return Progress(*columns, console=console, disable=not shown, redirect_stdout=False)
+
+
+class Ticker:
+    """Calls a function every ten seconds, in a thread of its own, so also while a single step takes long."""
+
+    def __init__(self, call: Callable[[], None]) -> None:
+        self._call = call
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self.run, daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def run(self) -> None:
+        """Call until it is stopped, or nobody reads the lines any more."""
+        while not self._over.wait(_EVERY):
+            try:
+                self._call()
+            except OSError:
+                return
+
+
+def task_line(task: "Task") -> str:
+    """A task's state in words, such as "captions: 24 of 480, 3 min left"."""
+    count = "" if task.total is None else f"{task.completed:,.0f} of {task.total:,.0f}, "
+    if task.finished or task.time_remaining is None:
+        return f"{task.description}: {count}{_duration(task.elapsed or 0)} so far"
+    return f"{task.description}: {count}{_duration(task.time_remaining)} left"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def work_through(

@@ -86,7 +86,6 @@ def caption(
             typer.echo(f"{done} of {len(found)} clips are in {out} already", err=True)
         if done == len(found):
             return
-        soundclip = hearing.load()
         bar = progress_bar(shown=out is not None)
         task = bar.add_task("captions", total=len(found))
 
@@ -98,6 +97,7 @@ def caption(
                 bar.update(task, description=_short(rows[-1]["caption"]))
 
         with bar:
+            soundclip = hearing.load()
             captioned = caption_clips(
                 soundclip,
                 found,

@@ -35,10 +35,10 @@ def embed(
         found = read_clips(clips, by_path=True)
         opt.check_found(found, clips)
         given |= opt.encoder_options(encoder_option, checkpoint)
-        hearing = load_encoder(encoder, device=device or default_device(), **given)
         bar = progress_bar(shown=True)
         task = bar.add_task("vectors", total=len(found))
         with bar:
+            hearing = load_encoder(encoder, device=device or default_device(), **given)
             embedded = embed_clips(
                 found, hearing, batch_size=batch_size, on_clips=lambda count: bar.advance(task, count)
             )

@@ -49,9 +49,6 @@ def tradeoff(
     Writes features, figures, captions in every setting and report.html. An interrupted run resumes.
     A judge comes after it: llava-soundclip eval captions OUT/captions.jsonl --judge ...
     """
-    from llava_soundclip.clips import read_clips
-    from llava_soundclip.evaluation.tradeoff.run import REPORT, measure_tradeoff
-
     hearing = opt.ModelOptions(
         model=model,
         device=device,
@@ -76,31 +73,34 @@ def tradeoff(
             bar.remove_task(tasks.pop())
         tasks.append(bar.add_task(part, total=count or None))
 
-    with opt.exit_codes():
+    with opt.exit_codes(), bar:
+        start("loading the model", 0)  # whose imports alone take seconds
+        from llava_soundclip.clips import read_clips
+        from llava_soundclip.evaluation.tradeoff.run import REPORT, measure_tradeoff
+
         found = read_clips(clips)
         opt.check_found(found, clips)
         soundclip = hearing.load()
         texts, pictures = opt.load_scorers(wanted, bertscore, clipscore, device)
-        with bar:
-            measured = measure_tradeoff(
-                soundclip,
-                found,
-                references,
-                out,
-                model=model,
-                trained_in=projector,
-                budgets=further,
-                alphas=mixes,
-                metrics=wanted,
-                bertscore=texts,
-                clipscore=pictures,
-                max_new_tokens=max_new_tokens,
-                batch_size=batch_size,
-                examples=examples,
-                seed=seed,
-                on_start=start,
-                on_clips=lambda count: bar.advance(tasks[-1], count),
-            )
+        measured = measure_tradeoff(
+            soundclip,
+            found,
+            references,
+            out,
+            model=model,
+            trained_in=projector,
+            budgets=further,
+            alphas=mixes,
+            metrics=wanted,
+            bertscore=texts,
+            clipscore=pictures,
+            max_new_tokens=max_new_tokens,
+            batch_size=batch_size,
+            examples=examples,
+            seed=seed,
+            on_start=start,
+            on_clips=lambda count: bar.advance(tasks[-1], count),
+        )
     typer.echo(summary_text(measured.report))
     for note in measured.notes:
         typer.echo(f"note: {note}", err=True)
