@@ -11,7 +11,7 @@ from PIL import Image
 
 from llava_soundclip import MediaError, SoundCLIP, patch
 from llava_soundclip.media import load_audio, load_frame
-from tests.conftest import TinyEncoder, build_tiny_llava, build_tiny_processor
+from tests.conftest import TinyEncoder, build_tiny_llava, build_tiny_llava_next, build_tiny_processor
 from tests.hosts.reference import algorithm_1, pad_or_cut
 from tests.media.making import write_film
 
@@ -59,6 +59,25 @@ def test_lists_in_lists_out(soundclip: SoundCLIP, film: Path) -> None:
     assert len(soundclip.caption(sounds, "w8 <image>", pictures[0], **options)) == 2
     with pytest.raises(ValueError, match="1 pictures for 2 sounds"):
         soundclip.caption(sounds, "w8 <image>", pictures[:1], **options)
+
+
+@pytest.mark.parametrize("tokens", ["zero", "drop"])
+def test_a_batch_of_pictures_of_unequal_sizes(tokens: str) -> None:
+    """LLaVA-NeXT writes more tokens for some sizes: the shorter rows are padded, and each caption stays its own."""
+    model = build_tiny_llava_next()
+    soundclip = patch(model, TinyEncoder(), k=4, tokens=tokens, processor=build_tiny_processor(model))
+    pictures = [Image.new("RGB", size, "teal") for size in ((60, 40), (15, 90), (60, 30))]
+    sounds = [np.sin(np.arange(4000, dtype=np.float32) * f) for f in (0.1, 0.7, 0.3)]
+    prompt = "w8 <image> w9"
+    lengths = [soundclip.processor(images=picture, text=prompt)["input_ids"] for picture in pictures]
+    assert len({len(row) for [row] in lengths}) == 3 and soundclip.processor.tokenizer.padding_side == "right"
+    options = {"sampling_rate": RATE, "max_new_tokens": 8, "do_sample": False}
+    alone = [
+        soundclip.caption(sound, prompt, picture, **options)
+        for sound, picture in zip(sounds, pictures, strict=True)
+    ]
+    assert len(set(alone)) == 3
+    assert soundclip.caption(sounds, prompt, pictures, **options) == alone
 
 
 def test_the_chat_template_is_used_if_there_is_one(soundclip: SoundCLIP, film: Path) -> None:

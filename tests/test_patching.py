@@ -308,6 +308,33 @@ class TestThreads:
             carried.join()
             assert heard == [generate(soundclip.model, make_inputs([1]))]
 
+    def test_a_plain_thread_hears_the_outer_sound_after_an_inner_block_ended(self, soundclip: Any) -> None:
+        inputs, (outer, inner) = make_inputs([1]), make_sounds(2)
+        heard = []
+
+        def listen() -> None:
+            heard.append(generate(soundclip.model, inputs))
+
+        with soundclip.audio(outer, sampling_rate=RATE):
+            expected = generate(soundclip.model, inputs)
+            with soundclip.audio(inner, sampling_rate=RATE):
+                assert generate(soundclip.model, inputs) != expected
+            thread = threading.Thread(target=listen)
+            thread.start()
+            thread.join()
+        assert heard == [expected]
+
+    def test_a_plain_thread_is_stock_after_all_blocks_ended(self, soundclip: Any) -> None:
+        inputs, (outer, inner) = make_inputs([1]), make_sounds(2)
+        stock = generate(soundclip.model, inputs)
+        heard = []
+        with soundclip.audio(outer, sampling_rate=RATE), soundclip.audio(inner, sampling_rate=RATE):
+            assert generate(soundclip.model, inputs) != stock
+        thread = threading.Thread(target=lambda: heard.append(generate(soundclip.model, inputs)))
+        thread.start()
+        thread.join()
+        assert heard == [stock]
+
     def test_two_patched_models_in_one_process(self, inputs: Any) -> None:
         first, second = (patch(build_tiny_llava(seed=seed), TinyEncoder(), k=K) for seed in (0, 1))
         stock = scores(second.model, inputs)
@@ -391,6 +418,40 @@ class TestCalls:
             assert model.generate(**inputs, generation_config=config).shape[1] == ids.shape[1] + 5
             assert config.max_length == ids.shape[1] + 5
         assert prompts and all(torch.equal(prompt, ids) for prompt in prompts)
+
+    @pytest.mark.parametrize("tokens", ["zero", "drop"])
+    def test_least_lengths_count_the_callers_prompt(self, soundclip: Any, tokens: str) -> None:
+        """The first token that the model would write ends a text: a least length puts it off, as in stock."""
+        from transformers import GenerationConfig
+
+        soundclip.tokens = tokens
+        model, inputs, sounds = soundclip.model, make_inputs([1]), make_sounds(1)
+        length = inputs["input_ids"].shape[1]
+        [row] = expected_rows(model, inputs, sounds, K, tokens)
+        by_hand = {"inputs_embeds": row[None], "attention_mask": torch.ones(1, len(row), dtype=torch.int64)}
+        end = int(model.generate(**by_hand, max_new_tokens=1, do_sample=False)[0, 0])
+        options: dict[str, Any] = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": end}
+        assert model.generate(**by_hand, **options).tolist() == [[end]]
+        for least in (1, 3, 5):
+            expected = model.generate(**by_hand, min_new_tokens=least, **options).tolist()
+            assert end not in expected[0][:least] and len(expected[0]) >= least
+            with soundclip.audio(sounds, sampling_rate=RATE):
+                config = GenerationConfig(min_length=length + least, pad_token_id=0)
+                before = config.to_dict()
+                model.generation_config.min_length = length + least
+                by_the_models_config = model.generate(**inputs, **options)
+                model.generation_config.min_length = GenerationConfig().min_length
+                outputs = [
+                    by_the_models_config,
+                    model.generate(**inputs, min_length=length + least, **options),
+                    model.generate(**inputs, min_new_tokens=least, **options),
+                    model.generate(**inputs, generation_config=config, **options),
+                ]
+            assert [output[:, length:].tolist() for output in outputs] == [expected] * 4
+            assert config.to_dict() == before
+        with soundclip.audio(sounds, sampling_rate=RATE):
+            for least in (0, 2, length):  # shorter than the prompt: nothing is put off
+                assert model.generate(**inputs, min_length=least, **options)[0, length:].tolist() == [end]
 
     def test_inference_mode_and_gradients(self, tiny_llava: Any, inputs: Any) -> None:
         projector = Projector(16, WIDTH, 8)
