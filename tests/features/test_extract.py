@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,15 @@ from PIL import Image
 
 from llava_soundclip.clips import load_frames, load_sound
 from llava_soundclip.encoders import load_encoder
-from llava_soundclip.features import Clip, FeatureFolder, VisionTower, extract, extract_features, read_clips
+from llava_soundclip.features import (
+    Clip,
+    FeatureFolder,
+    VisionTower,
+    decode,
+    extract,
+    extract_features,
+    read_clips,
+)
 from llava_soundclip.features.claims import Claims, group_of
 from llava_soundclip.features.decode import Decoded, Decoder, DecodingPool
 from llava_soundclip.features.pictures import ClipPictures, ProcessorPictures, prepare_like
@@ -136,6 +145,69 @@ def test_batches_hold_sounds_of_one_length(films, tower, tmp_path):
     assert [len(batch) for batch in batches] == [4, 4, 3]
     lengths = [length for batch in batches[1:] for length in batch]  # the first one doesn't wait for others
     assert batches[0] == sorted(batches[0]) and lengths == sorted(lengths)
+
+
+class Here:
+    """Stands for a pool of processes: decodes at once, in this one."""
+
+    def __init__(self, workers, *, mp_context, initializer, initargs):
+        (self.decoder,) = initargs
+
+    def submit(self, function, clip):
+        future = Future()
+        future.set_result(self.decoder(clip))
+        return future
+
+    def shutdown(self, **options):
+        pass
+
+
+@pytest.mark.parametrize(("room", "most"), [(5000, 5), (5999, 5), (10**6, 20), (100, 2)])
+def test_large_clips_are_decoded_less_far_ahead(monkeypatch, room, most):
+    """Once the size of a clip is known, as many wait as the bytes allow, but one for each worker."""
+    monkeypatch.setattr(decode, "ProcessPoolExecutor", Here)
+    monkeypatch.setattr(decode, "_AHEAD_BYTES", room)
+    sizes = [250] + [200] * 59
+    found = {
+        str(i): Decoded(np.zeros((1, size), np.float32), 16_000, np.zeros(0), 0.0)
+        for i, size in enumerate(sizes)
+    }
+    given, ahead = [], []
+
+    def clips():
+        for i in range(len(sizes)):
+            yield Clip(str(i), str(i), "sound.wav")
+            ahead.append(i + 1 - len(given))
+
+    with DecodingPool(lambda clip: found[clip.id], 2, 20) as pool:
+        for clip, decoded in pool.decode(clips()):
+            assert decoded is found[clip.id]
+            given.append(clip.id)
+    assert given == list(found)
+    assert ahead[:19] == list(range(1, 20))  # nothing is known before the first one is there
+    assert set(ahead[20:]) == {most - 1}
+
+
+def test_large_clips_make_smaller_groups(tower, tmp_path, monkeypatch):
+    class Noting(TinyEncoder):
+        def _embed(self, waveforms):
+            batches.append(len(waveforms))
+            return super()._embed(waveforms)
+
+    batches = []
+    Image.new("RGB", (30, 30), "teal").save(tmp_path / "picture.png")
+    sound = write(tmp_path / "sound.wav", sound=to_format(chirp(0.1, 16_000), "s16"))
+    clips = [Clip(str(i), str(i), str(sound), str(tmp_path / "picture.png")) for i in range(14)]
+    clip_bytes = 1600 * 4 + 3 * 30 * 30 * 4  # float32 samples and pixels
+    for room, expected in [
+        (3 * clip_bytes, [3, 3, 3, 3, 2]),
+        (3 * clip_bytes + 1, [4, 4, 4, 2]),
+        (1, [1] * 14),
+    ]:
+        batches.clear()
+        monkeypatch.setattr(extract, "SORTED_BYTES", room)
+        quick(clips, tmp_path / f"f{room}", tower, encoder=Noting(), batch_size=6)
+        assert batches == expected
 
 
 # Segments

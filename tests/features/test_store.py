@@ -141,6 +141,25 @@ def test_two_writers_at_once_and_a_clip_that_both_made(tmp_path):
     features.verify()
 
 
+@pytest.mark.parametrize("earlier", ["first", "second"])
+def test_of_a_clip_that_two_writers_made_the_first_shard_counts(tmp_path, earlier):
+    """Whoever wrote first: names decide, so that every reader takes the same row."""
+    with FeatureWriter(tmp_path / "f", header()) as one, FeatureWriter(tmp_path / "f", header()) as other:
+        one._writer, other._writer = ("1" * 16, "2" * 16) if earlier == "first" else ("2" * 16, "1" * 16)
+        one.add("a", "film of one", *row("one", header()), start=1.0)
+        other.add("a", "film of other", *row("other", header()), start=2.0)
+        other.add("b", "film of other", *row("b", header()))
+    features = FeatureFolder(tmp_path / "f")
+    assert features.ids == ["a", "b"] and features.sources[1] == "film of other"
+    name, start = ("one", 1.0) if earlier == "first" else ("other", 2.0)
+    assert features.sources[0] == f"film of {name}"
+    assert features.table.column("start").to_pylist() == [start, None]
+    audio, cls = row(name, header())
+    assert torch.equal(features.rows(torch.tensor([0]))[0][0], audio)
+    assert torch.equal(features.rows(torch.tensor([0]))[1][0], cls)
+    features.verify()
+
+
 def test_many_rows_open_quickly_and_stay_on_disk(tmp_path):
     code = f"""
 import resource, time, torch
