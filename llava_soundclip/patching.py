@@ -1,6 +1,7 @@
 """`patch` a LLaVA, hear through the handle, `unpatch` it again."""
 
 import threading
+import warnings
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 Tokens = Literal["zero", "drop"]
 
 _MAX_NEW_TOKENS = 128
-_DEFAULTS = ("whisperclip", "raw", 150)  # of `patch`: encoder, alignment, k
 
 # Handle -> the sounds open in this context. At module level, as contextvars want it.
 _OPEN: ContextVar[Mapping["SoundCLIP", Hearing]] = ContextVar(
@@ -44,10 +44,10 @@ _HANDLES: "weakref.WeakKeyDictionary[nn.Module, weakref.ref[SoundCLIP]]" = weakr
 
 def patch(
     model: nn.Module,
-    encoder: str | AudioEncoder = "whisperclip",
+    encoder: str | AudioEncoder | None = None,
     *,
-    alignment: str | float = "raw",
-    k: int = 150,
+    alignment: str | float | None = None,
+    k: int | None = None,
     projector: "Projector | str | Path | None" = None,
     tokens: Tokens = "zero",
     norm: Norm = "keep",
@@ -62,16 +62,16 @@ def patch(
 
     Args:
         model: a loaded LLaVA; `supported_models()` lists the classes, subclasses and PEFT's wrapper work too.
-        encoder: a name of `available_encoders()`, or an `AudioEncoder`.
+        encoder: a name of `available_encoders()`, or an `AudioEncoder`. Default: "whisperclip".
         alignment: "raw" (F.2, pad or cut), "projected" (the trained MLP), or alpha in [0, 1] for a mix,
-            1 being raw (B.1).
-        k: patches that keep their value, 0 to N. The paper's budgets are 150 and 15.
+            1 being raw (B.1). Default: "raw".
+        k: patches that keep their value, 0 to N. The paper's budgets are 150 and 15. Default: 150.
         projector: a `Projector`, a folder, a `.safetensors` file or a Hub id; needed unless raw.
         tokens: "zero" keeps zeros in the place of the other patches (the paper); "drop" takes them out of
             the prompt and the KV cache, so that the LLM reads k+1 tokens an image.
         norm: "keep" (the paper), or "match" to scale a sound to the norm of the CLS token it replaces.
         preset: an application of the paper's (4.5), such as "dense_captioning": `presets.PRESETS` has the encoder,
-            the alignment and k that it recommends. Those three are then not given.
+            the alignment and k that it recommends. None of those three can be given with it.
         processor: the model's processor; only `caption` and `trace` need it, and load it themselves from
             where the model came from if it isn't given.
         **encoder_options: for the encoder: `checkpoint=`, `fusion=`, `backend=`, `device=`, `dtype=` ...
@@ -81,16 +81,21 @@ def patch(
 
     Raises:
         TypeError: for a model of another family, a `k` that isn't an int, or a module that isn't a `Projector`.
-        ValueError: for an unknown value, or a projector that fits neither encoder nor tower.
+        ValueError: for an unknown value, a `k` above N, or a projector that fits neither encoder nor tower.
+
+    Warns:
+        UserWarning: if no projector is given. Raw vectors are heard only by a LLaVA that was prepared for them.
     """
     host = find_host(model)
     if preset is not None:
         if preset not in PRESETS:
             raise ValueError(f"preset must be one of {', '.join(map(repr, PRESETS))}, not {preset!r}")
-        if (encoder, alignment, k) != _DEFAULTS:
+        if (encoder, alignment, k) != (None, None, None):
             raise ValueError(f"preset={preset!r} says encoder, alignment and k: give either it or these")
         encoder, alignment, k = PRESETS[preset].encoder, PRESETS[preset].alignment, PRESETS[preset].k
-    check_k(k)
+    encoder = "whisperclip" if encoder is None else encoder
+    alignment = "raw" if alignment is None else alignment
+    k = check_k(150 if k is None else k, host.patches)
     if isinstance(encoder, AudioEncoder):
         if encoder_options:
             raise ValueError(
@@ -111,6 +116,12 @@ def patch(
             )
     soundclip = SoundCLIP(host, encoder, projector, alignment=alignment, k=k, tokens=tokens, norm=norm)
     soundclip.processor = processor
+    if projector is None:
+        warnings.warn(
+            "raw vectors aren't heard by a LLaVA that wasn't prepared for them: give projector= and "
+            'alignment="projected", see docs/training.md',
+            stacklevel=2,
+        )
     unpatch(host.model, missing_ok=True)
     soundclip._install()
     _HANDLES[host.model] = weakref.ref(soundclip)
@@ -166,6 +177,7 @@ class SoundCLIP:
 
     Attributes:
         model: the patched model.
+        host: the model's vision side: `grid`, `patches` and `width`, its `vision_tower`, and `tower_tokens` of pictures.
         encoder: the audio encoder.
         projector: the trained projector, or None.
         processor: the model's processor, loaded when it is first needed.
@@ -200,7 +212,7 @@ class SoundCLIP:
         self.encoder = encoder
         self.projector = projector
         self.processor: Any = None
-        self._host = host
+        self.host = host
         self._undo = Undo()
         self._opened: list[Hearing] = []  # in any context, for threads that have none of their own
         self._lock = threading.Lock()
@@ -226,7 +238,7 @@ class SoundCLIP:
 
     @k.setter
     def k(self, k: int) -> None:
-        self._k = check_k(k)
+        self._k = check_k(k, self.host.patches)
 
     @property
     def alignment(self) -> str | float:
@@ -236,7 +248,7 @@ class SoundCLIP:
     @alignment.setter
     def alignment(self, alignment: str | float) -> None:
         self._align = build_alignment(
-            alignment, audio_dim=self.encoder.dim, width=self._host.width, projector=self.projector
+            alignment, audio_dim=self.encoder.dim, width=self.host.width, projector=self.projector
         )
         self._alignment = alignment
 
@@ -340,7 +352,7 @@ class SoundCLIP:
             `image_sizes` a list, (tokens, hidden) an image: they differ in length.
         """
         with self.audio(sounds, sampling_rate=sampling_rate):
-            visual = self._host.visual_tokens(pixel_values, image_sizes)
+            visual = self.host.visual_tokens(pixel_values, image_sizes)
         return torch.stack(visual) if image_sizes is None else visual
 
     def caption(
@@ -402,11 +414,11 @@ class SoundCLIP:
         pixel_values = pixel_values.flatten(0, -4)[:1]  # the first tile, which shows all of the picture
         with torch.no_grad():
             audio = fill(self.align(self.embed(source, sampling_rate=sampling_rate)), self.control)
-            selection = self.substituter().select(self._host.tower_tokens(pixel_values), audio)
+            selection = self.substituter().select(self.host.tower_tokens(pixel_values), audio)
         return Trace(
             frame=as_seen(pixel_values[0], processor.image_processor),
-            similarity=selection.similarity[0].reshape(self._host.grid).cpu().numpy(),
-            kept=selection.mask[0].reshape(self._host.grid).cpu().numpy(),
+            similarity=selection.similarity[0].reshape(self.host.grid).cpu().numpy(),
+            kept=selection.mask[0].reshape(self.host.grid).cpu().numpy(),
             k=self.k,
             encoder=self.encoder.name,
         )
@@ -493,15 +505,8 @@ class SoundCLIP:
         return [substituter.zero(tokens, audio, selection) for tokens in layers], is_read
 
     def visual_tokens_per_image(self) -> int:
-        """N+1 or k+1, as `tokens` says.
-
-        Raises:
-            ValueError: if k is above N; both are named.
-        """
-        rows, columns = self._host.grid
-        if self.k > rows * columns:
-            raise ValueError(f"k is {self.k}, but an image has only {rows * columns} patches")
-        return 1 + (rows * columns if self.tokens == "zero" else self.k)
+        """N+1 or k+1, as `tokens` says."""
+        return 1 + (self.host.patches if self.tokens == "zero" else self.k)
 
     def substituter(self) -> AudioTokenSubstituter:
         """What chooses the patches and edits the tokens, as `k`, `norm` and `control` say."""
@@ -510,7 +515,7 @@ class SoundCLIP:
 
     def _install(self) -> None:
         try:
-            self._host.install(self, self._undo)
+            self.host.install(self, self._undo)
         except BaseException:
             self._undo.close()
             raise

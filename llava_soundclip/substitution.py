@@ -33,17 +33,23 @@ class Selection:
         return torch.zeros_like(self.similarity, dtype=torch.bool).scatter(1, self.kept, True)
 
 
-def check_k(k: int) -> int:
-    """Return `k` if it can be a budget: an int that isn't a bool, zero or more.
+def check_k(k: int, patches: int | None = None) -> int:
+    """Return `k` if it can be a budget: an int that isn't a bool, from 0 to the number of patches.
+
+    Args:
+        k: the budget.
+        patches: N; None where it isn't known yet.
 
     Raises:
         TypeError: for a bool, a float or anything else that isn't an int.
-        ValueError: for a negative number.
+        ValueError: for a negative number, or one above N; both numbers are named.
     """
     if isinstance(k, bool) or not isinstance(k, Integral):
         raise TypeError(f"k must be an int, the number of patches to keep, not {type(k).__name__} {k!r}")
     if k < 0:
         raise ValueError(f"k must be 0 or more, not {k}")
+    if patches is not None and k > patches:
+        raise ValueError(f"k is {k}, but an image has only {patches} patches")
     return int(k)
 
 
@@ -126,8 +132,7 @@ class AudioTokenSubstituter:
             raise ValueError(f"{len(audio)} sounds for {len(tokens)} images: give one sound an image")
         if audio.shape[-1] != tokens.shape[-1]:
             raise ValueError(f"a sound of width {audio.shape[-1]} for tokens of width {tokens.shape[-1]}")
-        if self.k > tokens.shape[1] - 1:
-            raise ValueError(f"k is {self.k}, but an image has only {tokens.shape[1] - 1} patches")
+        check_k(self.k, tokens.shape[1] - 1)
 
 
 def _unit(vectors: Tensor) -> Tensor:

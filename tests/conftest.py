@@ -64,7 +64,7 @@ IMAGE_TOKEN = 98
 PAD = 0
 
 
-def tiny_vision_config() -> Any:
+def tiny_vision_config(image_size: int = 30) -> Any:
     from transformers import CLIPVisionConfig
 
     return CLIPVisionConfig(
@@ -72,7 +72,7 @@ def tiny_vision_config() -> Any:
         intermediate_size=48,
         num_hidden_layers=3,
         num_attention_heads=4,
-        image_size=30,
+        image_size=image_size,
         patch_size=10,
     )
 
@@ -111,13 +111,15 @@ def fill_tiny(model: Any) -> Any:
     return model.eval()
 
 
-def build_tiny_llava(*, strategy: str = "default", seed: int = 0, layer: int | list[int] = -2) -> Any:
+def build_tiny_llava(
+    *, strategy: str = "default", seed: int = 0, layer: int | list[int] = -2, image_size: int = 30
+) -> Any:
     """A random `LlavaForConditionalGeneration` of two layers and width 32: 9 patches, 100 words."""
     from transformers import LlavaConfig, LlavaForConditionalGeneration
 
     torch.manual_seed(seed)
     config = LlavaConfig(
-        vision_config=tiny_vision_config(),
+        vision_config=tiny_vision_config(image_size),
         text_config=tiny_text_config(),
         image_token_index=IMAGE_TOKEN,
         vision_feature_layer=layer,

@@ -9,7 +9,7 @@ from llava_soundclip import SoundCLIP, patch
 from llava_soundclip.controls import RandomSubstituter, fill
 from llava_soundclip.presets import PRESETS
 from llava_soundclip.substitution import AudioTokenSubstituter
-from tests.conftest import WIDTH, TinyEncoder
+from tests.conftest import WIDTH, TinyEncoder, build_tiny_llava
 from tests.hosts.families import RATE, K, make_inputs, make_sounds
 
 
@@ -80,20 +80,50 @@ def test_a_model_reads_what_the_control_says(tiny_llava: Any, tokens: Any) -> No
         soundclip.control = "silence"  # type: ignore[assignment]
 
 
-def test_presets_are_what_patch_takes(tiny_llava: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_presets_are_what_patch_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     from llava_soundclip import patching
 
+    model = build_tiny_llava(image_size=130)  # 169 patches: the presets keep 150
     loaded: list[str] = []
     monkeypatch.setattr(patching, "load_encoder", lambda name, **_: loaded.append(name) or TinyEncoder())
     for name, preset in PRESETS.items():
         if preset.alignment == "raw":
-            soundclip: SoundCLIP = patch(tiny_llava, preset=name)
+            soundclip: SoundCLIP = patch(model, preset=name)
             assert loaded[-1] == preset.encoder
             assert (soundclip.alignment, soundclip.k) == (preset.alignment, preset.k)
         else:
             with pytest.raises(ValueError, match="alignment='projected' needs a trained projector"):
-                patch(tiny_llava, preset=name)
+                patch(model, preset=name)
     with pytest.raises(ValueError, match="preset must be one of 'cross_modal_retrieval'"):
-        patch(tiny_llava, preset="singing")
-    with pytest.raises(ValueError, match="says encoder, alignment and k"):
-        patch(tiny_llava, preset="dense_captioning", k=15)
+        patch(model, preset="singing")
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"encoder": "whisperclip"},
+        {"alignment": "raw"},
+        {"k": 150},
+        {"encoder": "clap"},
+        {"alignment": 0},
+        {"k": 0},
+        {"encoder": "whisperclip", "alignment": "raw", "k": 150},
+    ],
+    ids=str,
+)
+def test_a_preset_stands_alone(tiny_llava: Any, given: dict[str, Any]) -> None:
+    """What was given counts, not its value: the default, written out, contradicts a preset as any other."""
+    with pytest.raises(ValueError, match="says encoder, alignment and k: give either it or these"):
+        patch(tiny_llava, preset="cross_modal_retrieval", **given)
+
+
+def test_the_defaults_of_patch_are_the_papers_captioning_preset(monkeypatch: pytest.MonkeyPatch) -> None:
+    from llava_soundclip import patching
+
+    loaded: list[str] = []
+    monkeypatch.setattr(patching, "load_encoder", lambda name, **_: loaded.append(name) or TinyEncoder())
+    soundclip = patch(build_tiny_llava(image_size=130))
+    preset = PRESETS["dense_captioning"]
+    assert (loaded, soundclip.alignment, soundclip.k) == ([preset.encoder], preset.alignment, preset.k)
+    for name in ("encoder", "alignment", "k"):
+        assert f"Default: {getattr(preset, name)!r}.".replace("'", '"') in patch.__doc__

@@ -4,6 +4,7 @@ import copy
 import gc
 import io
 import threading
+import warnings
 import weakref
 from collections import Counter
 from contextvars import copy_context
@@ -141,7 +142,7 @@ class TestStock:
     def test_a_method_that_the_user_had_replaced_comes_back(self, tiny_llava: Any) -> None:
         stock = tiny_llava.generate
         mine = tiny_llava.generate = lambda *args, **kwargs: stock(*args, **kwargs)
-        patch(tiny_llava, TinyEncoder()).unpatch()
+        patch(tiny_llava, TinyEncoder(), k=K).unpatch()
         assert vars(tiny_llava)["generate"] is mine
 
     def test_an_install_that_fails_half_way_rolls_back(
@@ -151,7 +152,7 @@ class TestStock:
         before = snapshot(tiny_llava)
         monkeypatch.setattr("llava_soundclip.hosts.huggingface.shadow", lambda *args: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            patch(tiny_llava, TinyEncoder())
+            patch(tiny_llava, TinyEncoder(), k=K)
         assert snapshot(tiny_llava) == before
 
     def test_patching_again_replaces_the_earlier_patch(self, tiny_llava: Any, inputs: Any) -> None:
@@ -177,7 +178,7 @@ class TestStock:
 
     def test_a_patched_model_can_be_collected(self) -> None:
         model = build_tiny_llava()
-        soundclip = patch(model, TinyEncoder())
+        soundclip = patch(model, TinyEncoder(), k=K)
         gone = weakref.ref(model)
         del model, soundclip
         gc.collect()
@@ -223,7 +224,7 @@ class TestKnobs:
 
     def test_a_sound_goes_to_where_the_projector_is(self, tiny_llava: Any) -> None:
         projector = Projector(16, WIDTH, 8).to("meta")
-        soundclip = patch(tiny_llava, TinyEncoder(), projector=projector, alignment=0.5)
+        soundclip = patch(tiny_llava, TinyEncoder(), k=K, projector=projector, alignment=0.5)
         assert soundclip.align(torch.randn(2, 16)).device.type == "meta"
 
     @pytest.mark.parametrize(
@@ -629,12 +630,14 @@ class TestMistakes:
             soundclip.visual_tokens(inputs["pixel_values"], make_sounds(2), sampling_rate=RATE)
 
     def test_k_above_the_patches(self, soundclip: Any) -> None:
-        soundclip.k = PATCHES + 1
-        with (
-            soundclip.audio(make_sounds(1), sampling_rate=RATE),
-            pytest.raises(ValueError, match="k is 10, but an image has only 9 patches"),
-        ):
-            soundclip.model.generate(**make_inputs([1]), max_new_tokens=1)
+        with pytest.raises(ValueError, match="k is 10, but an image has only 9 patches"):
+            soundclip.k = PATCHES + 1
+        assert soundclip.k == K
+        with pytest.raises(ValueError, match="k is 9999, but an image has only 9 patches"):
+            patch(soundclip.model, TinyEncoder(), k=9999)
+        with pytest.raises(ValueError, match="k is 150, but an image has only 9 patches"):
+            patch(soundclip.model, TinyEncoder())  # the default is no exception
+        assert soundclip.is_installed
 
     def test_placeholders_cut_by_max_length(self, soundclip: Any) -> None:
         inputs = make_inputs([1])
@@ -679,7 +682,7 @@ class TestMistakes:
     def test_a_tower_without_cls(self, tiny_llava: Any) -> None:
         tiny_llava.model.vision_tower = nn.Linear(2, 2)
         with pytest.raises(TypeError, match="without a CLS token"):
-            patch(tiny_llava, TinyEncoder())
+            patch(tiny_llava, TinyEncoder(), k=K)
 
     def test_a_projector_of_something_else(self, tiny_llava: Any) -> None:
         for wrong, words in [
@@ -692,31 +695,42 @@ class TestMistakes:
         ]:
             options = {"audio_dim": 16, "width": WIDTH, "hidden": 8, **wrong}
             with pytest.raises(ValueError, match=words):
-                patch(tiny_llava, TinyEncoder(), projector=Projector(**options), alignment="projected")
+                patch(tiny_llava, TinyEncoder(), k=K, projector=Projector(**options), alignment="projected")
         with pytest.raises(ValueError, match="pass projector="):
-            patch(tiny_llava, TinyEncoder(), alignment="projected")
+            patch(tiny_llava, TinyEncoder(), k=K, alignment="projected")
 
     def test_a_module_that_is_no_soundclip_projector(self, tiny_llava: Any) -> None:
         for module in (tiny_llava.model.multi_modal_projector, nn.Linear(16, WIDTH)):
             with pytest.raises(
                 TypeError, match=f"SoundCLIP Projector.*not a {type(module).__name__}; LLaVA's own"
             ):
-                patch(tiny_llava, TinyEncoder(), projector=module, alignment="projected")
+                patch(tiny_llava, TinyEncoder(), k=K, projector=module, alignment="projected")
+
+    def test_without_a_projector_a_warning_says_that_raw_vectors_are_not_heard(self, tiny_llava: Any) -> None:
+        with pytest.warns(UserWarning, match="raw vectors aren't heard .*give projector=") as caught:
+            patch(tiny_llava, TinyEncoder(), k=K)
+        assert [warning.filename for warning in caught] == [__file__]
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            for alignment in ("raw", "projected", 0.5):
+                patch(tiny_llava, TinyEncoder(), k=K, projector=Projector(16, WIDTH, 8), alignment=alignment)
+            with pytest.raises(UserWarning):
+                patch(tiny_llava, TinyEncoder(), k=K)
 
     def test_a_quantised_projector(self, tiny_llava: Any) -> None:
         projector = Projector(16, WIDTH, 8)
         weight = torch.zeros(8, 8, dtype=torch.uint8)  # as bitsandbytes packs it
         projector.linear2.weight = nn.Parameter(weight, requires_grad=False)
         with pytest.raises(ValueError, match=r"linear2.weight is torch.uint8: it was quantised.*dtype="):
-            patch(tiny_llava, TinyEncoder(), projector=projector, alignment="projected")
+            patch(tiny_llava, TinyEncoder(), k=K, projector=projector, alignment="projected")
 
     def test_options_for_an_encoder_that_is_loaded(self, tiny_llava: Any) -> None:
         with pytest.raises(ValueError, match="checkpoint: options go with an encoder's name"):
-            patch(tiny_llava, TinyEncoder(), checkpoint="tiny")
+            patch(tiny_llava, TinyEncoder(), k=K, checkpoint="tiny")
 
     def test_an_unknown_encoder(self, tiny_llava: Any) -> None:
         with pytest.raises(ValueError, match="unknown encoder 'whisprclip'; known: .*whisperclip"):
-            patch(tiny_llava, "whisprclip")
+            patch(tiny_llava, "whisprclip", k=K)
 
 
 def test_a_deep_copy_of_a_patched_model_is_stock(soundclip: Any, inputs: Any) -> None:

@@ -1,1 +1,4 @@
-"""The paper's measures, on vectors: no model, no file, no host."""
+"""The paper's measures: retrieval, information, captions by metrics and by a judge, and the report of all of them.
+
+Vectors and captions come from files. `tradeoff` makes them first, with a patched model that it is given.
+"""

@@ -90,6 +90,12 @@ class Host(ABC):
     def grid(self) -> tuple[int, int]:
         """Rows and columns of patches; their product is N."""
 
+    @property
+    def patches(self) -> int:
+        """N, the patches of an image, or of a tile."""
+        rows, columns = self.grid
+        return rows * columns
+
     @abstractmethod
     def tower_tokens(self, pixel_values: Tensor) -> Tensor:
         """(n, N+1, D): what the tower gives at `tower_layer`, CLS first, unedited."""

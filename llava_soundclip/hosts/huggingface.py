@@ -255,8 +255,7 @@ class HuggingFaceHost(Host):
 
     def sizes(self, ear: Ear, arguments: dict[str, Any]) -> tuple[list[int], list[int]]:
         """Placeholders of each image as the processor writes them, and visual tokens while it sounds."""
-        rows, columns = self.grid
-        stock = rows * columns + (not self.cuts_first(arguments))
+        stock = self.patches + (not self.cuts_first(arguments))
         placeholders = int((arguments["input_ids"] == self.model.config.image_token_id).sum())
         images = math.ceil(placeholders / stock)
         return [stock] * images, [ear.visual_tokens_per_image()] * images

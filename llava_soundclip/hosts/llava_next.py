@@ -107,13 +107,12 @@ class LlavaNextHost(HuggingFaceHost):
         from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
         config = self.model.config
-        patches = self.grid[0] * self.grid[1]
         numbers = []
         for size in image_sizes:
             tiles = image_size_to_num_patches(
                 size, config.image_grid_pinpoints, config.vision_config.image_size
             )
-            numbers.append(torch.arange(tiles * patches).view(tiles, patches, 1))
+            numbers.append(torch.arange(tiles * self.patches).view(tiles, self.patches, 1))
         packed, _ = self.model.model.pack_image_features(
             numbers,
             image_sizes,

@@ -143,7 +143,7 @@ class OriginalLlavaHost(Host):
             if images is None or ids.shape[1] == 1:  # a step of decoding
                 return stock(**given)
             if hearing.images_per_row is None:  # else `generate` has checked
-                self.check(ear, hearing, ids, given["attention_mask"], images)
+                self.check(hearing, ids, given["attention_mask"], images)
             if isinstance(images, Tensor) and images.ndim == 4:
                 return stock(**given)
             tiles = [image if image.ndim == 4 else image[None] for image in images]
@@ -180,8 +180,8 @@ class OriginalLlavaHost(Host):
             raise ValueError(
                 f"{sizes} image_sizes for {len(tiles)} images in tiles: give (width, height) of each picture"
             )
-        rows, columns = self.grid
-        places = torch.arange(sum(map(len, tiles)) * (1 + rows * columns)).view(-1, 1 + rows * columns)
+        tokens = 1 + self.patches  # of a tile
+        places = torch.arange(sum(map(len, tiles)) * tokens).view(-1, tokens)
         orders = [
             self._merged_order(image_places, size)
             for image_places, size in zip(places.split([*map(len, tiles)]), image_sizes, strict=True)
@@ -240,7 +240,7 @@ class OriginalLlavaHost(Host):
                 )
             if images is None:
                 raise ValueError("a sound is open, but no images are given: a sound needs an image")
-            per_row = self.check(ear, hearing, ids, given.get("attention_mask"), images)
+            per_row = self.check(hearing, ids, given.get("attention_mask"), images)
             with ear.listening(Hearing(hearing.embeddings, tuple(per_row))):
                 return stock(**given)
 
@@ -248,7 +248,6 @@ class OriginalLlavaHost(Host):
 
     def check(
         self,
-        ear: Ear,
         hearing: Hearing,
         ids: Tensor,
         attention_mask: Tensor | None,
@@ -257,9 +256,8 @@ class OriginalLlavaHost(Host):
         """Images in each row of the prompt, after the checks that need no work.
 
         Raises:
-            ValueError: if sounds, images and image tokens don't agree, or k is above N; the numbers are named.
+            ValueError: if sounds, images and image tokens don't agree; the numbers are named.
         """
-        ear.visual_tokens_per_image()
         is_image = ids == _IMAGE_TOKEN
         if attention_mask is not None:
             is_image &= attention_mask.bool()

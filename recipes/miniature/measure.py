@@ -35,7 +35,6 @@ from llava_soundclip.demo.kinds import DRAWN_KINDS, make_scene, synthesise
 from llava_soundclip.encoders import AudioEncoder
 from llava_soundclip.evaluation.captions import Things
 from llava_soundclip.evaluation.tradeoff.plan import partners
-from llava_soundclip.features import VisionTower
 from llava_soundclip.patching import SoundCLIP, Tokens
 from llava_soundclip.prompts import chat_prompt
 from llava_soundclip.substitution import Norm
@@ -345,12 +344,10 @@ def measure_retrieval(world: World, soundclip: SoundCLIP) -> dict[str, Any]:
     kinds = list(SOUNDING) * PER_KIND
     waves = [augment(world.sound(kind, rng), rng) for kind in kinds]
     pictures = [picture(world, [kind], rng) for kind in kinds]
-    model, images = soundclip.model, soundclip.processor.image_processor
-    tower = VisionTower(model.model.vision_tower, images, layer=model.config.vision_feature_layer)
-    pixels = images(pictures, return_tensors="pt")["pixel_values"]
+    pixels = soundclip.processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
     figures: dict[str, Any] = {}
     with torch.no_grad():
-        cls = functional.normalize(tower.tokens(pixels)[:, 0], dim=-1)
+        cls = functional.normalize(soundclip.host.tower_tokens(pixels)[:, 0].float(), dim=-1)
         z_a = soundclip.encoder.embed(waves, RATE)
         for alignment in ("raw", "projected"):
             soundclip.alignment = alignment

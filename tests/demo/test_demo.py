@@ -215,7 +215,7 @@ def test_every_encoder_is_heard_raw(tmp_path, name):
         trace = soundclip.trace(clip)
         vector = soundclip.embed(clip)
         pixels = soundclip.processor.image_processor(load_frame(clip), return_tensors="pt")["pixel_values"]
-        tokens = soundclip._host.tower_tokens(pixels)[0].detach()
+        tokens = soundclip.host.tower_tokens(pixels)[0].detach()
         f_a = torch.nn.functional.pad(vector[0, :384], (0, max(384 - soundclip.encoder.dim, 0)))
         cosine = torch.nn.functional.cosine_similarity(tokens[1:], f_a[None])
         assert trace.similarity.ravel() == pytest.approx(cosine.numpy(), abs=1e-5)

@@ -101,13 +101,13 @@ def measure_tradeoff(
     metrics = METRICS if metrics is None else metrics
     if unknown := [name for name in metrics if name not in METRICS]:
         raise ValueError(f"metrics are some of {', '.join(METRICS)}, not {listed([*map(repr, unknown)])}")
-    rows, columns = soundclip._host.grid
+    patches = soundclip.host.patches
     projector = soundclip.projector
     settings = plan_settings(
         k=soundclip.k,
-        patches=rows * columns,
+        patches=patches,
         projected=projector is not None,
-        budgets=[k for k in BUDGETS if k <= rows * columns] if budgets is None else budgets,
+        budgets=[k for k in BUDGETS if k <= patches] if budgets is None else budgets,
         alphas=(ALPHAS if projector is not None else ()) if alphas is None else alphas,
     )
     _check_references(clips, read_references(references), references)
@@ -183,7 +183,7 @@ def tower_of(soundclip: "SoundCLIP") -> Any:
 
     from llava_soundclip.features.towers import VisionTower
 
-    host = soundclip._host
+    host = soundclip.host
     tower: Any = host.vision_tower
     processor = soundclip.load_processor().image_processor
     trial = processor(Image.new("RGB", (16, 16)), return_tensors="np")["pixel_values"]

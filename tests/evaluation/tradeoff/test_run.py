@@ -147,7 +147,7 @@ def test_retrieval_is_of_the_pairs_only_and_by_the_models_own_tower(measured):
     pictures = [load_frame(folder / f"{number}.png") for number in range(4)]
     pixels = soundclip.processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
     with torch.no_grad():
-        expected = soundclip._host.tower_tokens(pixels)[:, 0]
+        expected = soundclip.host.tower_tokens(pixels)[:, 0]
         torch.testing.assert_close(cls, expected, rtol=2e-3, atol=2e-3)
         projected = soundclip.projector(audio)
     found = json.loads((out / "retrieval.json").read_text())
@@ -346,8 +346,8 @@ def test_a_picture_in_tiles_is_seen_whole():
     assert pixels.shape == (2, 3, 30, 30)
     for picture, own in zip(pictures, tower.tokens(torch.from_numpy(pixels)), strict=True):
         tiles = soundclip.processor.image_processor(picture, return_tensors="pt")["pixel_values"][0, :1]
-        torch.testing.assert_close(own[None], soundclip._host.tower_tokens(tiles).float())
-    assert (tower.name, tower.layer) == (soundclip._host.tower, soundclip._host.tower_layer)
+        torch.testing.assert_close(own[None], soundclip.host.tower_tokens(tiles).float())
+    assert (tower.name, tower.layer) == (soundclip.host.tower, soundclip.host.tower_layer)
 
 
 def test_a_handle_is_as_it_was_after_a_setting():
