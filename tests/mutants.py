@@ -22,7 +22,10 @@ MODULES = {
         ["llava_soundclip/evaluation/retrieval.py", "llava_soundclip/evaluation/ranks.py"],
         ["tests/evaluation/test_retrieval.py"],
     ),
-    "patching": (["llava_soundclip/patching.py"], ["tests/test_patching.py", "tests/test_captioning.py"]),
+    "patching": (
+        ["llava_soundclip/patching.py"],
+        ["tests/test_patching.py", "tests/test_caption.py", "tests/test_controls.py"],
+    ),
     "hosts": (["llava_soundclip/hosts/*.py"], ["tests/hosts", "tests/test_patching.py"]),
 }
 
@@ -50,6 +53,9 @@ def main(names: list[str]) -> None:
 def prepare(name: str) -> Path:
     """The folder that mutmut works in: links to the tree, and a configuration of its own."""
     sources, tests = MODULES[name]
+    moved = [pattern for pattern in sources + tests if not list(ROOT.glob(pattern))]
+    if moved:
+        sys.exit(f"{name}: {', '.join(moved)} isn't there; MODULES in tests/mutants.py is out of date")
     folder = ROOT / "build" / "mutants" / name
     (folder / "mutants").mkdir(parents=True, exist_ok=True)
     for link, target in (
