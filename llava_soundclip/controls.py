@@ -32,7 +32,7 @@ def check_control(control: object) -> Control | None:
 
 
 def fill(f_a: Tensor, control: Control | None) -> Tensor:
-    """What takes the CLS slot instead of sounds.
+    """The vectors that take the CLS slot instead of sounds.
 
     Args:
         f_a: (B, D) sounds in the tower's space.
@@ -52,8 +52,11 @@ def fill(f_a: Tensor, control: Control | None) -> Tensor:
 
 
 class RandomSubstituter(AudioTokenSubstituter):
-    """Keeps k patches drawn at random, the same ones each time for the same sound: every figure about k wants it
-    beside it, since random patches are often as good (UniPruneBench). The similarities stay those of the sound."""
+    """Keeps k random patches, the same ones each time for the same sound.
+
+    It is the baseline for every figure about k, since random patches are often as good (UniPruneBench). The
+    similarities stay those of the sound.
+    """
 
     def select(self, tokens: Tensor, audio: Tensor, candidates: Tensor | None = None) -> Selection:
         selection = super().select(tokens, audio, candidates)

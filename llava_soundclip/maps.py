@@ -19,7 +19,7 @@ _FAINT = (150, 154, 166)  # small text
 _LIGHT = (255, 196, 61)  # outline of what is kept
 _DIMMED = 0.30  # brightness that patches outside keep
 
-# Least to most similar, dark to bright, so that it reads in grey too.
+# Least to most similar, dark to bright, so that it also reads in grey.
 _HEAT = np.array([(20, 14, 54), (84, 24, 110), (170, 44, 96), (232, 96, 44), (252, 178, 60), (252, 250, 190)])
 
 
@@ -61,10 +61,10 @@ def draw_map(
 
 
 def save_map(trace: "Trace", path: str | PathLike[str], caption: str = "") -> Path:
-    """Draw what `SoundCLIP.trace` found and save it, as the path's ending says (usually ".png").
+    """Draw a trace and save it, as the path's ending says (usually ".png").
 
     Args:
-        trace: of one sound and picture.
+        trace: the trace of one sound and picture.
         path: where to.
         caption: what the model said, if it is to be read below.
     """

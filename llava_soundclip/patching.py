@@ -61,14 +61,14 @@ def patch(
     earlier patch.
 
     Args:
-        model: a loaded LLaVA; `supported_models()` lists the classes, subclasses and PEFT's wrapper work too.
+        model: a loaded LLaVA; `supported_models()` lists the classes, subclasses and PEFT's wrapper also work.
         encoder: a name of `available_encoders()`, or an `AudioEncoder`. Default: "whisperclip".
         alignment: "raw" (F.2, pad or cut), "projected" (the trained MLP), or alpha in [0, 1] for a mix,
             1 being raw (B.1). Default: "raw".
         k: patches that keep their value, 0 to N. The paper's budgets are 150 and 15. Default: 150.
         projector: a `Projector`, a folder, a `.safetensors` file or a Hub id; needed unless raw.
         tokens: "zero" keeps zeros in the place of the other patches (the paper); "drop" takes them out of
-            the prompt and the KV cache, so that the LLM reads k+1 tokens an image.
+            the prompt and the KV cache, so that the LLM reads k+1 tokens per image.
         norm: "keep" (the paper), or "match" to scale a sound to the norm of the CLS token it replaces.
         preset: an application of the paper's (4.5), such as "dense_captioning": `presets.PRESETS` has the encoder,
             the alignment and k that it recommends. None of those three can be given with it.
@@ -171,7 +171,7 @@ class Trace:
 
 
 class SoundCLIP:
-    """A LLaVA's hearing: what `patch` returns.
+    """A LLaVA's hearing, the handle that `patch` returns.
 
     `k`, `alignment`, `norm`, `tokens` and `control` can be changed between calls.
 
@@ -181,7 +181,7 @@ class SoundCLIP:
         encoder: the audio encoder.
         projector: the trained projector, or None.
         processor: the model's processor, loaded when it is first needed.
-        prompt: what `caption` asks if it isn't told.
+        prompt: the question of `caption` by default.
     """
 
     prompt = "What is the main object that is sounding in this image? Describe it and its sound."
@@ -276,7 +276,7 @@ class SoundCLIP:
 
     @property
     def control(self) -> Control | None:
-        """What takes the place of the sound's own effect, to compare with: "noise" or "zero" in the CLS slot,
+        """The control in place of the sound's own effect: "noise" or "zero" in the CLS slot,
         "random" patches, or None, the usual. See `llava_soundclip.controls`."""
         return self._control
 
@@ -293,7 +293,7 @@ class SoundCLIP:
     def audio(
         self, sounds: Any, *, sampling_rate: int | Sequence[int] | None = None
     ) -> Iterator["SoundCLIP"]:
-        """Let every call inside the block hear: one sound an image, in the order of the images.
+        """Let every call inside the block hear: one sound per image, in the order of the images.
 
         A call in another thread hears its own context's sound; a thread started without a context hears the
         only sound that is open on this handle.
@@ -339,17 +339,17 @@ class SoundCLIP:
         image_sizes: Any = None,
         sampling_rate: int | Sequence[int] | None = None,
     ) -> Tensor | list[Tensor]:
-        """What the language model would read: the tokens behind the mm_projector, for other engines.
+        """The tokens behind the mm_projector that the language model would read, for other engines.
 
         Args:
             pixel_values: (n, 3, H, W) from the stock image processor; (n, tiles, 3, H, W) for LLaVA-NeXT.
-            sounds: one sound an image; see `audio`.
-            image_sizes: of images in tiles, as their processor gives them, (n, 2) for LLaVA-NeXT.
+            sounds: one sound per image; see `audio`.
+            image_sizes: sizes of images in tiles, from their processor: (n, 2) for LLaVA-NeXT.
             sampling_rate: Hz of arrays and tensors, or of each.
 
         Returns:
             (n, N+1, hidden) with tokens="zero", (n, k+1, hidden) with "drop"; the sound's token first. With
-            `image_sizes` a list, (tokens, hidden) an image: they differ in length.
+            `image_sizes` a list of (tokens, hidden), one per image: they differ in length.
         """
         with self.audio(sounds, sampling_rate=sampling_rate):
             visual = self.host.visual_tokens(pixel_values, image_sizes)
@@ -365,13 +365,13 @@ class SoundCLIP:
         sampling_rate: int | Sequence[int] | None = None,
         **generate_kwargs: Any,
     ) -> str | list[str]:
-        """Caption a film, or a sound with a picture: decode, choose a frame, hear, generate.
+        """Caption a video, or a sound with a picture: decode, choose a frame, hear, generate.
 
         Args:
-            source: a film or a sound (see `audio`), or a list of them.
+            source: a video or a sound (see `audio`), or a list of them.
             prompt: the question; by default `self.prompt`.
-            picture: what is seen instead of the film's own frame: a path, a PIL image, an array; or a list.
-            frame: which frame of a film: "middle", "first" or seconds.
+            picture: the picture in place of the video's own frame: a path, a PIL image, an array; or a list.
+            frame: which frame of a video: "middle", "first" or seconds.
             sampling_rate: Hz of arrays and tensors, or of each.
             **generate_kwargs: for `model.generate`; `max_new_tokens` is 128 unless given.
 
@@ -509,7 +509,7 @@ class SoundCLIP:
         return 1 + (self.host.patches if self.tokens == "zero" else self.k)
 
     def substituter(self) -> AudioTokenSubstituter:
-        """What chooses the patches and edits the tokens, as `k`, `norm` and `control` say."""
+        """The substituter that chooses the patches and edits the tokens, set by `k`, `norm` and `control`."""
         kind = RandomSubstituter if self.control == "random" else AudioTokenSubstituter
         return kind(self.k, norm=self.norm)
 

@@ -1,4 +1,4 @@
-"""What the paper recommends by application (4.5: Figure 9 and Table 15).
+"""The paper's recommendations by application (4.5: Figure 9 and Table 15).
 
 Both name the same encoders and alignments. For the two retrieval applications Figure 9 leaves the budget open
 ("-") and Table 15 says 15; Appendix E compares the sound's vector with CLS, so there k changes nothing.

@@ -129,7 +129,7 @@ class AudioTokenSubstituter:
         if not tokens.is_floating_point() or not audio.is_floating_point():
             raise ValueError(f"tokens and audio must be floats, not {tokens.dtype} and {audio.dtype}")
         if len(audio) != len(tokens):
-            raise ValueError(f"{len(audio)} sounds for {len(tokens)} images: give one sound an image")
+            raise ValueError(f"{len(audio)} sounds for {len(tokens)} images: give one sound per image")
         if audio.shape[-1] != tokens.shape[-1]:
             raise ValueError(f"a sound of width {audio.shape[-1]} for tokens of width {tokens.shape[-1]}")
         check_k(self.k, tokens.shape[1] - 1)

@@ -618,7 +618,7 @@ class TestMistakes:
         for call in (soundclip.model, lambda **inputs: soundclip.model.generate(**inputs, max_new_tokens=1)):
             with (
                 soundclip.audio(make_sounds(2), sampling_rate=RATE),
-                pytest.raises(ValueError, match="2 sounds for 3 images: give one sound an image"),
+                pytest.raises(ValueError, match="2 sounds for 3 images: give one sound per image"),
             ):
                 call(**inputs)
         with (

@@ -140,7 +140,7 @@ def load(
         arguments: names that a config may have.
         weights: a safetensors file.
         config_file: its config.json; where it is None or doesn't exist, the metadata of the weights do.
-        dtype: of the result.
+        dtype: dtype of the result.
 
     Raises:
         ValueError: if the file is cut, of another format or another model, or its config is wrong.

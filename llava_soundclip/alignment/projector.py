@@ -150,12 +150,12 @@ class Projector(
 
     @property
     def config(self) -> dict[str, Any]:
-        """What `config.json` and the metadata of the weights hold: the arguments and the library version."""
+        """The content of `config.json` and of the weights' metadata: the arguments and the library version."""
         return {name: getattr(self, name) for name in self.ARGUMENTS} | {"library_version": __version__}
 
     @classmethod
     def labels(cls, signature: Mapping[str, str]) -> dict[str, Any]:
-        """What `AudioEncoder.signature()` gives, as keyword arguments of a projector for that encoder."""
+        """An `AudioEncoder.signature()` as keyword arguments of a projector for that encoder."""
         known = {name: value for name, value in signature.items() if name in cls.ARGUMENTS}
         others = {name: value for name, value in signature.items() if name not in cls.ARGUMENTS}
         return known | ({"encoder_options": others} if others else {})
@@ -228,7 +228,7 @@ class Projector(
             cache_dir: where downloads are kept; by default the Hub's cache.
             local_files_only: take the cached files and send no request.
             force_download: download again what is cached.
-            dtype: of the loaded weights. Half-precision files are widened by default.
+            dtype: dtype of the loaded weights. Half-precision files are widened by default.
 
         Raises:
             FileNotFoundError: if there is no such path, or no `model.safetensors` in it.

@@ -208,7 +208,7 @@ class _Run:
         return rows
 
     def _shown(self, id: str) -> Clip:
-        """A clip as it is seen and heard: of a dataset it is read now, and a sound alone gets the run's picture."""
+        """A clip ready to decode: read from its dataset, and with the run's picture if it has none."""
         from llava_soundclip.media import probe
 
         clip = self.clips[id].fetched()

@@ -47,7 +47,7 @@ class CaptionFile:
             with open(path, "r+b") as file:
                 if rows[-1] is None:
                     file.truncate(len(content) - len(rest))
-                else:  # whole but for its end of line
+                else:  # only its end of line is missing
                     file.seek(0, os.SEEK_END)
                     file.write(b"\n")
         self._done = {os.path.abspath(row[0]) for row in rows if row is not None and row[1] == setting}
@@ -64,13 +64,13 @@ class CaptionFile:
 
 @dataclass(frozen=True)
 class Caption:
-    """What was said of a clip in one setting.
+    """A clip's caption in one setting.
 
     Attributes:
-        id: of the clip, the same in every setting and in the references.
+        id: the clip's id, the same in every setting and in the references.
         text: the caption; may be empty, which is scored as such.
         setting: such as "raw".
-        image: path of the clip's picture or film, for CLIPScore.
+        image: path of the clip's picture or video, for CLIPScore.
         heard: id of the clip whose sound was played instead of its own.
         is_deaf: whether no clip's sound was played: noise or a zero vector had its place.
     """
@@ -89,12 +89,12 @@ class Caption:
 
 
 def read_captions(file: str | PathLike[str]) -> list[Caption]:
-    """Read captions, one a row.
+    """Read captions, one per row.
 
-    Rows are {"id": ..., "caption": ..., "setting": ..., "image": ...}, the last two if there are any. What
-    `llava-soundclip caption --out` writes is read as it is: "clip" is the id, "heard" the clip whose sound was played
-    instead, and where it was given no setting its
-    options make one, such as "clap-raw-150tk" or "clap-raw-150tk-drop-noise". Other fields are left alone.
+    Rows are {"id": ..., "caption": ..., "setting": ..., "image": ...}; the last two are optional. The output of
+    `llava-soundclip caption --out` is read as it is: "clip" is the id, and "heard" the clip whose sound was played
+    instead. Its options make the name of a setting that has none, such as "clap-raw-150tk" or
+    "clap-raw-150tk-drop-noise". Other fields are ignored.
 
     Args:
         file: JSON Lines. Relative paths of pictures begin where it is.

@@ -131,5 +131,5 @@ def _prose(sentence: str) -> list[str]:
 
 
 def _printable(text: str) -> str:
-    """What users wrote on one line, and without a terminal's control characters."""
+    """A user's text on one line, without a terminal's control characters."""
     return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text)

@@ -35,7 +35,7 @@ def read_times(cells: Mapping[str, Any]) -> tuple[float | None, float | None, st
 
 
 def with_times(name: str, start: float | None, end: float | None) -> str:
-    """An id of a film's name and times: "a.mp4#1.5-4.5"."""
+    """An id from a video's name and times: "a.mp4#1.5-4.5"."""
     if start is None and end is None:
         return name
     texts = ["" if value is None else f"{value:.6f}".rstrip("0").rstrip(".") for value in (start, end)]

@@ -49,15 +49,15 @@ Media: TypeAlias = str | TarMember | DatasetCell | Content
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """One clip to make features of.
+    """One clip: a sound with its picture.
 
     Attributes:
         id: its name in the features folder: the same in every run, and no other clip's.
-        source: the film that it comes from; clips of one film are kept together when data is split.
+        source: the video that it comes from; clips of one video stay together when data is split.
         sound: the file with the sound; a path, or a part of an archive.
-        picture: the file with the picture or film; None for the sound's own.
-        start: seconds in the film; None for its beginning.
-        end: seconds in the film; None for its end.
+        picture: the file with the picture or video; None for the sound's own.
+        start: seconds in the video; None for its beginning.
+        end: seconds in the video; None for its end.
         fault: why it can't be used, if that is known before it is opened.
     """
 
@@ -85,7 +85,7 @@ class Clip:
 
 
 def open_media(media: Media) -> Source:
-    """What `media` decodes.
+    """A source that the decoders of `media` take.
 
     Raises:
         MediaError: if a tar ends before its member does.

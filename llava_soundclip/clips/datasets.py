@@ -23,10 +23,10 @@ def read_dataset(
     """The clips of a `datasets.Dataset`. Rows are read when their turn comes.
 
     Args:
-        dataset: with a column of sounds or films (`Audio`, `Video` or binary), and perhaps one of pictures.
+        dataset: has a column of sounds or videos (`Audio`, `Video` or binary), and perhaps one of pictures.
         name: what ids begin with.
-        sound: the column of sounds or films.
-        picture: the column of pictures; None for the films' own.
+        sound: the column of sounds or videos.
+        picture: the column of pictures; None for the videos' own.
         columns: for `id`, `source`, `start` and `end`.
 
     Returns:

@@ -24,15 +24,15 @@ def read_clips(
 ) -> list[Clip]:
     """All clips of files, folders, patterns, tables and tars, each once.
 
-    Ids don't depend on where the data lies: a file's is its folder's name and its own; in a named folder, or one that
-    a pattern begins with, that folder's name and the path below it. A sound file takes the picture beside it that has
-    its name, if there is one.
+    Ids don't depend on where the data lies. A file's id is its folder's name and its own name. In a named folder, or
+    one that a pattern begins with, it is that folder's name and the path below it. A sound file takes the picture
+    beside it that has its name, if there is one.
 
     Args:
         names: videos, sounds, folders and patterns of them; tables (.csv, .tsv, .json, .jsonl, .parquet); WebDataset
             tars, not packed; "dataset:NAME[:SPLIT]", see `read_named_dataset`.
-        columns: of tables and datasets.
-        root: where a table's relative paths begin, instead of its own folder.
+        columns: the columns of tables and datasets.
+        root: the folder where a table's relative paths begin, instead of its own.
         by_path: whether a file's id is its path as it was found, as rows of captions have it.
 
     Returns:

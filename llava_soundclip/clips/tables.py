@@ -24,12 +24,12 @@ class Columns:
     column off. `path` and `picture` may be patterns of columns, like "{youtube_id}.mp4".
 
     Attributes:
-        path: the film or sound; a relative path begins where the table is, or at `root`.
-        picture: a picture or film for the sound.
+        path: the video or sound; a relative path begins at the table's folder, or at `root`.
+        picture: a picture or video for the sound.
         start: seconds.
         end: seconds.
         id: the clip's name; by default it is made of the path and the times.
-        source: the film's name; by default its path.
+        source: the video's name; by default its path.
     """
 
     path: str = "path"
@@ -40,7 +40,7 @@ class Columns:
     source: str = "source"
 
     def resolve(self, there: Sequence[str], table: str) -> dict[str, str]:
-        """What to read of each row: the columns that are there, by their meaning.
+        """The columns to read, by their meaning.
 
         Raises:
             ValueError: if one that is asked for is missing; both it and the table's columns are named.
@@ -62,7 +62,7 @@ class Columns:
         return result
 
 
-# AVE-2's annotations name films by their YouTube ids; the media aren't part of it.
+# AVE-2's annotations name videos by their YouTube ids; the media aren't part of it.
 AVE2 = Columns(
     path="{youtube_id}.mp4", start="segment_start_time", end="segment_end_time", source="youtube_id"
 )
@@ -81,12 +81,12 @@ def read_table(path: str, columns: Columns, root: str | os.PathLike[str] | None)
     for number, row in enumerate(rows, 1):
         cells = {meaning: _cell(row, name, meaning) for meaning, name in meanings.items()}
         start, end, fault = read_times(cells)
-        film = as_text(cells.get("path"))
-        if film is None:
-            fault, film = f"row {number} of {path} has no path", f"{os.path.basename(path)}:{number}"
-        source = as_text(cells.get("source")) or PurePosixPath(film).as_posix()
-        id = as_text(cells.get("id")) or with_times(PurePosixPath(film).as_posix(), start, end)
-        sound = os.path.join(folder, film)
+        video = as_text(cells.get("path"))
+        if video is None:
+            fault, video = f"row {number} of {path} has no path", f"{os.path.basename(path)}:{number}"
+        source = as_text(cells.get("source")) or PurePosixPath(video).as_posix()
+        id = as_text(cells.get("id")) or with_times(PurePosixPath(video).as_posix(), start, end)
+        sound = os.path.join(folder, video)
         picture = as_text(cells.get("picture"))
         pictured = picture_beside(sound) if picture is None else os.path.join(folder, picture)
         yield Clip(id, source, sound, pictured, start, end, fault)

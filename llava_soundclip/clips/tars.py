@@ -33,7 +33,7 @@ def read_tar(path: str) -> Iterator[Clip]:
         picture = _first(members, PICTURE_SUFFIXES) or _first(members, VIDEO_SUFFIXES)
         if sound is None:
             names = ", ".join(member.name for member in members.values())
-            yield Clip(id, id, path, fault=f"{path}/{key}: none of its files ({names}) is a sound or a film")
+            yield Clip(id, id, path, fault=f"{path}/{key}: none of its files ({names}) is a sound or a video")
         else:
             yield Clip(id, id, sound, None if picture is sound else picture)
     if fault is not None:

@@ -20,7 +20,7 @@ _HOSTS: dict[str, str | type[Host]] = {
 
 
 def supported_models() -> list[str]:
-    """Class names of the models that `patch` takes; subclasses of them work too."""
+    """Class names of the models that `patch` takes; subclasses of them also work."""
     return sorted(_HOSTS)
 
 

@@ -1,4 +1,4 @@
-"""What a LLaVA family must answer, and the tools to visit a model and leave no trace."""
+"""The interface of a LLaVA family, and tools to change a model and leave no trace."""
 
 import functools
 from abc import ABC, abstractmethod
@@ -15,7 +15,7 @@ class Hearing:
     """The sounds of one call.
 
     Attributes:
-        embeddings: (n, d_a) float32, one z_a an image, in the order of the images.
+        embeddings: (n, d_a) float32, one z_a per image, in the order of the images.
         images_per_row: images in each row of the prompt, while `generate` runs; else None.
     """
 
@@ -24,7 +24,7 @@ class Hearing:
 
 
 class Ear(Protocol):
-    """What a host may ask of the handle that installed it."""
+    """The part of a handle that its host may use."""
 
     def hearing(self) -> Hearing | None:
         """The sounds that the calling context hears; None leaves the model stock."""
@@ -44,7 +44,7 @@ class Ear(Protocol):
         """
 
     def visual_tokens_per_image(self) -> int:
-        """How many visual tokens an image is while it sounds."""
+        """The number of visual tokens per image while a sound is heard."""
 
 
 class Host(ABC):
@@ -102,7 +102,7 @@ class Host(ABC):
 
     @abstractmethod
     def visual_tokens(self, pixel_values: Tensor, image_sizes: Any = None) -> list[Tensor]:
-        """What the language model reads for each image, (tokens, hidden), as the model itself makes it.
+        """The tokens that the language model reads for each image, (tokens, hidden), as the model itself makes them.
 
         Where images are cut into tiles, `image_sizes` has the size of each, as its family's processor gives it.
         """
@@ -113,7 +113,7 @@ class Host(ABC):
 
 
 def _find_empty(module: nn.Module, name: str = "") -> str | None:
-    """Name of a parameter without values. What accelerate offloads is on the meta device, too, but has them."""
+    """Name of a parameter without values. Offloaded parameters are also on the meta device, but accelerate has their values."""
     if hasattr(module, "_hf_hook"):
         return None
     for own, parameter in module.named_parameters(name, recurse=False):

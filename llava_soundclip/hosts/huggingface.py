@@ -1,4 +1,4 @@
-"""What the LLaVAs that Hugging Face ports have in common, transformers 4.57 to 5.23.
+"""The common part of the LLaVAs in transformers, 4.57 to 5.23.
 
 Three places are touched, all of this one instance:
 
@@ -167,7 +167,7 @@ class HuggingFaceHost(Host):
         return get_image_features
 
     def encoding(self, arguments: dict[str, Any], hearing: Hearing) -> Encoding:
-        """What the tower's hook needs to know of a call of `get_image_features`."""
+        """A call of `get_image_features`, as the tower's hook needs it."""
         layers = arguments.get("vision_feature_layer", arguments.get("vision_feature_layers"))
         layers = self._by_depth(self.selected_layers if layers is None else layers)
         return Encoding(self, hearing, layers, self.cuts_first(arguments))
@@ -237,7 +237,7 @@ class HuggingFaceHost(Host):
             raise ValueError(f"{_count(pictures, 'image')} given, but the prompt has room for {sum(images)}")
         if sounds != pictures:
             raise ValueError(
-                f"{_count(sounds, 'sound')} for {_count(pictures, 'image')}: give one sound an image"
+                f"{_count(sounds, 'sound')} for {_count(pictures, 'image')}: give one sound per image"
             )
         room = make_room(
             ids,
@@ -313,7 +313,7 @@ def _beams(images: int, hearing: Hearing) -> int:
     if hearing.images_per_row is not None and images % sounds == 0:
         return images // sounds
     if sounds != images:
-        raise ValueError(f"{_count(sounds, 'sound')} for {_count(images, 'image')}: give one sound an image")
+        raise ValueError(f"{_count(sounds, 'sound')} for {_count(images, 'image')}: give one sound per image")
     return 1
 
 
@@ -321,7 +321,7 @@ def _repeat_by_row(output: Any, hearing: Hearing, repeats: int) -> Any:
     """Repeat features for beams, row by row.
 
     Before 5.18 transformers repeats images one by one (a a b b), which mixes up the images of a prompt that
-    has several; the ids are repeated row by row (a b a b), so the features are, too.
+    has several; the ids are repeated row by row (a b a b), so the features must be as well.
     """
     once = features(output)
     repeated: Any = []

@@ -37,10 +37,10 @@ class Layout:
 
 @dataclass
 class TiledEncoding(Encoding):
-    """An encoding whose hearing has one sound a tile.
+    """An encoding whose hearing has one sound per tile.
 
     Attributes:
-        layouts: one an image.
+        layouts: one per image.
         is_read: (tiles, N) bool, the patches that the language model reads; set by the tower's hook.
     """
 
@@ -49,7 +49,7 @@ class TiledEncoding(Encoding):
 
 
 class LlavaNextHost(HuggingFaceHost):
-    """All that is special to LLaVA-NeXT: several tiles an image, and their layout.
+    """All that is special to LLaVA-NeXT: several tiles per image, and their layout.
 
     Raises:
         ValueError: with vision_feature_select_strategy="full", which the stock code can't pack.
@@ -126,7 +126,7 @@ class LlavaNextHost(HuggingFaceHost):
         return layouts
 
     def _pack(self, stock: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """What the stock code makes of the patches, with the slots put in and what isn't read taken out."""
+        """The stock code's sequence of patches, with the slots put in and unread patches taken out."""
         encoding = current_encoding(self)
         if not isinstance(encoding, TiledEncoding):
             return stock(*args, **kwargs)
@@ -151,6 +151,6 @@ class LlavaNextHost(HuggingFaceHost):
         if image_sizes is None:
             raise ValueError(
                 "LLaVA-NeXT's image tokens can't be counted without image_sizes: give what the processor gave, "
-                "with a cache, too"
+                "also with a cache"
             )
         return image_sizes

@@ -1,6 +1,6 @@
 """The original `llava` package (haotian-liu): `LlavaLlamaForCausalLM`, its Mistral and MPT siblings.
 
-Its prompt holds one image token (-200) an image and becomes embeddings before the language model sees it, so
+Its prompt holds one image token (-200) per image and becomes embeddings before the language model sees it, so
 no room has to be made in the ids. Three methods of this one instance are wrapped:
 
 - `encode_images` gives the sound's token and the patches in place of the patches alone;
@@ -94,7 +94,7 @@ class OriginalLlavaHost(Host):
         images = pixel_values.to(self.model.device, self.model.dtype)
         if images.ndim == 4:
             return list(self.model.encode_images(images))
-        # Stock code packs tiles only while it makes a prompt: here a prompt an image, with one word after it.
+        # Stock code packs tiles only while it makes a prompt: here one prompt per image, with one word after it.
         ids = torch.tensor([[_IMAGE_TOKEN, 0]] * len(images), device=images.device)
         _, _, is_token, _, embeddings, _ = self.model.prepare_inputs_labels_for_multimodal(
             ids, None, torch.ones_like(ids), None, None, images, image_sizes
@@ -161,7 +161,7 @@ class OriginalLlavaHost(Host):
     def _merge(
         self, ear: Ear, hearing: Hearing, tiles: list[Tensor], image_sizes: Sequence[Any] | None
     ) -> list[Tensor]:
-        """What the language model reads for images in tiles: (tokens, hidden) each.
+        """The tokens that the language model reads for images in tiles: (tokens, hidden) for each.
 
         Only patches that the merged image has a place for are chosen from: unpadding cuts the others away.
 
@@ -189,7 +189,7 @@ class OriginalLlavaHost(Host):
         candidates = torch.isin(places[:, 1:], torch.cat(orders))
         (edited,), is_read = ear.edit_tiles([self.tower_tokens(torch.cat(tiles))], hearing, candidates)
         edited = edited.flatten(0, 1)
-        is_read = nn.functional.pad(is_read, (1, 0), value=True).flatten().cpu()  # the slots are read, too
+        is_read = nn.functional.pad(is_read, (1, 0), value=True).flatten().cpu()  # the slots are also read
         core = self.model.get_model()
         features = []
         for order in orders:
@@ -266,13 +266,13 @@ class OriginalLlavaHost(Host):
             raise ValueError(
                 f"a sound is open, but the prompt has no image token ({_IMAGE_TOKEN}): a sound needs an image"
             )
-        # A row without an image token has an image all the same: stock code skips one there.
+        # Stock code takes one image for a row without an image token, and skips it.
         wanted = sum(max(images_here, 1) for images_here in per_row)
         if len(images) != wanted:
             raise ValueError(f"{len(images)} images given, but the prompt has room for {wanted}")
         sounds = len(hearing.embeddings)
         if sounds != len(images):
-            raise ValueError(f"{sounds} sounds for {len(images)} images: give one sound an image")
+            raise ValueError(f"{sounds} sounds for {len(images)} images: give one sound per image")
         return per_row
 
 

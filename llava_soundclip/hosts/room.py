@@ -1,4 +1,4 @@
-"""Room in a prompt: as many placeholder tokens as an image has visual tokens while it sounds.
+"""Room in a prompt: as many placeholder tokens as an image has visual tokens while a sound is heard.
 
 A processor writes `stock` placeholders for an image. With a sound it is `wanted` visual tokens, so ids, attention
 mask and labels are stretched (or shortened) to fit, and the ids that come back are the caller's.

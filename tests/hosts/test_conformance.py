@@ -229,7 +229,7 @@ class TestMistakes:
         for call in (model, lambda **inputs: model.generate(**inputs, max_new_tokens=1)):
             with (
                 soundclip.audio(make_sounds(4), sampling_rate=RATE),
-                pytest.raises(ValueError, match="4 sounds for 3 images: give one sound an image"),
+                pytest.raises(ValueError, match="4 sounds for 3 images: give one sound per image"),
             ):
                 call(**inputs)
             with soundclip.audio(make_sounds(3), sampling_rate=RATE):

@@ -696,7 +696,7 @@ class TestMistakes:
         soundclip, inputs = patch(model, TinyEncoder(), k=K), pad_inputs()
         with (
             soundclip.audio(make_sounds(4), sampling_rate=RATE),
-            pytest.raises(ValueError, match="4 sounds for 3 images: give one sound an image"),
+            pytest.raises(ValueError, match="4 sounds for 3 images: give one sound per image"),
         ):
             call(**inputs)
         for images in (2, 4):
