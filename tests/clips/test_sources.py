@@ -243,7 +243,7 @@ def test_webdataset_tars(tmp_path, media, format):
     path = write_tar(tmp_path / "set-000.tar", members, format=format)
     clips = {clip.id.removeprefix(f"{tmp_path.name}/set-000.tar/"): clip for clip in read_clips([str(path)])}
     assert list(clips) == ["0001", "0002", "sub/0001", long, "0003"]
-    assert clips["0003"].fault == f"{path}/0003: none of its files (0003.txt) is a sound or a film"
+    assert clips["0003"].fault == f"{path}/0003: none of its files (0003.txt) is a sound or a video"
     assert clips["0001"].picture is None
     assert open_media(clips["0002"].sound).read() == media["b.wav"]
     assert open_media(clips["0002"].picture).read() == media["b.png"]
