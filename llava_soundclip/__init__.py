@@ -18,9 +18,9 @@ from llava_soundclip._version import __version__
 if TYPE_CHECKING:
     from llava_soundclip.alignment import Mix, RawPad
     from llava_soundclip.alignment.projector import Projector
-    from llava_soundclip.demo import load_demo
     from llava_soundclip.encoders import AudioEncoder, available_encoders, load_encoder, register_encoder
     from llava_soundclip.hosts import supported_models
+    from llava_soundclip.loading import load_demo
     from llava_soundclip.media import MediaError
     from llava_soundclip.patching import SoundCLIP, patch, unpatch
     from llava_soundclip.substitution import AudioTokenSubstituter
@@ -52,7 +52,7 @@ _HOME = {
     "RawPad": "alignment",
     "SoundCLIP": "patching",
     "available_encoders": "encoders",
-    "load_demo": "demo",
+    "load_demo": "loading",
     "load_encoder": "encoders",
     "patch": "patching",
     "register_encoder": "encoders",

@@ -1,15 +1,32 @@
-"""A LLaVA by its name: loaded, and patched."""
+"""A LLaVA by its name: loaded, and patched. The miniature is one of them."""
 
-from typing import Any
+from __future__ import annotations
 
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args, overload
+
+from llava_soundclip._quiet import quiet_loading
 from llava_soundclip.alignment.build import check_alignment
+from llava_soundclip.demo import PROMPT, STOCK_PROMPT, WINDOW, K, MMProjector
+from llava_soundclip.demo.parts import (
+    DEMO,
+    SMOLLM2,
+    WHISPER,
+    cache_folder,
+    find_part,
+    is_packaged,
+    weights_folder,
+)
 from llava_soundclip.encoders import encoder_class
 from llava_soundclip.hosts import supported_models
 from llava_soundclip.patching import SoundCLIP, patch
 from llava_soundclip.running import default_device
 from llava_soundclip.substitution import check_k
 
-DEMO = "demo"  # the name of the miniature, wherever a model is asked for
+if TYPE_CHECKING:
+    from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 
 def load_llava(model_id: str, *, device: str | None = None, dtype: str = "auto") -> tuple[Any, Any]:
@@ -38,9 +55,11 @@ def load_llava(model_id: str, *, device: str | None = None, dtype: str = "auto")
             f"{model_id} is a {' or '.join(architectures) or 'model without a name'}; "
             f"supported are {', '.join(supported)}"
         )
-    model = getattr(transformers, known[0]).from_pretrained(
-        model_id, dtype=dtype, device_map=device or default_device()
-    )
+    # A large model takes a while: its bar stays where somebody may watch it.
+    with nullcontext() if sys.stderr.isatty() else quiet_loading():
+        model = getattr(transformers, known[0]).from_pretrained(
+            model_id, dtype=dtype, device_map=device or default_device()
+        )
     return model.eval(), transformers.AutoProcessor.from_pretrained(model_id)
 
 
@@ -71,10 +90,96 @@ def load_soundclip(
     if model == DEMO:
         import torch
 
-        from llava_soundclip.demo import load_demo
-
         soundclip = load_demo(**patch_options)
         soundclip.model.to(device=device, dtype=None if dtype == "auto" else getattr(torch, dtype))
         return soundclip
     loaded, processor = load_llava(model, device=device, dtype=dtype)
     return patch(loaded, processor=processor, **patch_options)
+
+
+@overload
+def load_demo(
+    patched: Literal[True] = True,
+    *,
+    mm_projector: MMProjector = ...,
+    hub: bool | None = ...,
+    cache: str | Path | None = ...,
+    **patch_options: Any,
+) -> SoundCLIP: ...
+
+
+@overload
+def load_demo(
+    patched: Literal[False],
+    *,
+    mm_projector: MMProjector = ...,
+    hub: bool | None = ...,
+    cache: str | Path | None = ...,
+) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]: ...
+
+
+def load_demo(
+    patched: bool = True,
+    *,
+    mm_projector: MMProjector = "prepared",
+    hub: bool | None = None,
+    cache: str | Path | None = None,
+    **patch_options: Any,
+) -> SoundCLIP | tuple[LlavaForConditionalGeneration, LlavaProcessor]:
+    """Load the miniature. The first call assembles it in the cache, later ones take a few seconds.
+
+    It knows the sounds that `llava_soundclip.demo.SOUNDS` lists, and calls any other sound by one of their names.
+
+    Args:
+        patched: give the handle of the patched model, ready to caption; else the stock model and processor.
+        mm_projector: "prepared" was trained to listen to the CLS slot, without ever hearing a sound; "stock" as
+            LLaVA-1.5's is, on patches alone. The card compares them.
+        hub: where Whisper and SmolLM2 come from: False for their pip packages, True for the Hub, None for the
+            package of each if it is installed, else the Hub. All figures in the docs are of the packages' weights:
+            their SmolLM2 has 4 bits (Q4_1), the Hub's has bfloat16.
+        cache: folder for the assembled model; by default the environment variable LLAVA_SOUNDCLIP_CACHE,
+            else `~/.cache/llava_soundclip`.
+        **patch_options: for `patch`, such as `k=`, `tokens=` or `alignment=`.
+
+    Returns:
+        A `SoundCLIP`, or the model and its processor.
+
+    Raises:
+        FileNotFoundError: if a part is neither installed nor to be had from the Hub; the message says how to get it.
+        ImportError: if gguf isn't installed, which reads the package of SmolLM2.
+        ValueError: if a package's file is not the one that the miniature was trained with, or for an unknown
+            mm_projector.
+    """
+    if mm_projector not in get_args(MMProjector):
+        known = ", ".join(map(repr, get_args(MMProjector)))
+        raise ValueError(f"mm_projector must be one of {known}, not {mm_projector!r}")
+    if patch_options and not patched:
+        raise TypeError(f"{', '.join(patch_options)}: these are for patch(), but patched=False was asked for")
+    from llava_soundclip.demo import assemble
+
+    weights = weights_folder()
+    is_from_hub = not is_packaged(SMOLLM2) if hub is None else hub
+    name = f"demo-{assemble.fingerprint(weights, is_from_hub)}"
+    folder = assemble.assemble(cache_folder(cache) / name, weights, is_from_hub)
+
+    from transformers import AutoProcessor, LlavaForConditionalGeneration
+
+    with quiet_loading():
+        model = LlavaForConditionalGeneration.from_pretrained(folder)
+    if mm_projector == "stock":
+        from safetensors.torch import load_file
+
+        state = load_file(weights / assemble.MM_PROJECTOR.format("stock"))
+        model.model.multi_modal_projector.load_state_dict(state)
+    processor = AutoProcessor.from_pretrained(folder)
+    if not patched:
+        return model, processor
+    options: dict[str, Any] = {"encoder": "whisperclip", "k": K, "processor": processor} | patch_options
+    if options["encoder"] in ("whisper", "whisperclip"):
+        checkpoint = find_part(WHISPER, hub).parent
+        options = {"checkpoint": checkpoint, "window": WINDOW} | options
+    if options["encoder"] == "whisperclip":  # another encoder is raw, unless a projector is given for it
+        options = {"projector": weights / "projector", "alignment": "projected"} | options
+    soundclip = patch(model, **options)
+    soundclip.prompt = PROMPT if mm_projector == "prepared" else STOCK_PROMPT
+    return soundclip

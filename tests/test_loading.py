@@ -36,12 +36,10 @@ def test_the_original_packages_models_are_not_loaded_from_here(tmp_path):
 
 def test_the_miniature_goes_where_it_is_told(monkeypatch):
 
-    import llava_soundclip.demo
-
     def load_demo(**options):
         return SimpleNamespace(model=torch.nn.Linear(2, 2), options=options)
 
-    monkeypatch.setattr(llava_soundclip.demo, "load_demo", load_demo)
+    monkeypatch.setattr(loading, "load_demo", load_demo)
     soundclip = loading.load_soundclip("demo", device="cpu", dtype="float16", k=3)
     assert soundclip.model.weight.dtype == torch.float16 and soundclip.options == {"k": 3}
     assert loading.load_soundclip("demo", device=None, dtype="auto").model.weight.dtype == torch.float32
@@ -69,12 +67,11 @@ def test_another_model_is_patched_with_its_processor(monkeypatch):
 )
 @pytest.mark.parametrize("model", ["demo", "some/llava"])
 def test_a_wrong_option_is_an_error_before_the_model_is_loaded(monkeypatch, model, options, message):
-    import llava_soundclip.demo
 
     def load(*arguments, **options):
         pytest.fail("it was loaded")
 
-    monkeypatch.setattr(llava_soundclip.demo, "load_demo", load)
+    monkeypatch.setattr(loading, "load_demo", load)
     monkeypatch.setattr(loading, "load_llava", load)
     with pytest.raises(ValueError, match=message):
         loading.load_soundclip(model, **options)

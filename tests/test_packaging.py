@@ -10,10 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from llava_soundclip.demo import CACHE_VARIABLE
-from llava_soundclip.demo.assemble import PIP_LINE, SMOLLM2_FILE, WHISPER_FILE
 from llava_soundclip.demo.kinds import make_clip
-from tests.conftest import is_installed
+from llava_soundclip.demo.parts import CACHE_VARIABLE, PIP_LINE, SMOLLM2, WHISPER, is_packaged
 
 ROOT = Path(__file__).resolve().parents[1]
 WEIGHTS = ("clip", "mm_projector-prepared", "mm_projector-stock", "projector/model", "tower")
@@ -56,9 +54,7 @@ def test_what_is_in_them(built: dict[str, Path]) -> None:
     assert not [name for name in names if name.startswith(("tests/", "benchmarks/", "docs/", "examples/"))]
 
 
-@pytest.mark.skipif(
-    not all(is_installed(name) for name, *_ in (SMOLLM2_FILE, WHISPER_FILE)), reason=f"needs {PIP_LINE}"
-)
+@pytest.mark.skipif(not all(map(is_packaged, (SMOLLM2, WHISPER))), reason=f"needs {PIP_LINE}")
 @pytest.mark.parametrize("form", ["wheel", "sdist"])
 def test_it_captions_where_nothing_else_of_ours_is(
     form: str, built: dict[str, Path], cache: Path, tmp_path: Path

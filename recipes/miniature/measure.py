@@ -27,10 +27,11 @@ from torch import Tensor
 from torch.nn import functional
 from world import GRID, KINDS, RATE, SOUNDING, World, augment, decode
 
+from llava_soundclip import load_demo
 from llava_soundclip.captioning import Setting
 from llava_soundclip.clips import Clip
 from llava_soundclip.controls import ANOTHER, CaptionControl
-from llava_soundclip.demo import PROMPT, STOCK_PROMPT, K, load_demo
+from llava_soundclip.demo import PROMPT, STOCK_PROMPT, K
 from llava_soundclip.demo.kinds import DRAWN_KINDS, make_scene, synthesise
 from llava_soundclip.encoders import AudioEncoder
 from llava_soundclip.evaluation.captions import Things

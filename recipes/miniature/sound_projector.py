@@ -26,7 +26,7 @@ from world import RATE, SOUNDING, World, augment
 
 from llava_soundclip.alignment.projector import Projector
 from llava_soundclip.demo import WINDOW
-from llava_soundclip.demo.assemble import WHISPER_FILE, package_file
+from llava_soundclip.demo.parts import WHISPER, find_part
 from llava_soundclip.features import FeatureFolder
 
 CLIPS = 240  # per kind
@@ -115,7 +115,7 @@ def make_features(world: World, arguments: argparse.Namespace) -> tuple[FeatureF
     for table, folder in zip(write_clips(world, work, **few), folders, strict=True):
         command(
             *("features", str(table), "--encoder", "whisperclip", "--encoder-option", f"window={WINDOW}"),
-            *("--checkpoint", str(package_file(*WHISPER_FILE).parent), "--tower", str(tower)),
+            *("--checkpoint", str(find_part(WHISPER, hub=False).parent), "--tower", str(tower)),
             *("--out", str(folder)),
         )
     known, unseen = map(FeatureFolder, folders)

@@ -27,7 +27,8 @@ from settings import ROOT, TOKENS
 from sound_projector import command, write_wave
 from world import KINDS, SOUNDING, World, augment
 
-from llava_soundclip.demo import STOCK_PROMPT, WINDOW, K, load_demo
+from llava_soundclip import load_demo
+from llava_soundclip.demo import STOCK_PROMPT, WINDOW, K
 from llava_soundclip.demo.kinds import phrase
 
 SETS = ("scenes", "unseen")

@@ -16,6 +16,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from llava_soundclip import cli, loading
+from llava_soundclip.demo.parts import PIP_LINE, SMOLLM2, WHISPER, is_packaged
 from tests.media.making import chirp, film, picture_frames, to_format, write
 
 runner = CliRunner()
@@ -356,13 +357,8 @@ def test_a_killed_run_goes_on_with_the_same_rows(tmp_path, fake, monkeypatch):
 
 
 def _demo_or_skip():
-    from llava_soundclip.demo import assemble
-
-    try:
-        for part in (assemble.WHISPER_FILE, assemble.SMOLLM2_FILE):
-            assemble.package_file(*part)
-    except FileNotFoundError as error:
-        pytest.skip(str(error))
+    if not all(map(is_packaged, (WHISPER, SMOLLM2))):
+        pytest.skip(f"needs {PIP_LINE}")
 
 
 @pytest.mark.slow

