@@ -1,6 +1,9 @@
 """Loading is quiet, and only loading."""
 
 import logging
+import os
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -10,6 +13,8 @@ from transformers import CLIPConfig, CLIPModel, CLIPVisionModel
 from transformers.utils import logging as transformers_logging
 
 from llava_soundclip._quiet import quiet_loading
+from llava_soundclip.demo.kinds import make_clip
+from llava_soundclip.demo.parts import CACHE_VARIABLE, PIP_LINE, SMOLLM2, WHISPER, is_packaged
 from tests.conftest import tiny_vision_config
 
 
@@ -88,3 +93,27 @@ def test_the_last_of_several_threads_ends_the_quiet():
     leave.set()
     other.join()
     assert not logger.filters
+
+
+def run(tmp_path, *arguments):
+    """Run a command as users do, on a clip and with an empty cache; the suite turns transformers' warnings off."""
+    clip = make_clip(tmp_path / "bell.mp4", picture="bell", sound="bell")
+    environment = {name: value for name, value in os.environ.items() if name != "TRANSFORMERS_VERBOSITY"}
+    environment[CACHE_VARIABLE] = str(tmp_path / "cache")
+    command = [sys.executable, "-m", "llava_soundclip", arguments[0], str(clip), *arguments[1:]]
+    return subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not is_packaged(WHISPER), reason=f"needs {PIP_LINE}")
+def test_features_says_one_line(tmp_path):
+    options = ("--checkpoint", "demo", "--encoder-option", "window=clip", "--tower", "demo")
+    done = run(tmp_path, "features", *options, "--out", str(tmp_path / "features"))
+    assert done.stderr.count("\n") == 1 and "1 of 1 clips" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not all(map(is_packaged, (WHISPER, SMOLLM2))), reason=f"needs {PIP_LINE}")
+def test_caption_says_nothing_else(tmp_path):
+    done = run(tmp_path, "caption", "--max-new-tokens", "8")
+    assert "I hear a bell" in done.stdout and not done.stderr

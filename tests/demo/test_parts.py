@@ -156,13 +156,17 @@ def test_an_encoder_knows_the_miniatures_checkpoint_by_name(packages, hub, tmp_p
 def test_the_miniature_captions_out_of_the_hub(tmp_path, monkeypatch, request):
     """The packages' own weights stand in for the Hub's, in the Hub's formats and precision."""
     import torch
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
     from llava_soundclip.cli import app
 
     whisper = write_transformers(tmp_path / "whisper", read_checkpoint("demo"))
-    model, _ = load_language_model()
-    model.to(torch.bfloat16).save_pretrained(tmp_path / "smollm2")
+    packaged, _ = load_language_model()
+    config = packaged.config.to_dict()
+    del config["quantization_config"]  # the package's 4 bits
+    model = LlamaForCausalLM(LlamaConfig(**config)).to(torch.bfloat16)
+    model.load_state_dict(packaged.state_dict())
+    model.save_pretrained(tmp_path / "smollm2")
     gguf = find_part(SMOLLM2)
     AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(tmp_path / "smollm2")
     hub = request.getfixturevalue("hub")

@@ -11,6 +11,8 @@ import pytest
 import torch
 from torch import nn
 
+from llava_soundclip.demo import SOUNDS
+
 ROOT = Path(__file__).resolve().parents[2]
 WEIGHTS = ROOT / "weights" / "demo"
 RECIPE = ROOT / "recipes" / "miniature"
@@ -215,7 +217,7 @@ def test_training_that_was_stopped_goes_on_as_if_it_never_was(scripts, tmp_path,
 
 def test_every_sounding_kind_can_be_imitated(scripts):
     voices, world = scripts["voices"], scripts["world"]
-    assert set(voices.VOICES) == set(world.SOUNDING)
+    assert set(voices.VOICES) == set(world.SOUNDING) == set(SOUNDS)
     for kind in world.SOUNDING:
         first, again, other = (voices.imitate(kind, 1.5, np.random.default_rng(seed)) for seed in (1, 1, 2))
         assert first.dtype == np.float32 and len(first) <= 1.5 * voices.RATE
