@@ -1,4 +1,4 @@
-"""LLaVA-NeXT in 4 bits: the sound goes to every tile, and the patches that it doesn't keep leave the prompt.
+"""LLaVA-NeXT in 4 bits. Every tile gets the sound, and the patches that it doesn't keep leave the prompt.
 
 pip install bitsandbytes
 python examples/llava_next_4bit.py my_clip.mp4
@@ -13,12 +13,12 @@ from transformers import AutoProcessor, BitsAndBytesConfig, LlavaNextForConditio
 from llava_soundclip import patch
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument("clip", help="film or sound")
-parser.add_argument("--picture", help="what is seen instead of the film's middle frame")
+parser.add_argument("clip", help="video or sound")
+parser.add_argument("--picture", help="picture or video to show instead of the clip's middle frame")
 parser.add_argument("--model", default="llava-hf/llava-v1.6-mistral-7b-hf", help="Hub id or folder")
-parser.add_argument("--checkpoint", default="small", help="which Whisper hears")
-parser.add_argument("--k", type=int, default=150, help="patches of each tile that stay")
-parser.add_argument("--device", default="auto")
+parser.add_argument("--checkpoint", default="small", help="Whisper checkpoint: name, Hub id, file or folder")
+parser.add_argument("--k", type=int, default=150, help="number of patches that stay in each tile")
+parser.add_argument("--device", default="auto", help="device of the model")
 args = parser.parse_args()
 
 quantization = BitsAndBytesConfig(

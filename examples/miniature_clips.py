@@ -1,4 +1,4 @@
-"""Draw clips for the miniature, with what is to be heard and seen in them: something to measure without a download.
+"""Draw clips for the miniature, and write references that say what they show and play.
 
 python examples/miniature_clips.py clips/
 llava-soundclip eval tradeoff clips/ --references clips/refs.jsonl --out runs/ --bertscore demo --clipscore demo
@@ -13,10 +13,12 @@ from llava_soundclip.demo.kinds import DRAWN_KINDS, make_clip, phrase
 
 
 def main() -> None:
-    """Write films and refs.jsonl: every other film shows what sounds, all show something that doesn't."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--count", type=int, default=48)
+    """Write the clips and refs.jsonl. All clips show a silent thing; half of them also show the thing that sounds."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path, help="folder for the clips and refs.jsonl")
+    parser.add_argument("--count", type=int, default=48, help="number of clips")
     arguments = parser.parse_args()
     folder: Path = arguments.folder
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,11 +1,11 @@
-"""A walk through the miniature: what it sees, what it hears, which patches a sound keeps, what k and alpha do.
+"""A tour of the miniature: captions without and with a sound, the patches that a sound keeps, k and alpha.
 
 python examples/miniature_tour.py [folder for the pictures]
 
-Run it whole, or cell by cell in an editor that knows "# %%". Everything is drawn and synthesised here.
+Run it whole, or cell by cell in an editor that knows "# %%". All pictures are drawn and all sounds synthesised here.
 """
 
-# %% A real, small LLaVA, patched: Whisper and SmolLM2 as they are, a vision tower of its own
+# %% A small LLaVA, patched: Whisper and SmolLM2 as they are, and a vision tower trained for it
 import sys
 from pathlib import Path
 
@@ -31,7 +31,7 @@ def caption(sound: np.ndarray) -> str:
     return soundclip.caption(sound, picture=picture, sampling_rate=RATE, do_sample=False)
 
 
-# %% Without a sound a patched model is the stock model
+# %% Without a sound, the patched model is the stock model
 question = chat_prompt(soundclip.processor, soundclip.prompt)
 inputs = soundclip.processor(images=picture, text=question, return_tensors="pt")
 output = soundclip.model.generate(**inputs, max_new_tokens=32, do_sample=False)
@@ -40,33 +40,33 @@ print(
     soundclip.processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True),
 )
 
-# %% The same picture, and one of the two things sounds
+# %% The same picture, with the sound of one of the two things
 print("bell:            ", caption(bell))
 print("whistle:         ", caption(whistle))
 
-# %% A sound of something that isn't there
+# %% The sound of something that isn't in the picture
 print("rain:            ", caption(rain))
 
-# %% Which patches each sound kept, and how similar all of them are to it
+# %% Maps of the patches that each sound kept, and of the similarity of all patches to it
 for name, sound in {"bell": bell, "whistle": whistle, "rain": rain}.items():
     trace = soundclip.trace(sound, picture, sampling_rate=RATE)
     print("map:             ", save_map(trace, folder / f"{name}.png", caption(sound)))
 
-# %% k, the patches that keep their value: with none the model only hears, with all it sees everything
+# %% k, the number of patches that keep their value: with 0 the model only hears, with 36 it sees everything
 for k in (0, 9, 18, 36):
     soundclip.k = k
     print(f"whistle, k = {k:2}: ", caption(whistle))
 soundclip.k = 18
 
-# %% alpha: from the trained projector (0) to Whisper's vector as it is (1)
+# %% alpha: from the trained projector (0) to Whisper's raw vector (1)
 for alpha in (0.0, 0.5, 1.0):
     soundclip.alignment = alpha
     print(f"whistle, alpha {alpha}:", caption(whistle))
 soundclip.alignment = "projected"
 
-# %% The patches that aren't kept can leave the prompt: the language model then reads 19 tokens instead of 37
+# %% The other patches can leave the prompt: the language model then reads 19 tokens instead of 37
 soundclip.tokens = "drop"
 print("whistle, drop:   ", caption(whistle))
 
-# %% And it was never there
+# %% The model is what it was
 soundclip.unpatch()

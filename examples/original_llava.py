@@ -1,11 +1,11 @@
-"""What a model of the original LLaVA package makes of a picture, without a sound and with one.
+"""Captions by a model of the original LLaVA package: one picture, without a sound and with one.
 
 pip install --no-deps llava-torch==1.2.2.post1
 python examples/original_llava.py bark.wav dog.jpg
 python examples/original_llava.py bark.wav dog.jpg --model liuhaotian/llava-v1.5-13b
 
-With transformers 4.57 the package loads its models, but its `generate` stops. With 5.23 both work, but for
-checkpoints that bring a vision tower of their own (LLaVA-1.6, `unfreeze_mm_vision_tower`), which don't load.
+With transformers 4.57 the package loads its models, but its `generate` stops. With 5.23 both work, except that
+checkpoints with a vision tower of their own (LLaVA-1.6, `unfreeze_mm_vision_tower`) don't load.
 """
 
 import argparse
@@ -20,16 +20,20 @@ from PIL import Image
 from llava_soundclip import patch
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument("sound", help="sound or film")
-parser.add_argument("picture")
+parser.add_argument("sound", help="sound or video")
+parser.add_argument("picture", help="picture to show")
 parser.add_argument("--model", default="liuhaotian/llava-v1.5-7b", help="Hub id or folder")
 parser.add_argument(
-    "--template", default="vicuna_v1", help="of the conversation, a name in llava.conversation"
+    "--template", default="vicuna_v1", help="conversation template, a name in llava.conversation"
 )
-parser.add_argument("--prompt", default="What is the main object that is sounding in this image?")
-parser.add_argument("--checkpoint", default="small", help="which Whisper hears")
-parser.add_argument("--k", type=int, default=150, help="patches that keep their value")
-parser.add_argument("--device", default="cuda")
+parser.add_argument(
+    "--prompt",
+    default="What is the main object that is sounding in this image?",
+    help="question to ask",
+)
+parser.add_argument("--checkpoint", default="small", help="Whisper checkpoint: name, Hub id, file or folder")
+parser.add_argument("--k", type=int, default=150, help="number of patches that keep their value")
+parser.add_argument("--device", default="cuda", help="device of the model")
 args = parser.parse_args()
 
 name = get_model_name_from_path(args.model)

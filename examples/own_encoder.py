@@ -1,10 +1,10 @@
-"""One encoder more: any audio model of transformers that gives states over time (WavLM, HuBERT, AST ...).
+"""An encoder of your own: any audio model of transformers with states over time (WavLM, HuBERT, AST ...).
 
 python examples/own_encoder.py bark.wav --picture dog.jpg
 python examples/own_encoder.py bark.wav --picture dog.jpg --checkpoint MIT/ast-finetuned-audioset-10-10-0.4593
 
-Made as docs/adding-an-encoder.md says. Here it is heard raw by the miniature, which is noise to a LLaVA: what makes
-sense of it is a projector trained for it.
+docs/adding-an-encoder.md explains the steps. The miniature hears this encoder raw, which is noise to it: a projector
+trained for the encoder is what makes a LLaVA understand it.
 """
 
 import argparse
@@ -59,8 +59,8 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("clip", help="film or sound")
-    parser.add_argument("--picture", help="what is seen instead of the film's middle frame")
+    parser.add_argument("clip", help="video or sound")
+    parser.add_argument("--picture", help="picture or video to show instead of the clip's middle frame")
     parser.add_argument("--checkpoint", default="microsoft/wavlm-base-plus", help="Hub id or folder")
     args = parser.parse_args()
 

@@ -56,17 +56,16 @@ def load_language_model(hub: bool = False) -> tuple[LlamaForCausalLM, PreTrained
         require("gguf", extra="demo")
         source["gguf_file"] = path.name
     with warnings.catch_warnings(), quiet_loading():
-        warnings.simplefilter("ignore")  # the GGUF reader's arrays are read-only, which torch remarks on
+        warnings.simplefilter("ignore")  # torch warns that the GGUF reader's arrays are read-only
         model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(**source)
     return model.eval(), _as_trained(tokenizer)
 
 
 def _as_trained(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """SmolLM2's words in the form that the mm_projectors were trained with, whoever read them.
+    """Make SmolLM2's tokenizer as the mm_projectors were trained with it, whichever reader it comes from.
 
-    transformers 4 reads a GGUF as if a token stood in front of every prompt, and a hub's tokenizer takes numbers
-    apart.
+    transformers 4 reads a GGUF as if a token stood in front of every prompt. The Hub's tokenizer splits numbers.
     """
     from tokenizers import Tokenizer, decoders, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
@@ -81,7 +80,7 @@ def _as_trained(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
 
 
 def make_vision_config() -> CLIPVisionConfig:
-    """Describe the assembled tower."""
+    """Configuration of the assembled tower."""
     from transformers import CLIPVisionConfig
 
     return CLIPVisionConfig(
@@ -96,7 +95,7 @@ def make_vision_config() -> CLIPVisionConfig:
 
 
 def make_config(text_config: dict[str, Any]) -> LlavaConfig:
-    """Describe the miniature: LLaVA-1.5's form, with its defaults, in small."""
+    """Configuration of the miniature: that of a small LLaVA-1.5, with its defaults."""
     from transformers import LlamaConfig, LlavaConfig
 
     foreign = ("quantization_config", "_name_or_path", "_model_name_or_path", "transformers_version")
@@ -127,7 +126,7 @@ def make_image_processor() -> BaseImageProcessor:
 
 
 def make_processor(tokenizer: PreTrainedTokenizerBase) -> LlavaProcessor:
-    """Make the stock processor: CLIP's image processor and SmolLM2's words, one of which is the image."""
+    """Make the stock processor: CLIP's image processor and SmolLM2's tokenizer, one token of which is the image."""
     from tokenizers import Tokenizer
     from transformers import LlavaProcessor, PreTrainedTokenizerFast
 
@@ -167,11 +166,11 @@ def assemble(folder: Path, weights: Path, hub: bool = False) -> Path:
 def write_once(folder: Path, write: Callable[[Path], None]) -> Path:
     """Write a folder, unless it is there already.
 
-    It appears at once and whole: two processes may do this at the same time.
+    It appears whole, in one step, so two processes may do this at the same time.
 
     Args:
         folder: the folder to write.
-        write: fills the folder that it is given.
+        write: function that fills the folder that it is given.
 
     Returns:
         `folder`.
@@ -213,7 +212,7 @@ def _write_demo(folder: Path, weights: Path, hub: bool) -> None:
 
 
 def save_state(state: dict[str, Tensor], folder: Path) -> None:
-    """Write a model's tensors into its folder, as `from_pretrained` looks for them."""
+    """Write a model's tensors where `from_pretrained` looks for them."""
     from safetensors.torch import save_file
 
     tensors = {key: value.contiguous() for key, value in state.items()}
@@ -221,13 +220,13 @@ def save_state(state: dict[str, Tensor], folder: Path) -> None:
 
 
 def tower_state(weights: Path) -> dict[str, Tensor]:
-    """Read the tower, float32, and add what stands behind the layer that LLaVA reads.
+    """Read the tower, float32, and add the layers behind the one that LLaVA reads.
 
     Args:
         weights: the folder with `tower.safetensors`.
 
     Returns:
-        Tensors under a `CLIPVisionModel`'s names, without "vision_model." in front.
+        Tensors under the names of a `CLIPVisionModel`, without "vision_model." in front.
     """
     from safetensors.torch import load_file
 
@@ -236,7 +235,7 @@ def tower_state(weights: Path) -> dict[str, Tensor]:
 
 
 def _unread_layers(tower: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Make what stands behind the layer that LLaVA reads: a block that passes its input on, and a norm."""
+    """Make the layers behind the one that LLaVA reads: a block that passes its input on, and a norm."""
     import torch
 
     first = "encoder.layers.0."
@@ -256,7 +255,7 @@ def _unread_layers(tower: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def fingerprint(weights: Path, hub: bool = False) -> str:
-    """Name what the folder is made of: a few hex digits over the weights and this module."""
+    """A few hex digits that tell which weights, source and code a folder was made with."""
     parts = (weights / "tower.safetensors", weights / MM_PROJECTOR.format("prepared"), Path(__file__))
     return digest(*parts, words=("hub" if hub else SMOLLM2.sha256,))
 
@@ -266,7 +265,7 @@ def _edit(path: Path, **values: Any) -> None:
 
 
 def _widen(folder: Path) -> None:
-    """Let transformers 4 and 5 read what the other one saved: both names of what was renamed in between."""
+    """Let transformers 4 and 5 read the folder: write both names of each setting that was renamed in between."""
     config = json.loads((folder / "config.json").read_text())
     text = config["text_config"]
     rope = text.get("rope_parameters") or {"rope_type": "default", "rope_theta": text.get("rope_theta")}
@@ -280,7 +279,7 @@ def _widen(folder: Path) -> None:
 
 
 def widen_parts(folder: Path) -> None:
-    """The same, of what every model's folder has: config, tokenizer and image processor."""
+    """The same for the files that every model's folder has: config, tokenizer and image processor."""
     _edit(folder / "config.json", torch_dtype="float32", dtype="float32")
     _edit(folder / "preprocessor_config.json", image_processor_type="CLIPImageProcessor")
     _edit(folder / "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast")

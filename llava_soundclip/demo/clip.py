@@ -1,7 +1,6 @@
-"""The models that score captions of the miniature's world without a hub: a small CLIP and a text encoder.
+"""The miniature's CLIP: its own vision tower, with a text tower that was trained for it.
 
-The CLIP is the miniature's own vision tower with a text tower trained for it; `weights/demo/README.md` says what its
-scores are worth. The text encoder is all-MiniLM-L6-v2 as a pip package carries it.
+It scores captions of the miniature's world without the Hub; `weights/demo/README.md` says what its scores are worth.
 """
 
 from __future__ import annotations
@@ -23,10 +22,10 @@ JOINT_WIDTH = 128  # of the space that both towers are projected into
 
 
 def make_clip_config(vocabulary: int) -> CLIPConfig:
-    """Describe the CLIP.
+    """Configuration of the CLIP.
 
     Args:
-        vocabulary: tokens that the text tower knows.
+        vocabulary: number of tokens that the text tower knows.
     """
     from transformers import CLIPConfig, CLIPTextConfig
 
@@ -39,7 +38,7 @@ def make_clip_config(vocabulary: int) -> CLIPConfig:
         num_attention_heads=4,
         max_position_embeddings=LONGEST,
         bos_token_id=0,
-        eos_token_id=1,  # not 2: there CLIP reads a text from the token of the highest number
+        eos_token_id=1,  # not 2: for 2, CLIP reads a text at the token with the highest number
         pad_token_id=2,
     )
     return CLIPConfig(
@@ -51,7 +50,7 @@ def make_clip_config(vocabulary: int) -> CLIPConfig:
 
 
 def make_clip_tokenizer(file: Path) -> PreTrainedTokenizerBase:
-    """Read the text tower's words, which reach down to single bytes, so that any text can be written in them."""
+    """Read the text tower's tokenizer. Its tokens go down to single bytes, so any text can be encoded."""
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
@@ -60,26 +59,26 @@ def make_clip_tokenizer(file: Path) -> PreTrainedTokenizerBase:
         bos_token=BEGIN,
         eos_token=END,
         pad_token=PAD,
-        add_prefix_space=True,  # as the file says, too; transformers 4 would turn it off
+        add_prefix_space=True,  # as the file says; transformers 4 would turn it off
         model_max_length=LONGEST,
         model_input_names=["input_ids", "attention_mask"],
     )
 
 
 def clip_folder(cache: str | Path | None = None) -> Path:
-    """Find the miniature's CLIP; the first call writes it into the cache, an ordinary `from_pretrained` folder.
+    """Find the miniature's CLIP, an ordinary `from_pretrained` folder; the first call writes it into the cache.
 
-    Its scores compare with each other only. It knows 28 things and sees with the very tower of the model whose
-    captions it scores, so it is no independent judge.
+    Its scores can be compared with each other only. It knows 28 things, and it sees with the same tower as the model
+    whose captions it scores, so it is no independent judge.
 
     Args:
-        cache: folder for what is assembled, as `load_demo` takes it.
+        cache: folder for assembled models, as `load_demo` takes it.
 
     Returns:
         The folder, for `CLIPScore` or `CLIPModel.from_pretrained`.
 
     Raises:
-        FileNotFoundError: if the demo's weights aren't there.
+        FileNotFoundError: if the miniature's weights aren't there.
     """
     weights = weights_folder()
     parts = (weights / "tower.safetensors", weights / WEIGHTS, weights / TOKENIZER)
@@ -91,7 +90,7 @@ def write_clip(folder: Path, weights: Path) -> None:
     """Write the CLIP as a `from_pretrained` folder.
 
     Args:
-        folder: an empty one.
+        folder: an empty folder.
         weights: the folder with `tower.safetensors`, `clip.safetensors` and `clip-tokenizer.json`.
     """
     from safetensors.torch import load_file

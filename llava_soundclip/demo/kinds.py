@@ -1,4 +1,4 @@
-"""Things that the library draws and synthesises itself, so that a demo needs nobody else's media.
+"""Things that the library draws and synthesises, so that a demo needs no media of other people.
 
 Every drawing and every recording differs: all of them take a `numpy.random.Generator`.
 """
@@ -15,8 +15,8 @@ from numpy.random import Generator
 from PIL import Image, ImageDraw
 
 SUPERSAMPLING = 3  # drawings are made this much larger and scaled down, for smooth edges
-CLIP_SIZE = 288  # width and height of a demo film in pixels
-CLIP_RATE = 44_100  # samples a second of a demo film
+CLIP_SIZE = 288  # width and height of a demo video in pixels
+CLIP_RATE = 44_100  # samples per second of a demo video
 CLIP_FPS = 8
 
 Colour = tuple[int, int, int]
@@ -118,7 +118,7 @@ def _draw_rain(draw: ImageDraw.ImageDraw, s: int, rng: Generator) -> None:
 
 
 def _envelope(samples: int, rate: int, attack: float, release: float) -> np.ndarray:
-    """Ramp up over `attack` seconds and down over `release` seconds, shape (samples,)."""
+    """A ramp up over `attack` seconds and down over `release` seconds, shape (samples,)."""
     t = np.arange(samples) / rate
     return np.clip(np.minimum(t / attack, (samples / rate - t) / release), 0, 1)
 
@@ -224,7 +224,7 @@ def phrase(kind: str) -> str:
 
 
 def draw(kind: str, size: int, rng: Generator) -> Image.Image:
-    """Draw one thing, cut out: RGBA, `size` x `size` pixels, transparent around it."""
+    """Draw one thing as a cut-out: RGBA, `size` x `size` pixels, transparent around it."""
     side = size * SUPERSAMPLING
     canvas = Image.new("RGBA", (side, side), (0, 0, 0, 0))
     _DRAWINGS[_known(kind)](ImageDraw.Draw(canvas), side, rng)
@@ -232,7 +232,7 @@ def draw(kind: str, size: int, rng: Generator) -> Image.Image:
 
 
 def synthesise(kind: str, seconds: float, sampling_rate: int, rng: Generator) -> np.ndarray:
-    """Make the sound of a thing.
+    """Synthesise the sound of a thing.
 
     Returns:
         float32, shape (samples,), in [-0.9, 0.9].
@@ -243,7 +243,7 @@ def synthesise(kind: str, seconds: float, sampling_rate: int, rng: Generator) ->
 
 
 def _background(size: int, rng: Generator) -> Image.Image:
-    """A soft gradient with blotches, RGB, `size` x `size`."""
+    """Draw a soft gradient with blotches, RGB, `size` x `size`."""
     corners = rng.uniform(40, 250, 3) + rng.uniform(-60, 60, (2, 2, 3))
     blotches = rng.normal(0, 12, (6, 6, 3))
     grid = np.kron(corners, np.ones((3, 3, 1))) + blotches
@@ -257,10 +257,10 @@ def compose(cutouts: Sequence[Image.Image], size: int, rng: Generator) -> tuple[
     Args:
         cutouts: RGBA pictures of any size.
         size: width and height of the scene in pixels.
-        rng: where the places, sizes, tilts and colours come from.
+        rng: source of the places, sizes, tilts and colours.
 
     Returns:
-        The scene (RGB), and how much of each pixel each thing covers in the end,
+        The scene (RGB), and the share of each pixel that each thing covers in the end,
         float32, shape (len(cutouts), size, size).
     """
     scene = _background(size, rng)
@@ -290,7 +290,7 @@ def compose(cutouts: Sequence[Image.Image], size: int, rng: Generator) -> tuple[
 
 
 def make_scene(kinds: str | Sequence[str], size: int, rng: Generator) -> Image.Image:
-    """Draw a picture with one or more of the `DRAWN_KINDS` in it, RGB, `size` x `size`."""
+    """Draw a picture of one or more of the `DRAWN_KINDS`, RGB, `size` x `size`."""
     names = [kinds] if isinstance(kinds, str) else list(kinds)
     return compose([draw(kind, size, rng) for kind in names], size, rng)[0]
 
@@ -298,14 +298,14 @@ def make_scene(kinds: str | Sequence[str], size: int, rng: Generator) -> Image.I
 def make_clip(
     path: str | Path, *, picture: str | Sequence[str], sound: str, seconds: float = 3, seed: int = 0
 ) -> Path:
-    """Write a small film: a drawn picture with a synthesised sound.
+    """Write a short video: a drawn picture with a synthesised sound.
 
     Args:
         path: the `.mp4` file to write.
         picture: one or more of the `DRAWN_KINDS`, shown all the time.
-        sound: one of the `DRAWN_KINDS`, heard all the time; it need not be in the picture.
-        seconds: length.
-        seed: another seed gives another drawing and another recording.
+        sound: one of the `DRAWN_KINDS`, heard all the time; the picture need not show it.
+        seconds: length of the video.
+        seed: random seed of the drawing and the recording.
 
     Returns:
         The path.
@@ -316,21 +316,21 @@ def make_clip(
     scene = make_scene(picture, CLIP_SIZE, rng)
     wave = synthesise(sound, seconds, CLIP_RATE, rng)
     path = Path(path)
-    with av.open(str(path), "w") as film:
-        pictures = film.add_stream("h264" if "libx264" in av.codecs_available else "mpeg4", rate=CLIP_FPS)
+    with av.open(str(path), "w") as video:
+        pictures = video.add_stream("h264" if "libx264" in av.codecs_available else "mpeg4", rate=CLIP_FPS)
         pictures.width, pictures.height, pictures.pix_fmt = CLIP_SIZE, CLIP_SIZE, "yuv420p"
         pictures.bit_rate = 400_000
-        sounds = film.add_stream("aac", rate=CLIP_RATE, layout="mono")
+        sounds = video.add_stream("aac", rate=CLIP_RATE, layout="mono")
         sounds.bit_rate = 96_000
         for _ in range(max(1, round(seconds * CLIP_FPS))):
-            film.mux(pictures.encode(av.VideoFrame.from_image(scene)))
-        film.mux(pictures.encode())
+            video.mux(pictures.encode(av.VideoFrame.from_image(scene)))
+        video.mux(pictures.encode())
         block = sounds.codec_context.frame_size or 1024
         for start in range(0, len(wave), block):
             frame = av.AudioFrame.from_ndarray(
                 wave[None, start : start + block], format="fltp", layout="mono"
             )
             frame.sample_rate, frame.pts, frame.time_base = CLIP_RATE, start, Fraction(1, CLIP_RATE)
-            film.mux(sounds.encode(frame))
-        film.mux(sounds.encode())
+            video.mux(sounds.encode(frame))
+        video.mux(sounds.encode())
     return path
