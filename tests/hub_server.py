@@ -30,9 +30,10 @@ LFS_SUFFIXES = (".safetensors", ".bin", ".pt")
 
 @dataclass
 class Repo:
-    """Commits (sha to files) and branches or tags (name to sha). A token, if set, is asked for."""
+    """Commits (sha to files), their etags, and branches or tags (name to sha). A token, if set, is asked for."""
 
     commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    etags: dict[str, dict[str, str]] = field(default_factory=dict)
     refs: dict[str, str] = field(default_factory=dict)
     token: str | None = None
     gated: bool = False
@@ -124,6 +125,7 @@ class HubServer(contextlib.AbstractContextManager):
         merged = {**repo.commits.get(repo.refs.get(ref, ""), {}), **files}
         sha = hashlib.sha1(f"{repo_id} {len(repo.commits)}".encode()).hexdigest()
         repo.commits[sha] = merged
+        repo.etags[sha] = {name: _etag(name, content) for name, content in merged.items()}
         repo.refs[ref] = sha
         return sha
 
@@ -138,6 +140,12 @@ class HubServer(contextlib.AbstractContextManager):
 class _Refused(Exception):
     def __init__(self, status: int, code: str = "", message: str = "") -> None:
         self.status, self.code, self.message = status, code, message
+
+
+def _etag(name: str, content: bytes) -> str:
+    if name.endswith(LFS_SUFFIXES):
+        return hashlib.sha256(content).hexdigest()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
 def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
@@ -212,10 +220,7 @@ def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
             if name not in repo.commits[sha]:
                 raise _Refused(404, "EntryNotFound", "Entry not found")
             content = repo.commits[sha][name]
-            if name.endswith(LFS_SUFFIXES):
-                etag = hashlib.sha256(content).hexdigest()
-            else:
-                etag = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+            etag = repo.etags[sha][name]
             if hub.damage:
                 middle = len(content) // 2
                 content = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]

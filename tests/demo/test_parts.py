@@ -169,6 +169,8 @@ def test_the_miniature_captions_out_of_the_hub(tmp_path, monkeypatch, request):
     model.save_pretrained(tmp_path / "smollm2")
     gguf = find_part(SMOLLM2)
     AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(tmp_path / "smollm2")
+    settings = tmp_path / "smollm2" / "tokenizer_config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"tokenizer_class": "GPT2Tokenizer"}))
     hub = request.getfixturevalue("hub")
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 10_000_000)
     request.getfixturevalue("packages")
