@@ -79,9 +79,9 @@ def main() -> None:
 
     clip, picture, map_path = args.clip, args.picture, args.map
     if clip is None:  # the same picture without sound, with another sound, and with its own
-        from llava_soundclip.prompts import chat_prompt
         from llava_soundclip.demo.kinds import make_clip
         from llava_soundclip.media import load_frame
+        from llava_soundclip.prompts import chat_prompt
 
         folder = Path(tempfile.mkdtemp(prefix="soundclip-"))
         clip = make_clip(folder / "bell.mp4", picture=["bell", "whistle"], sound="bell")
