@@ -48,8 +48,8 @@ def test_unused_weights_and_bars_are_kept_off_the_screen(talking, clip_folder, c
     assert not caplog.records and not capsys.readouterr().err
     CLIPVisionModel.from_pretrained(clip_folder)  # afterwards all is as it was
     said = caplog.text + capsys.readouterr().err
-    assert "UNEXPECTED" in said or "not used when initializing" in said  # transformers 5, 4
-    assert "Loading weights" in said or not hasattr(transformers_logging, "set_tqdm_hook")
+    if hasattr(transformers_logging, "set_tqdm_hook"):  # transformers 5
+        assert "UNEXPECTED" in said and "Loading weights" in said
 
 
 def test_missing_weights_are_told(talking, clip_folder, caplog):

