@@ -24,7 +24,7 @@ MEDIA ?=
 .PHONY: demo tradeoff reports demo-world demo-weights test test-fast test-oldest mutants lint fix package bench clean
 
 demo: $(VENV)/demo
-	$(TELL) 'captioning three clips, about 20 s' $(VENV)/bin/python examples/caption_clip.py
+	$(TELL) 'captioning three clips (about 20 s)' $(VENV)/bin/python examples/caption_clip.py
 
 tradeoff: $(VENV)/dev
 	@echo 'Measuring the miniature in every setting takes about 10 minutes on two cores.'
@@ -48,10 +48,10 @@ demo-weights: $(VENV)/demo demo-world
 	$(VENV)/bin/python recipes/miniature/all.py --stamps "$(STAMPS)" --gcompris "$(GCOMPRIS)"
 
 test: $(VENV)/dev
-	$(TELL) --piped 'testing, about half an hour on two cores' $(VENV)/bin/python $(PYTEST)
+	$(TELL) --piped 'testing (about half an hour on two cores)' $(VENV)/bin/python $(PYTEST)
 
 test-fast: $(VENV)/dev
-	$(TELL) --piped 'testing without slow tests, about 10 minutes' $(VENV)/bin/python $(PYTEST) -m "not slow"
+	$(TELL) --piped 'testing without slow tests (about 10 minutes)' $(VENV)/bin/python $(PYTEST) -m "not slow"
 
 test-oldest: $(OLDEST)/dev
 	$(TELL) --piped 'testing with the oldest packages' $(OLDEST)/bin/python $(PYTEST) tests/hosts tests/encoders tests/alignment tests/demo tests/test_patching.py
