@@ -48,9 +48,10 @@ def test_what_is_in_them(built: dict[str, Path]) -> None:
     assert packages == {"llava_soundclip", f"{'-'.join(built['wheel'].name.split('-')[:2])}.dist-info"}
     assert {f"llava_soundclip/weights/demo/{name}.safetensors" for name in WEIGHTS} <= names
     assert "llava_soundclip/py.typed" in names
+    assert not [name for name in names if "/weights/" in name and name.endswith(".py")]
     with tarfile.open(built["sdist"]) as sdist:
         names = {name.partition("/")[2] for name in sdist.getnames()}
-    assert {"README.md", "LICENSE", "pyproject.toml"} <= names
+    assert {"README.md", "LICENSE", "pyproject.toml", "recipes/miniature/all.py"} <= names
     assert not [name for name in names if name.startswith(("tests/", "benchmarks/", "docs/", "examples/"))]
 
 
