@@ -24,7 +24,7 @@ MEDIA ?=
 .PHONY: demo tradeoff reports demo-world demo-weights test test-fast test-oldest mutants lint fix package bench clean
 
 demo: $(VENV)/demo
-	$(TELL) 'captioning three clips (about 20 s)' $(VENV)/bin/python examples/caption_clip.py
+	$(TELL) 'captioning three clips (about a minute the first time)' $(VENV)/bin/python examples/caption_clip.py
 
 tradeoff: $(VENV)/dev
 	@echo 'Measuring the miniature in every setting takes about 10 minutes on two cores.'
