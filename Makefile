@@ -21,7 +21,7 @@ GCOMPRIS ?= /usr/share/gcompris-qt/rcc
 # A folder with esc50/ and pairs/, recordings that the miniature never had; without it fewer of them are played.
 MEDIA ?=
 
-.PHONY: demo tradeoff reports demo-world demo-weights test test-fast test-oldest mutants lint fix package bench clean
+.PHONY: demo tradeoff reports demo-world demo-weights docs-cli test test-fast test-oldest mutants lint fix package bench clean
 
 demo: $(VENV)/demo
 	$(TELL) 'captioning three clips (about a minute the first time)' $(VENV)/bin/python examples/caption_clip.py
@@ -71,6 +71,9 @@ package: $(VENV)/dev
 fix: $(VENV)/dev
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
+
+docs-cli: $(VENV)/demo
+	$(VENV)/bin/python recipes/pages/cli.py
 
 bench: $(VENV)/dev
 	$(VENV)/bin/python benchmarks/overhead.py
