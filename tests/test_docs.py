@@ -119,7 +119,9 @@ def test_commands_exist() -> None:
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_imported_names_exist(document: Path) -> None:
-    for module, names in re.findall(r"^from (llava_soundclip[\w.]*) import (.+)$", document.read_text(), re.M):
+    for module, names in re.findall(
+        r"^from (llava_soundclip[\w.]*) import (.+)$", document.read_text(), re.MULTILINE
+    ):
         for name in names.split(","):
             assert hasattr(importlib.import_module(module), name.strip()), f"{module} has no {name}"
 
