@@ -1,6 +1,7 @@
 """The documents keep their promises: links resolve, commands parse, and code runs as it stands."""
 
 import importlib
+import json
 import re
 import runpy
 import shlex
@@ -48,6 +49,32 @@ def anchors(document: Path) -> set[str]:
 
 def test_the_readme_fits_two_screens() -> None:
     assert len((ROOT / "README.md").read_text().splitlines()) <= README_LINES
+
+
+def test_the_readmes_first_figures_are_the_measured_ones() -> None:
+    figures = json.loads((ROOT / "recipes" / "miniature" / "figures" / "measured.json").read_text())
+    scenes, unseen = figures["prepared: scenes"], figures["prepared: unseen"]
+    readme = (ROOT / "README.md").read_text()
+    rows = {
+        "its sound, projected": "similar, projected",
+        "the same, with random patches": "random, projected",
+        "its sound, raw": "similar, raw",
+        "noise": "similar, noise",
+        "a zero vector": "similar, zero vector",
+        "another sound": "similar, another recording",
+    }
+    for row, setting in rows.items():
+        cells = [row]
+        for place in ("visible", "not visible"):
+            figure = scenes[f"zero, 18, {setting}, {place}"]["heard"]
+            low, high = figure["interval"]
+            cells.append(f"{figure['share']:.2f} ({low:.2f} to {high:.2f})")
+        assert f"| {' | '.join(cells)} |" in readme
+    counts = [
+        round(part["share"] * part["n"]) for name, part in unseen.items() if name.startswith("recording ")
+    ]
+    assert f"{sum(count > 3 for count in counts)} of {len(counts)} named" in readme
+    assert f"{sum(counts)} of {6 * len(counts)} clips" in readme
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
