@@ -18,8 +18,12 @@ HEAD = f"""# The command line
 
 `{PROGRAM} COMMAND --help` shows the same in a terminal. This page is made from it by `make docs-cli`.
 
-Exit codes: 0 if all went well, 1 if some clips failed (they are listed at the end), 2 for a mistake in the command, 130
-after Ctrl-C. After Ctrl-C the same command resumes, where it says that it does.
+| exit code | meaning |
+| --- | --- |
+| 0 | all went well |
+| 1 | some clips failed and are listed at the end, or no clips were found |
+| 2 | a mistake in the command, or in what it was given |
+| 130 | Ctrl-C |
 """
 METAVARS = {Path: "PATH", int: "N", float: "NUMBER"}
 
