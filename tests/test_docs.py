@@ -16,9 +16,9 @@ from torch import nn
 
 from llava_soundclip import SoundCLIP, patch
 from llava_soundclip.cli import app
-from llava_soundclip.demo.assemble import PIP_LINE, SMOLLM2_FILE, WHISPER_FILE
+from llava_soundclip.demo.parts import PIP_LINE, SMOLLM2, WHISPER, is_packaged
 from llava_soundclip.running import PROGRAM
-from tests.conftest import TinyEncoder, build_tiny_llava, build_tiny_processor, is_installed
+from tests.conftest import TinyEncoder, build_tiny_llava, build_tiny_processor
 from tests.media.making import write_film
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -181,9 +181,7 @@ def test_the_readmes_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    not all(is_installed(name) for name, *_ in (SMOLLM2_FILE, WHISPER_FILE)), reason=f"needs {PIP_LINE}"
-)
+@pytest.mark.skipif(not all(map(is_packaged, (WHISPER, SMOLLM2))), reason=f"needs {PIP_LINE}")
 def test_the_readme_shows_what_make_demo_prints(tmp_path: Path) -> None:
     example = ROOT / "examples" / "caption_clip.py"
     command = [sys.executable, example, "--map", tmp_path / "map.png"]
