@@ -32,7 +32,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llava_soundclip.evaluation.ranks import BLOCK, LEVEL, Places, ranks, strip_counts
+from llava_soundclip.evaluation.retrieval.ranks import BLOCK, LEVEL, Places, ranks, strip_counts
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 CHUNK = 10_000  # rows that are made at a time

@@ -86,7 +86,7 @@ def caption_clips(
     settings = (
         [Setting(soundclip.alignment, soundclip.k, soundclip.control)] if settings is None else settings
     )
-    run = _Run(soundclip, clips, options or CaptionOptions(), out, picture, maps, mapped)
+    run = _CaptionRun(soundclip, clips, options or CaptionOptions(), out, picture, maps, mapped)
     plays_others = any(setting.control == ANOTHER for setting in settings)
     if plays_others and len(clips) < 2:
         raise ValueError("the control another needs two clips or more")
@@ -139,7 +139,7 @@ def _about(soundclip: "SoundCLIP", setting: Setting, model: str | None) -> Row:
     return {name: value for name, value in about.items() if value is not None}
 
 
-class _Run:
+class _CaptionRun:
     """One call of `caption_clips`."""
 
     def __init__(

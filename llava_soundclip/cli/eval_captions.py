@@ -48,8 +48,8 @@ def captions(
     out: opt.Json = None,
 ) -> None:
     """Score captions against references and pictures (Tables 12 and 13), and by a judge (Table 11)."""
+    from llava_soundclip.evaluation.captions import evaluate_captions
     from llava_soundclip.evaluation.judge import Judge
-    from llava_soundclip.evaluation.run import evaluate_captions
 
     wanted = opt.named_metrics(metrics)
     provider, _, model = (judge or "openai:").partition(":")

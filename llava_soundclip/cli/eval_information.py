@@ -36,7 +36,7 @@ def information(
 ) -> None:
     """Measure shared information, unique information and dimensions (F.1), raw and projected."""
     from llava_soundclip.alignment.projector import Projector
-    from llava_soundclip.evaluation.run import evaluate_information
+    from llava_soundclip.evaluation.information import evaluate_information
 
     opt.prepare_file(out, "--json")
     with opt.exit_codes():

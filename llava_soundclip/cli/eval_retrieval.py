@@ -38,7 +38,7 @@ def retrieval(
 ) -> None:
     """Measure retrieval from sounds to pictures and back (Appendix E): mean rank and recall, raw and projected."""
     from llava_soundclip.alignment.projector import Projector
-    from llava_soundclip.evaluation.run import evaluate_retrieval
+    from llava_soundclip.evaluation.retrieval import evaluate_retrieval
 
     if ray is not None and not full:
         raise typer.BadParameter("--ray goes with --full alone: draws of 100 need no cluster")

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from llava_soundclip._extras import require
+from llava_soundclip.evaluation.output import interval_text
 
 LEVEL = 0.95
 RESAMPLES = 2000
@@ -38,7 +39,7 @@ class Interval:
         return asdict(self)
 
     def __str__(self) -> str:
-        return f"{self.value:.3g} ({self.low:.3g} to {self.high:.3g})"
+        return interval_text(self.as_dict())
 
 
 def bootstrap(

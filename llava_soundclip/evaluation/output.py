@@ -1,6 +1,8 @@
-"""What the commands of `eval` share: figures in a terminal, and as JSON."""
+"""Figures as text, and as JSON: shared by the commands of `eval` and the report."""
 
+import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,12 +10,28 @@ from typing import Any
 from llava_soundclip.running import command_line
 
 
-def interval_text(figure: Mapping[str, float]) -> str:
-    """Such as "0.12 (0.1 to 0.14)"."""
-    return f"{figure['value']:.3g} ({figure['low']:.3g} to {figure['high']:.3g})"
+def number(value: Any) -> str:
+    """A figure as text: three significant digits, whole numbers and those from 1,000 on in full."""
+    if value is None or isinstance(value, bool):
+        return {None: "–", True: "yes", False: "no"}[value]
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:,.0f}" if 1000 <= abs(value) < 1e15 else f"{value:.3g}"
+    return str(value)
+
+
+def interval_text(figure: Mapping[str, Any]) -> str:
+    """An interval's fields as text, such as "0.12 (0.1 to 0.14)"."""
+    return f"{number(figure['value'])} ({number(figure['low'])} to {number(figure['high'])})"
+
+
+def hash_of(path: str | os.PathLike[str]) -> str:
+    """The first 16 digits of a file's SHA-256, for provenance."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
 
 
 def write_figures(out: Path | None, found: Mapping[str, Any]) -> None:
-    """Write what was found as JSON, with the command beside it; nothing where there is no file to write."""
+    """Write figures as JSON, with the command beside them; nothing without a file."""
     if out is not None:
         out.write_text(json.dumps({**found, "command": command_line()}, indent=2) + "\n", encoding="utf-8")

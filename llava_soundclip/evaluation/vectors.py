@@ -1,14 +1,45 @@
-"""The vectors of a features folder as they would stand in the CLS slot, raw or projected."""
+"""The rows of a features folder that are measured, and their vectors as they would stand in the CLS slot."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from llava_soundclip._version import __version__
 from llava_soundclip.alignment import build_alignment
 from llava_soundclip.alignment.projector import Projector
 from llava_soundclip.encoders.whisper.fusion import Fusion
+from llava_soundclip.features.splits import RECIPE, split_by_source
 from llava_soundclip.features.store import FeatureFolder
 
 _AT_ONCE = 4096  # rows
+
+
+def measured_rows(
+    folder: FeatureFolder, projector: str | os.PathLike[str] | None, rows: str | None = None
+) -> tuple[str, Tensor]:
+    """Which rows are measured: "validation" or "all", and (n,) integers. Arguments are `evaluate_retrieval`'s.
+
+    Raises:
+        ValueError: for something else, or `rows="validation"` of a folder that the projector wasn't trained on.
+    """
+    if rows not in ("validation", "all", None):
+        raise ValueError(f"rows are validation or all, not {rows!r}")
+    path = None if projector is None else Path(projector) / RECIPE
+    trained = json.loads(path.read_text(encoding="utf-8")) if path is not None and path.is_file() else None
+    is_its_own = trained is not None and trained["features"] == folder.digest()
+    if rows == "all" or (rows is None and not is_its_own):
+        return "all", torch.arange(len(folder))
+    if not is_its_own or trained is None:
+        raise ValueError(
+            f"what was kept aside is only known of the folder that the projector was trained on: "
+            f"{'there is no ' + RECIPE + ' with it' if trained is None else 'that is another one'}"
+        )
+    recipe = trained["recipe"]
+    return "validation", split_by_source(folder.sources, recipe["validation"], recipe["seed"])[1]
 
 
 @torch.no_grad()
@@ -75,3 +106,16 @@ def check_projector(folder: FeatureFolder, projector: Projector) -> None:
         tower=header.tower,
         tower_layer=header.tower_layer,
     )
+
+
+def provenance(folder: FeatureFolder, projector: Projector | None, seed: int) -> dict[str, Any]:
+    """What figures of a features folder were made of."""
+    return {
+        "library": __version__,
+        "torch": torch.__version__,
+        "seed": seed,
+        "features": folder.digest(),
+        "encoder": dict(folder.header.encoder),
+        "tower": folder.header.tower,
+        "projector": None if projector is None else projector.config,
+    }

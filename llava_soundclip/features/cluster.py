@@ -97,7 +97,7 @@ def extract_features_on_ray(
         bar = stack.enter_context(progress_bar(progress, unit="clips"))
         task = bar.add_task("features", total=len(clips))
         ledger = stack.enter_context(Ledger(clips, writer, Extraction(), lambda: bar.advance(task)))
-        run = _Run(ledger, decoder, _Embedding(load_encoder, load_tower, pool, header, batch_size))
+        run = _ClusterRun(ledger, decoder, _Embedding(load_encoder, load_tower, pool, header, batch_size))
         try:
             run.work_on(ledger.todo(wait=False))
             if ledger.left():
@@ -173,7 +173,7 @@ class _Embedding:
     batch_size: int
 
 
-class _Run:
+class _ClusterRun:
     """Sends clips through the cluster, and keeps the books."""
 
     def __init__(self, ledger: "Ledger", decoder: Decoder, embedding: _Embedding) -> None:

@@ -81,7 +81,7 @@ def extract_features(
         ledger = stack.enter_context(Ledger(clips, writer, result, lambda: bar.advance(task)))
         if workers:
             stack.enter_context(_torch_threads(_cores() - workers))
-        run = _Run(ledger, embedder, batch_size)
+        run = _ExtractionRun(ledger, embedder, batch_size)
         try:
             pool = stack.enter_context(
                 DecodingPool(decoder, workers, ahead=SORTED_AT_ONCE * batch_size + workers)
@@ -96,7 +96,7 @@ def extract_features(
     return result
 
 
-class _Run:
+class _ExtractionRun:
     """One call of `extract_features`."""
 
     def __init__(self, ledger: Ledger, embedder: Embedder, batch_size: int) -> None:

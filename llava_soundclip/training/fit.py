@@ -22,7 +22,7 @@ from llava_soundclip._extras import require
 from llava_soundclip.alignment.projector import Projector
 from llava_soundclip.encoders.base import check_choice
 from llava_soundclip.encoders.whisper.fusion import Fusion, FusionName
-from llava_soundclip.evaluation.retrieval import ITEMS, POOL, TOPS, retrieval
+from llava_soundclip.evaluation.retrieval.measure import ITEMS, POOL, TOPS, retrieval
 from llava_soundclip.features.splits import RECIPE, split_by_source
 from llava_soundclip.features.store import FeatureFolder, FeatureHeader
 from llava_soundclip.running import write_file
@@ -172,7 +172,7 @@ def train(
     loss_of = make_loss(recipe.loss)
     model, optimiser = accelerator.prepare(Model(projector, fusion), optimiser)
     steps = len(_batches(training, recipe.batch_size))
-    run = _Run(folder, recipe, data, projector, optimiser, schedule, accelerator)
+    run = _TrainingRun(folder, recipe, data, projector, optimiser, schedule, accelerator)
     if tensorboard:
         accelerator.init_trackers("runs", {key: str(value) for key, value in asdict(recipe).items()})
     torch.manual_seed(recipe.seed + 1 + accelerator.process_index)  # dropout differs between processes
@@ -240,7 +240,7 @@ def validate(
     return figures | {"norm": heard / seen}
 
 
-class _Run:
+class _TrainingRun:
     """Where a run is, and how that gets to the disk and back.
 
     Attributes:

@@ -7,6 +7,7 @@ print(scores.figures["BLEU"]["raw"], scores.difference("BLEU", "raw", "projected
 """
 
 from llava_soundclip.captioning.rows import Caption, read_captions
+from llava_soundclip.evaluation.captions.evaluate import evaluate_captions
 from llava_soundclip.evaluation.captions.models import BERTScore, CLIPScore
 from llava_soundclip.evaluation.captions.references import (
     Things,
@@ -23,6 +24,7 @@ __all__ = [
     "Caption",
     "CaptionScores",
     "Things",
+    "evaluate_captions",
     "read_captions",
     "read_references",
     "read_sources",

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         participation_ratio,
         two_nn,
     )
+    from llava_soundclip.evaluation.information.evaluate import evaluate_information
     from llava_soundclip.evaluation.information.measure import measure_information
     from llava_soundclip.evaluation.information.shared import (
         cka,
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 _HOME = {
     "band_energy": "unique",
     "cka": "shared",
+    "evaluate_information": "evaluate",
     "held_out_bound": "shared",
     "independence": "shared",
     "infonce_bound": "shared",
@@ -52,6 +54,7 @@ _HOME = {
 __all__ = [
     "band_energy",
     "cka",
+    "evaluate_information",
     "held_out_bound",
     "independence",
     "infonce_bound",

@@ -39,7 +39,7 @@ PICTURE_TYPES = {".jpg": "jpeg", ".jpeg": "jpeg", ".png": "png", ".webp": "webp"
 
 
 @dataclass(frozen=True)
-class Caption:
+class JudgedCaption:
     """A caption to judge, and what is known of its clip.
 
     Args:
@@ -78,7 +78,7 @@ class Caption:
 class Question:
     """A caption as it is put to the judge; `repeat` is 1 where it's asked again, to see if the judge agrees."""
 
-    caption: Caption
+    caption: JudgedCaption
     repeat: int
 
     @cached_property
@@ -120,7 +120,7 @@ class Reading:
     """What an answer turned out to be.
 
     Attributes:
-        outcome: "scored", one of `REFUSALS` or one of `MALFORMED`.
+        outcome: "scored", "refused", "filtered" or one of `MALFORMED`.
         scores: by dimension, if it was scored.
         text: what came instead.
     """
@@ -130,7 +130,6 @@ class Reading:
     text: str = ""
 
 
-REFUSALS = ("refused", "filtered")
 MALFORMED = ("truncated", "not_json", "not_the_schema", "out_of_range", "not_a_completion")
 
 

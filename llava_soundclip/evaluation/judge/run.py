@@ -21,7 +21,7 @@ from llava_soundclip.evaluation.judge.prompt import (
     MALFORMED,
     PROMPT_HASH,
     RESPONSE_FORMAT,
-    Caption,
+    JudgedCaption,
     Question,
     read,
 )
@@ -93,7 +93,7 @@ class Judge:
         if (self.input_price is None) != (self.output_price is None):
             raise ValueError("to know the cost, give input_price and output_price")
 
-    def estimate(self, captions: Iterable[Caption], out: str | os.PathLike[str]) -> Usage:
+    def estimate(self, captions: Iterable[JudgedCaption], out: str | os.PathLike[str]) -> Usage:
         """What is left to ask, if nothing has to be asked again; the tokens are about right for English.
 
         Args:
@@ -108,7 +108,7 @@ class Judge:
         return self._usage(len(left), sum(question.tokens for question in left), len(left) * ANSWER_TOKENS)
 
     def run(
-        self, captions: Iterable[Caption], out: str | os.PathLike[str], *, progress: bool = False
+        self, captions: Iterable[JudgedCaption], out: str | os.PathLike[str], *, progress: bool = False
     ) -> Judgement:
         """Ask about every caption that `out` has no answer to yet, and make the figures of all.
 
@@ -148,7 +148,7 @@ class Judge:
                 bar.advance(task)
 
             if todo:
-                _in_a_loop_of_its_own(_Run(self, todo, keep, any_answered=bool(found)), openai, key)
+                _in_a_loop_of_its_own(_JudgeRun(self, todo, keep, any_answered=bool(found)), openai, key)
         usage = self._usage(
             sum(answer.requests for answer in answers),
             sum(answer.prompt_tokens for answer in answers),
@@ -179,7 +179,7 @@ class Judge:
     def _answers(self, out: str | os.PathLike[str]) -> list[Answer]:
         return read_answers(Path(out), self._identity)
 
-    def _questions(self, captions: Iterable[Caption]) -> list[Question]:
+    def _questions(self, captions: Iterable[JudgedCaption]) -> list[Question]:
         """All of them in the order in which they are asked.
 
         Both the order and the repeats are drawn by lots that a caption has by itself, so that captions which are
@@ -195,7 +195,7 @@ class Judge:
                 f"clip {id!r} has {most} captions in setting {setting!r}: each needs one of its own"
             )
 
-        def lot(use: str, caption: Caption) -> bytes:
+        def lot(use: str, caption: JudgedCaption) -> bytes:
             return hashlib.sha256(repr((self.seed, use, caption.id, caption.setting)).encode()).digest()
 
         count = max(1, round(self.repeat_share * len(captions))) if self.repeat_share else 0
@@ -212,7 +212,7 @@ class Judge:
         return Usage(requests, prompt_tokens, completion_tokens, cost, unreported)
 
 
-class _Run:
+class _JudgeRun:
     """One call of `Judge.run`: as many workers as requests at a time."""
 
     def __init__(
@@ -296,7 +296,7 @@ def _used(completion: Any) -> dict[str, int]:
     return {"requests": 1, **counted} if len(counted) == 2 else {"requests": 1, "unreported": 1}
 
 
-def _in_a_loop_of_its_own(run: _Run, openai: Any, key: str) -> None:
+def _in_a_loop_of_its_own(run: _JudgeRun, openai: Any, key: str) -> None:
     """`asyncio.run`, also where a loop is running already, as in a notebook."""
     try:
         asyncio.get_running_loop()

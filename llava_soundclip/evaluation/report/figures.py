@@ -8,12 +8,12 @@ from llava_soundclip.evaluation.report.read import CRITICS, DIMENSIONS, Run, is_
 from llava_soundclip.evaluation.report.settings import (
     LOWER_IS_BETTER,
     NEITHER_IS_BETTER,
-    Setting,
+    ReportSetting,
     controls,
     raw_and_projected,
     read_settings,
 )
-from llava_soundclip.evaluation.retrieval import FIGURES
+from llava_soundclip.evaluation.retrieval.measure import FIGURES
 
 BINS = 20  # of a histogram of ranks
 OVERALL = "usefulness"  # the judge's dimension that the paper's tables call overall
@@ -140,7 +140,7 @@ def _without(figure: Mapping[str, Any], *names: str) -> dict[str, Any]:
 
 
 def _parts(
-    found: Mapping[str, Any], settings: Sequence[Setting], pairs: Sequence[tuple[str, str]]
+    found: Mapping[str, Any], settings: Sequence[ReportSetting], pairs: Sequence[tuple[str, str]]
 ) -> dict[str, Any]:
     parts = {}
     for name, part in found.items():

@@ -12,6 +12,7 @@ from typing import Any
 from llava_soundclip._extras import require
 from llava_soundclip._version import __version__
 from llava_soundclip.evaluation.information.limits import LIMITS
+from llava_soundclip.evaluation.output import number
 from llava_soundclip.evaluation.report import plots
 from llava_soundclip.evaluation.report.figures import (
     captions_figures,
@@ -22,16 +23,14 @@ from llava_soundclip.evaluation.report.figures import (
 from llava_soundclip.evaluation.report.pictures import embed
 from llava_soundclip.evaluation.report.read import Run, is_interval, read_runs
 from llava_soundclip.evaluation.report.series import caption_sweeps, retrieval_sweep, tradeoffs
-from llava_soundclip.evaluation.report.settings import Setting, raw_and_projected, read_settings
+from llava_soundclip.evaluation.report.settings import ReportSetting, raw_and_projected, read_settings
 from llava_soundclip.evaluation.report.summary import (
     captions_summary,
     information_summary,
-    interval,
-    number,
     retrieval_summary,
     verdict,
 )
-from llava_soundclip.evaluation.retrieval import FIGURES
+from llava_soundclip.evaluation.retrieval.measure import FIGURES
 
 TITLE = "SoundCLIP evaluation"
 
@@ -124,7 +123,7 @@ def drawn_examples(clips: Sequence[str], count: int, seed: int) -> list[str]:
 
 def _examples(
     run: Run,
-    settings: Sequence[Setting],
+    settings: Sequence[ReportSetting],
     examples: int,
     seed: int,
     pictures: dict[tuple[str, str], dict[str, str]],
@@ -163,7 +162,7 @@ def _page(report: Mapping[str, Any], pictures: Mapping[tuple[str, str], Mapping[
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    environment.filters |= {"number": number, "interval": interval, "verdict": verdict}
+    environment.filters |= {"number": number, "verdict": verdict}
     environment.tests["interval"] = is_interval
     numbers = count(1)
 

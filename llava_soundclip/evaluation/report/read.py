@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llava_soundclip.evaluation.retrieval import FIGURES
+from llava_soundclip.evaluation.retrieval.measure import FIGURES
 
 CRITICS = ("cosine", "linear")
 DIMENSIONS = ("two_nn", "participation_ratio")

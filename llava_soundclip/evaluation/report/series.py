@@ -6,14 +6,14 @@ from typing import Any
 
 from llava_soundclip.evaluation.report.figures import quality
 from llava_soundclip.evaluation.report.read import Run
-from llava_soundclip.evaluation.report.settings import Setting, alignment_name
+from llava_soundclip.evaluation.report.settings import ReportSetting, alignment_name
 from llava_soundclip.evaluation.tradeoff import pareto_front
 
 SIDE, FIGURE = "A2V", "R@1"  # of retrieval, in the trade-off: the paper's Top-1 of pictures found by sounds
 
 
 def tradeoffs(
-    retrievals: Sequence[Run], shown: Mapping[str, Any], settings: Sequence[Setting]
+    retrievals: Sequence[Run], shown: Mapping[str, Any], settings: Sequence[ReportSetting]
 ) -> list[dict[str, Any]]:
     """Retrieval and quality of each setting whose alignment was measured in both, and the front of those.
 
@@ -62,7 +62,7 @@ def _encoder(run: Run) -> str:
 
 
 def _points(
-    runs: Sequence[Run], part: Mapping[str, Any], settings: Sequence[Setting]
+    runs: Sequence[Run], part: Mapping[str, Any], settings: Sequence[ReportSetting]
 ) -> list[dict[str, Any]]:
     points = []
     for setting in settings:
@@ -126,7 +126,7 @@ def _step(at: float, name: str, figure: Mapping[str, Any]) -> dict[str, Any]:
     return {"at": at, "setting": name, **{key: figure[key] for key in ("value", "low", "high")}}
 
 
-def caption_sweeps(shown: Mapping[str, Any], settings: Sequence[Setting]) -> list[dict[str, Any]]:
+def caption_sweeps(shown: Mapping[str, Any], settings: Sequence[ReportSetting]) -> list[dict[str, Any]]:
     """Quality over alpha and over k, of settings that are alike in all else, with their controls beside them.
 
     A sweep of alpha has a mix among its settings, one of k two budgets; both of the clip's own sound. Mixes at several
@@ -134,7 +134,7 @@ def caption_sweeps(shown: Mapping[str, Any], settings: Sequence[Setting]) -> lis
     """
     sweeps = []
     for over in ("alpha", "k"):
-        groups: dict[tuple[Any, ...], list[Setting]] = {}
+        groups: dict[tuple[Any, ...], list[ReportSetting]] = {}
         for setting in settings:
             if getattr(setting, over) is not None and (over == "alpha" or setting.alpha in (None, 0, 1)):
                 alike = (setting.k if over == "alpha" else setting.alpha, setting.others)
@@ -164,7 +164,7 @@ def caption_sweeps(shown: Mapping[str, Any], settings: Sequence[Setting]) -> lis
 
 
 def _lines(
-    figures: Mapping[str, Any], over: str, group: Sequence[Setting]
+    figures: Mapping[str, Any], over: str, group: Sequence[ReportSetting]
 ) -> dict[str, list[dict[str, Any]]]:
     """Steps by control, "own sound" first."""
     lines: dict[str, list[dict[str, Any]]] = {}

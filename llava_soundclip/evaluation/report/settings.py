@@ -10,7 +10,7 @@ NEITHER_IS_BETTER = ("silent named",)  # naming what is seen and doesn't sound i
 
 
 @dataclass(frozen=True)
-class Setting:
+class ReportSetting:
     """One setting.
 
     Attributes:
@@ -33,7 +33,7 @@ class Setting:
         return self.others[0]
 
 
-def read_settings(data: Mapping[str, Any]) -> list[Setting]:
+def read_settings(data: Mapping[str, Any]) -> list[ReportSetting]:
     """The settings of captions, each followed by its controls.
 
     Without options, settings called "raw" and "projected" are taken for that; of others nothing is known.
@@ -49,7 +49,7 @@ def read_settings(data: Mapping[str, Any]) -> list[Setting]:
             for key in ("encoder", "tokens", "model")
         )
         settings.append(
-            Setting(
+            ReportSetting(
                 name,
                 _alpha(options.get("alignment")),
                 _number(k),
@@ -58,7 +58,7 @@ def read_settings(data: Mapping[str, Any]) -> list[Setting]:
             )
         )
     partners = controls(settings)
-    ordered: list[Setting] = []
+    ordered: list[ReportSetting] = []
     for setting in settings:
         if setting.control is None:
             ordered += [setting, *(control for own, control in partners if own == setting)]
@@ -85,7 +85,7 @@ def alignment_name(alpha: float) -> str:
     return {1.0: "raw", 0.0: "projected"}.get(alpha, f"alpha {alpha:g}")
 
 
-def raw_and_projected(settings: Sequence[Setting]) -> list[tuple[Setting, Setting]]:
+def raw_and_projected(settings: Sequence[ReportSetting]) -> list[tuple[ReportSetting, ReportSetting]]:
     """Pairs of settings that differ in the alignment alone, without controls."""
     return [
         (raw, projected)
@@ -97,7 +97,7 @@ def raw_and_projected(settings: Sequence[Setting]) -> list[tuple[Setting, Settin
     ]
 
 
-def controls(settings: Sequence[Setting]) -> list[tuple[Setting, Setting]]:
+def controls(settings: Sequence[ReportSetting]) -> list[tuple[ReportSetting, ReportSetting]]:
     """Each setting with the ones that differ from it in being a control alone."""
     return [
         (own, control)

@@ -3,26 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from llava_soundclip.evaluation.output import interval_text, number
 from llava_soundclip.evaluation.report.figures import better, quality
-from llava_soundclip.evaluation.report.settings import Setting, controls, raw_and_projected
+from llava_soundclip.evaluation.report.settings import ReportSetting, controls, raw_and_projected
 
 UNTOLD = "can't be told"
-
-
-def number(value: Any) -> str:
-    """A figure as the page prints it: three digits that count, whole numbers in full."""
-    if value is None or isinstance(value, bool):
-        return {None: "–", True: "yes", False: "no"}[value]
-    if isinstance(value, int):
-        return f"{value:,}"
-    if isinstance(value, float):
-        return f"{value:,.0f}" if 1000 <= abs(value) < 1e15 else f"{value:.3g}"
-    return str(value)
-
-
-def interval(figure: Mapping[str, Any]) -> str:
-    """Such as "0.12 (0.1 to 0.14)"."""
-    return f"{number(figure['value'])} ({number(figure['low'])} to {number(figure['high'])})"
 
 
 def verdict(difference: Mapping[str, Any]) -> str:
@@ -44,7 +29,7 @@ def retrieval_summary(shown: Mapping[str, Any]) -> dict[str, Any]:
             chance = shown["chance"][name]
             gain = shown["gain"].get(side, {}).get(name)
             against_chance = ", ".join(
-                f"{alignment} {interval(sides[side][name])} {_against_chance(sides[side][name], chance)}"
+                f"{alignment} {interval_text(sides[side][name])} {_against_chance(sides[side][name], chance)}"
                 for alignment, sides in shown["figures"].items()
                 if alignment in ("raw", "projected") and side in sides
             )
@@ -65,7 +50,7 @@ def retrieval_summary(shown: Mapping[str, Any]) -> dict[str, Any]:
 def _projected(gain: Mapping[str, Any]) -> str:
     told = verdict(gain)
     if told == UNTOLD:
-        return f"whether projected is above or below raw can't be told, {interval(gain)}; "
+        return f"whether projected is above or below raw can't be told, {interval_text(gain)}; "
     return f"projected is {told} raw by {_apart(gain)}; "
 
 
@@ -80,7 +65,7 @@ def _labelled(name: str) -> str:
     return shown if better(name) == "higher" else f"{shown} ({better(name) or 'neither'} is better)"
 
 
-def captions_summary(shown: Mapping[str, Any], settings: Sequence[Setting]) -> list[dict[str, Any]]:
+def captions_summary(shown: Mapping[str, Any], settings: Sequence[ReportSetting]) -> list[dict[str, Any]]:
     """Does projecting cost quality, and how far are raw and projected from noise in the sound's place?"""
     asked = [
         ("Does projecting cost quality?", "Raw", "projected", raw, projected)
@@ -123,14 +108,14 @@ def information_summary(shown: Mapping[str, Any]) -> list[dict[str, Any]]:
     for critic, whose in (("cosine", "a cosine's"), ("linear", "a linear map's")):
         gain = _projected(shown["gain"][critic]) if shown["gain"] else ""
         each = ", ".join(
-            f"{side} {interval(found[critic])} shows {_something(found[critic])}"
+            f"{side} {interval_text(found[critic])} shows {_something(found[critic])}"
             for side, found in shown["shared"].items()
         )
         shared.append(f"In {whose} reach, in nats of {number(shown['at_most'])} at most: {gain}{each}.")
     for label, part in shown["unique"].items():
         change = f"{_raw_above_projected(part['lost'])}; " if "lost" in part else ""
         each = ", ".join(
-            f"{side} {interval(part[side])} {_against_chance(part[side], part['chance'])}"
+            f"{side} {interval_text(part[side])} {_against_chance(part[side], part['chance'])}"
             for side in (*shown["sides"], "picture")
         )
         unique.append(f"{label}, {part['measure']}, by chance {number(part['chance'])}: {change}{each}.")
@@ -164,7 +149,7 @@ def _something(bound: Mapping[str, Any]) -> str:
 def _raw_above_projected(lost: Mapping[str, Any]) -> str:
     told = verdict(lost)
     if told == UNTOLD:
-        return f"raw can't be told from projected, {interval(lost)}"
+        return f"raw can't be told from projected, {interval_text(lost)}"
     return f"raw is {told} projected by {_apart(lost)}"
 
 
@@ -179,5 +164,5 @@ def _differences(shown: Mapping[str, Any], first: str, second: str) -> list[tupl
 
 def _apart(difference: Mapping[str, Any]) -> str:
     """How far apart, without the sign that "above" and "below" tell already."""
-    ends = sorted(abs(difference[key]) for key in ("low", "high"))
-    return f"{number(abs(difference['value']))} ({number(ends[0])} to {number(ends[1])})"
+    low, high = sorted(abs(difference[key]) for key in ("low", "high"))
+    return interval_text({"value": abs(difference["value"]), "low": low, "high": high})

@@ -66,7 +66,7 @@ def measure_tradeoff(
         soundclip: a patched model, its processor known. Its k is that of what isn't about k; its other options are
             those of all captions.
         clips: with ids that the references have, too.
-        references: JSON Lines; see `evaluation.run.evaluate_captions`.
+        references: JSON Lines; see `evaluate_captions`.
         out: the folder; it may be one of an earlier run of the same model with the same options.
         model: what rows call the model.
         trained_in: the projector's folder, which says what its training kept aside.
@@ -92,10 +92,11 @@ def measure_tradeoff(
         ImportError: if the extra `evaluation` isn't installed.
     """
     from llava_soundclip.captioning.lines import listed
-    from llava_soundclip.evaluation.captions import METRICS, read_references, read_things
+    from llava_soundclip.evaluation.captions import METRICS, evaluate_captions, read_references, read_things
+    from llava_soundclip.evaluation.information import evaluate_information
     from llava_soundclip.evaluation.output import write_figures
     from llava_soundclip.evaluation.report.page import drawn_examples, write_report
-    from llava_soundclip.evaluation.run import evaluate_captions, evaluate_information, evaluate_retrieval
+    from llava_soundclip.evaluation.retrieval import evaluate_retrieval
     from llava_soundclip.features.extract import extract_features
 
     metrics = METRICS if metrics is None else metrics
@@ -252,7 +253,7 @@ def _check_run(file: Path, described: Mapping[str, Any]) -> None:
 
 def _trained_on(features: Path, trained_in: str | Path | None) -> tuple[str, set[str]]:
     """Which rows of a features folder are measured, and the clips that aren't: the projector was trained on them."""
-    from llava_soundclip.evaluation.run import measured_rows
+    from llava_soundclip.evaluation.vectors import measured_rows
     from llava_soundclip.features.store import FeatureFolder
 
     folder = FeatureFolder(features)

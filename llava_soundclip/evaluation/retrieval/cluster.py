@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from llava_soundclip._extras import require
-from llava_soundclip.evaluation.ranks import BLOCK, Places, strip_counts
+from llava_soundclip.evaluation.retrieval.ranks import BLOCK, Places, strip_counts
 from llava_soundclip.features.cluster import Tries, joined
 
 _TRIES = 4  # of a strip that processes die of: by itself Ray Data would go on for ever

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llava_soundclip.evaluation.intervals import bootstrap
-from llava_soundclip.evaluation.ranks import ranks
+from llava_soundclip.evaluation.retrieval.ranks import ranks
 from llava_soundclip.evaluation.retrieval import ITEMS, Retrieval, group_rows, retrieval
 
 

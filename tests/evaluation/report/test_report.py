@@ -29,7 +29,7 @@ from llava_soundclip.evaluation.report.summary import (
     verdict,
 )
 from llava_soundclip.evaluation.retrieval import retrieval
-from llava_soundclip.evaluation.run import evaluate_captions
+from llava_soundclip.evaluation.captions import evaluate_captions
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 VOID = {"meta", "img", "br", "link"}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from llava_soundclip.evaluation.ranks import ranks
+from llava_soundclip.evaluation.retrieval.ranks import ranks
 
 if TYPE_CHECKING:
     import numpy as np
@@ -169,7 +169,7 @@ def retrieval(
     for drawn in draws:
         own = None if groups is None else groups[drawn]
         if ray is not None:
-            from llava_soundclip.evaluation.cluster import ranks_on_ray
+            from llava_soundclip.evaluation.retrieval.cluster import ranks_on_ray
 
             found.append(ranks_on_ray(f_a, c, own, address=ray))
         else:

@@ -1,0 +1,64 @@
+"""Information of a features folder: from files to figures that can be written as JSON."""
+
+import os
+from typing import Any
+
+from llava_soundclip.alignment.projector import Projector
+from llava_soundclip.captioning.lines import listed
+from llava_soundclip.evaluation.captions.references import read_labels
+from llava_soundclip.evaluation.information.measure import measure_information
+from llava_soundclip.evaluation.output import hash_of
+from llava_soundclip.evaluation.vectors import measured_rows, provenance
+from llava_soundclip.features.store import FeatureFolder
+
+
+def evaluate_information(
+    features: str | os.PathLike[str],
+    projector: Projector | None = None,
+    *,
+    trained_in: str | os.PathLike[str] | None = None,
+    rows: str | None = None,
+    labels: str | os.PathLike[str] | None = None,
+    apart: str = "source",
+    seed: int = 0,
+) -> dict[str, Any]:
+    """What sounds share with pictures and what is their own (F.1), raw and projected; intervals over sources.
+
+    Args:
+        features: a folder made by `llava-soundclip features`.
+        projector: None for raw alone.
+        trained_in: as `evaluate_retrieval` takes it.
+        rows: as `evaluate_retrieval` takes them.
+        labels: JSON Lines of what probes read off the vectors; see `captions.references.read_labels`. Clips are named
+            by their ids in the folder.
+        apart: what the probes hold out together; "clip" is for labels that are finer than sources.
+        seed: of what is drawn and the intervals.
+
+    Returns:
+        What `measure_information` does, with "unmatched", the clips with labels that the folder hasn't.
+
+    Raises:
+        FileNotFoundError, OSError: if there is no such folder or file.
+        ValueError: as `evaluate_retrieval` and `measure_information` have it, and for labels that aren't such,
+            or of no clip in the folder.
+        ImportError: if scipy or, for labels, scikit-learn isn't installed.
+    """
+    folder = FeatureFolder(features)
+    rows, chosen = measured_rows(folder, trained_in, rows)
+    known = {} if labels is None else read_labels(labels)
+    labelled = sorted({id for values in known.values() for id in values})
+    unmatched = len(set(labelled).difference(folder.ids))
+    if labelled and unmatched == len(labelled):
+        raise ValueError(
+            f"{labels} has labels of other clips than {features} holds: of {listed(labelled, 3)}, not of "
+            f"{listed(folder.ids, 3)}"
+        )
+    return {
+        **measure_information(folder, projector, chosen, known, apart=apart, seed=seed),
+        "rows": rows,
+        "unmatched": unmatched,
+        "provenance": {
+            **provenance(folder, projector, seed),
+            "labels": None if labels is None else hash_of(labels),
+        },
+    }

@@ -1,0 +1,14 @@
+"""Retrieval of pictures by sounds and back: as the paper measures it (Appendix E), and over all clips."""
+
+from llava_soundclip.evaluation.retrieval.evaluate import evaluate_retrieval
+from llava_soundclip.evaluation.retrieval.measure import (
+    FIGURES,
+    ITEMS,
+    POOL,
+    TOPS,
+    Retrieval,
+    group_rows,
+    retrieval,
+)
+
+__all__ = ["FIGURES", "ITEMS", "POOL", "TOPS", "Retrieval", "evaluate_retrieval", "group_rows", "retrieval"]
