@@ -15,6 +15,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from llava_soundclip.cli.report import report as report_command
+from llava_soundclip.evaluation.captions import evaluate_captions
 from llava_soundclip.evaluation.information.limits import LIMITS
 from llava_soundclip.evaluation.intervals import bootstrap, difference
 from llava_soundclip.evaluation.report import write_report
@@ -29,7 +30,6 @@ from llava_soundclip.evaluation.report.summary import (
     verdict,
 )
 from llava_soundclip.evaluation.retrieval import retrieval
-from llava_soundclip.evaluation.captions import evaluate_captions
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 VOID = {"meta", "img", "br", "link"}

@@ -11,10 +11,10 @@ import torch
 from typer.testing import CliRunner
 
 from llava_soundclip import cli
-from llava_soundclip.evaluation import cluster
+from llava_soundclip.evaluation.retrieval import cluster
+from llava_soundclip.evaluation.retrieval import retrieval
 from llava_soundclip.evaluation.retrieval.cluster import ranks_on_ray
 from llava_soundclip.evaluation.retrieval.ranks import ranks
-from llava_soundclip.evaluation.retrieval import retrieval
 from tests.ray_cluster import two_nodes
 from tests.training.making import write_features
 

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llava_soundclip.evaluation.intervals import bootstrap
-from llava_soundclip.evaluation.retrieval.ranks import ranks
 from llava_soundclip.evaluation.retrieval import ITEMS, Retrieval, group_rows, retrieval
+from llava_soundclip.evaluation.retrieval.ranks import ranks
 
 
 def slow_rank(queries: np.ndarray, items: np.ndarray, row: int, groups: list[int] | None = None) -> float:
