@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from llava_soundclip.substitution import AudioTokenSubstituter, Selection
+from llava_soundclip.substitution import AudioTokenSubstituter, Selection, best
 
 Control = Literal["noise", "zero", "random"]  # of a handle
 ANOTHER: Literal["another"] = "another"  # another clip's sound, where there are many clips
@@ -63,10 +63,7 @@ class RandomSubstituter(AudioTokenSubstituter):
         patches = selection.similarity.shape[1]
         drawn = torch.stack([torch.rand(patches, generator=_generator(row)) for row in audio])
         drawn = drawn.to(selection.similarity.device)
-        if candidates is not None:
-            drawn = drawn.masked_fill(~candidates, -torch.inf)
-        order = drawn.sort(dim=1, descending=True, stable=True).indices
-        return Selection(selection.similarity, order[:, : self.k].sort(dim=1).values)
+        return Selection(selection.similarity, best(drawn, self.k, candidates))
 
 
 def _generator(row: Tensor) -> torch.Generator:

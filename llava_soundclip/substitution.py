@@ -33,6 +33,22 @@ class Selection:
         return torch.zeros_like(self.similarity, dtype=torch.bool).scatter(1, self.kept, True)
 
 
+def best(scores: Tensor, k: int, candidates: Tensor | None = None) -> Tensor:
+    """The patches with the k largest scores; ties go to the lower index.
+
+    Args:
+        scores: (B, N).
+        k: how many, 0 to N.
+        candidates: (B, N) bool, the patches to choose from, others only if these are too few; all by default.
+
+    Returns:
+        (B, k) int64 indices, ascending.
+    """
+    ranked = scores if candidates is None else scores.masked_fill(~candidates, -torch.inf)
+    order = ranked.sort(dim=1, descending=True, stable=True).indices
+    return order[:, :k].sort(dim=1).values
+
+
 def check_k(k: int, patches: int | None = None) -> int:
     """Return `k` if it can be a budget: an int that isn't a bool, from 0 to the number of patches.
 
@@ -92,17 +108,14 @@ class AudioTokenSubstituter:
         Other args and errors are those of a call. Nothing here carries a gradient.
 
         Args:
-            candidates: (B, N) bool, the patches to choose from, others only if these are too few; all by
-                default.
+            candidates: as `best` takes them.
         """
         self._check(tokens, audio)
         with torch.no_grad():
             sound = _unit(audio.to(tokens.device))
             # Multiplied and summed row by row, so that equal patches tie exactly in any batch.
             similarity = (_unit(tokens[:, 1:]) * sound.unsqueeze(1)).sum(-1).clamp(-1, 1)
-            ranked = similarity if candidates is None else similarity.masked_fill(~candidates, -torch.inf)
-            order = ranked.sort(dim=1, descending=True, stable=True).indices
-            return Selection(similarity, order[:, : self.k].sort(dim=1).values)
+            return Selection(similarity, best(similarity, self.k, candidates))
 
     def zero(self, tokens: Tensor, audio: Tensor, selection: Selection) -> Tensor:
         """(B, N+1, D): the sound, then the patches, zeros where `selection` doesn't keep them."""

@@ -16,6 +16,7 @@ def train(
     loss: Annotated[
         str, typer.Option(help="cosine, mse, distribution, infonce or infonce+distribution.")
     ] = "infonce+distribution",
+    temperature: Annotated[float, typer.Option(help="Temperature of InfoNCE.")] = 0.07,
     fusion: Annotated[
         str | None, typer.Option(help="Fusion of whisperclip's blocks: average_all, weighted_sum ...")
     ] = None,
@@ -63,6 +64,7 @@ def train(
     with opt.exit_codes():
         recipe = Recipe(
             loss=loss,
+            temperature=temperature,
             fusion=fusion,  # type: ignore[arg-type]  # it is checked there
             n=n,
             hidden=hidden,
@@ -85,6 +87,7 @@ def train(
                 recipe,
                 tensorboard=tensorboard,
                 command=command_line(),
+                on_note=lambda note: typer.echo(f"Note: {note}", err=True),
                 on_step=lambda done, total: bar.update(task, completed=done, total=total),
                 on_epoch=tell,
             )

@@ -26,13 +26,17 @@ from llava_soundclip.evaluation.retrieval.measure import ITEMS, POOL, TOPS, retr
 from llava_soundclip.features.splits import RECIPE, split_by_source
 from llava_soundclip.features.store import FeatureFolder, FeatureHeader
 from llava_soundclip.running import write_file
-from llava_soundclip.training.losses import LOSSES, make_loss
+from llava_soundclip.training.losses import LOSSES, TEMPERATURE, make_loss
 
 Precision = Literal["no", "fp16", "bf16"]
 
 METRICS = "metrics.jsonl"
 STATE = "training_state.pt"
 LAST = "last"
+
+FEW_UPDATES = 200  # below which a run gets a note
+ENOUGH_UPDATES = 500  # that the note proposes
+QUICK_RATE = 1e-3  # learning rate that it proposes, unless the recipe's is higher
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,7 @@ class Recipe:
 
     Attributes:
         loss: one of `LOSSES`.
+        temperature: of InfoNCE; the other losses have none.
         fusion: which of Whisper's blocks, where the features hold them all; None for average_all.
         n: for the fusion "last_n".
         hidden: width of the projector's hidden layers.
@@ -58,6 +63,7 @@ class Recipe:
     """
 
     loss: str = "infonce+distribution"
+    temperature: float = TEMPERATURE
     fusion: FusionName | None = None
     n: int | None = None
     hidden: int = 1024
@@ -84,6 +90,14 @@ class Recipe:
                 raise ValueError(f"{name} must be 1 or more, not {getattr(self, name)}")
         if not self.learning_rate > 0 or not math.isfinite(self.learning_rate):
             raise ValueError(f"learning_rate must be above 0, not {self.learning_rate}")
+        if not 0 < self.temperature < math.inf:
+            raise ValueError(f"temperature must be a number above 0, not {self.temperature}")
+        if self.loss_options() and "infonce" not in self.loss:
+            raise ValueError(f"loss={self.loss!r} has no temperature: it belongs to InfoNCE")
+
+    def loss_options(self) -> dict[str, float]:
+        """The loss's options where they differ from its defaults."""
+        return {} if self.temperature == TEMPERATURE else {"tau": self.temperature}
 
 
 class Model(nn.Module):
@@ -108,6 +122,7 @@ def train(
     save_every: float = 60.0,
     tensorboard: bool = False,
     command: str | None = None,
+    on_note: Callable[[str], None] | None = None,
     on_step: Callable[[int, int], None] | None = None,
     on_epoch: Callable[[Mapping[str, Any]], None] | None = None,
 ) -> Projector:
@@ -124,6 +139,7 @@ def train(
         save_every: seconds between two saved states.
         tensorboard: log to `runs/` beside the weights, too (needs the package).
         command: what was typed, for the projector's card.
+        on_note: called before the first step with `advice`, if there is any, in the main process.
         on_step: called after every step with the steps done and all of them, in the main process.
         on_epoch: called after every epoch with its row of metrics, in the main process.
 
@@ -169,14 +185,17 @@ def train(
     schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(
         optimiser, factor=recipe.factor, patience=recipe.patience
     )
-    loss_of = make_loss(recipe.loss)
+    loss_of = make_loss(recipe.loss, **recipe.loss_options())
     model, optimiser = accelerator.prepare(Model(projector, fusion), optimiser)
     steps = len(_batches(training, recipe.batch_size))
     run = _TrainingRun(folder, recipe, data, projector, optimiser, schedule, accelerator)
     if tensorboard:
-        accelerator.init_trackers("runs", {key: str(value) for key, value in asdict(recipe).items()})
+        accelerator.init_trackers("runs", _as_text(recipe))
     torch.manual_seed(recipe.seed + 1 + accelerator.process_index)  # dropout differs between processes
     run.resume()
+    note = advice(len(training), recipe)
+    if on_note and note and not quiet:
+        on_note(note)
 
     while run.epoch < recipe.epochs and not run.is_stopped_early():
         order = training[torch.randperm(len(training), generator=_generator(recipe.seed, run.epoch))]
@@ -219,7 +238,7 @@ def validate(
 ) -> dict[str, float]:
     """Loss and retrieval (Appendix E) on rows that aren't trained on; every process computes the same."""
     model = Model(projector, fusion).eval()
-    loss_of = make_loss(recipe.loss, gather=False)
+    loss_of = make_loss(recipe.loss, gather=False, **recipe.loss_options())
 
     def pairs(batch: Tensor) -> tuple[Tensor, Tensor]:
         audio, cls = (tensor.to(device) for tensor in data.rows(batch))
@@ -266,7 +285,7 @@ class _TrainingRun:
         self.rows: list[dict[str, Any]] = []
         self._saved = time.monotonic()
         self._identity = {
-            **{key: str(value) for key, value in asdict(recipe).items()},
+            **_as_text(recipe),
             "features": data.digest(),
             "processes": str(accelerator.num_processes),
         }
@@ -283,10 +302,14 @@ class _TrainingRun:
                 raise ValueError(f"{self.folder} holds a finished run: give another folder, or remove it")
             return
         state = torch.load(path, weights_only=True)
+        before = {
+            **_as_text(Recipe()),
+            **state["identity"],
+        }  # a version before may lack fields: they were defaults
         differ = {
-            key: f"{key} was {state['identity'].get(key)} and is {value}"
+            key: f"{key} was {before.get(key)} and is {value}"
             for key, value in self._identity.items()
-            if state["identity"].get(key) != value
+            if before.get(key) != value
         }
         if differ:
             raise ValueError(f"{self.folder} holds another run: {'; '.join(differ.values())}")
@@ -405,6 +428,34 @@ def training_card(
     if command:
         lines += ["", "```sh", command, "```"]
     return "\n".join(lines) + "\n"
+
+
+def advice(clips: int, recipe: Recipe) -> str | None:
+    """A note for runs that are too short to learn, with a learning rate and epochs to try.
+
+    Adam moves a weight by about the learning rate in each update. The paper's 5e-5 supposes thousands of updates.
+
+    Args:
+        clips: number of clips to train on.
+        recipe: the run's recipe.
+
+    Returns:
+        The note, or None for a run of 200 updates or more.
+    """
+    steps = len(_batches(torch.arange(clips), recipe.batch_size))
+    per_epoch = math.ceil(steps / recipe.accumulate)
+    updates = per_epoch * recipe.epochs
+    if updates >= FEW_UPDATES:
+        return None
+    rate = max(recipe.learning_rate, QUICK_RATE)
+    return (
+        f"{clips} clips to train on make {updates} updates in {recipe.epochs} epochs, too few to learn much: "
+        f"try learning rate {rate:g} and {math.ceil(ENOUGH_UPDATES / per_epoch)} epochs"
+    )
+
+
+def _as_text(recipe: Recipe) -> dict[str, str]:
+    return {key: str(value) for key, value in asdict(recipe).items()}
 
 
 def _fusion(recipe: Recipe, header: FeatureHeader) -> Fusion | None:

@@ -24,6 +24,9 @@ from torch.nn import functional as F
 
 from llava_soundclip.alignment.checks import as_number
 
+TEMPERATURE = 0.07  # tau of F.4
+STRENGTH = 0.02  # lambda of F.4
+
 
 class _Gather(torch.autograd.Function):
     """(B, D) to (N, D), all processes' rows in their order; B may differ from process to process."""
@@ -159,7 +162,7 @@ class DistributionMatching(PairLoss):
         ValueError: if `strength` is none; when called, if there are fewer than 2 pairs in all.
     """
 
-    def __init__(self, *, strength: float = 0.02, gather: bool = True) -> None:
+    def __init__(self, *, strength: float = STRENGTH, gather: bool = True) -> None:
         super().__init__(gather=gather)
         self.strength = as_number(strength)
         if not 0 <= self.strength < math.inf:
@@ -196,7 +199,7 @@ class InfoNCE(PairLoss):
         ValueError: if `tau` or `chunk` is out of range.
     """
 
-    def __init__(self, *, tau: float = 0.07, chunk: int | None = None, gather: bool = True) -> None:
+    def __init__(self, *, tau: float = TEMPERATURE, chunk: int | None = None, gather: bool = True) -> None:
         super().__init__(gather=gather)
         self.tau = as_number(tau)
         if not 0 < self.tau < math.inf:
@@ -241,7 +244,12 @@ class InfoNCEDistribution(PairLoss):
     """
 
     def __init__(
-        self, *, tau: float = 0.07, strength: float = 0.02, chunk: int | None = None, gather: bool = True
+        self,
+        *,
+        tau: float = TEMPERATURE,
+        strength: float = STRENGTH,
+        chunk: int | None = None,
+        gather: bool = True,
     ) -> None:
         super().__init__(gather=gather)
         self.infonce = InfoNCE(tau=tau, chunk=chunk)

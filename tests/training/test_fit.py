@@ -15,7 +15,7 @@ from llava_soundclip import Projector
 from llava_soundclip.evaluation.retrieval import POOL
 from llava_soundclip.features.splits import split_by_source
 from llava_soundclip.features.store import FeatureFolder
-from llava_soundclip.training.fit import METRICS, STATE, Recipe, train
+from llava_soundclip.training.fit import METRICS, STATE, Recipe, advice, train
 from llava_soundclip.training.losses import make_loss
 from tests.training.making import AUDIO, LAYERS, WIDTH, write_features
 
@@ -47,7 +47,7 @@ def plain_loop(folder: Path, recipe: Recipe) -> list[Projector]:
     projector = Projector(AUDIO, WIDTH, recipe.hidden, dropout=recipe.dropout)
     optimiser, loss_of = (
         torch.optim.Adam(projector.parameters(), lr=recipe.learning_rate, fused=True),
-        make_loss(recipe.loss),
+        make_loss(recipe.loss, **({"tau": recipe.temperature} if "infonce" in recipe.loss else {})),
     )
     kept = []
     for epoch in range(recipe.epochs):
@@ -182,7 +182,7 @@ import sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from llava_soundclip.training.fit import Recipe, train
+from llava_soundclip.training.fit import Recipe, advice, train
 
 features, out, recipe = sys.argv[1], sys.argv[2], eval(sys.argv[3])
 train(features, out, recipe, save_every=0.0, on_step=lambda done, total: print(done, flush=True))
@@ -268,11 +268,72 @@ def test_another_run_is_not_gone_on_with(features, blocks, tmp_path):
         ({"batch_size": -1}, "batch_size must be 1 or more"),
         ({"learning_rate": 0.0}, "learning_rate must be above 0"),
         ({"learning_rate": float("inf")}, "learning_rate must be above 0"),
+        ({"temperature": 0.0}, "temperature must be a number above 0, not 0.0"),
+        ({"temperature": 0.5, "loss": "mse"}, "loss='mse' has no temperature"),
     ],
 )
 def test_absurd_recipes(options, message):
     with pytest.raises(ValueError, match=message):
         Recipe(**options)
+
+
+@pytest.mark.parametrize("loss", ["infonce", "infonce+distribution"])
+def test_the_temperature_is_that_of_the_loss(features, tmp_path, loss):
+    recipe = replace(STILL, loss=loss, epochs=1, temperature=0.5)
+    assert same(train(features, tmp_path / "out", recipe), plain_loop(features, recipe)[-1])
+    assert json.loads((tmp_path / "out" / "recipe.json").read_text())["recipe"]["temperature"] == 0.5
+
+
+def test_a_state_without_a_temperature_had_the_default(features, tmp_path):
+    """Written before a recipe had one."""
+    with pytest.raises(KeyboardInterrupt):
+        train(features, tmp_path, SMALL, save_every=0.0, on_step=interrupt)
+    state = torch.load(tmp_path / STATE, weights_only=True)
+    del state["identity"]["temperature"]
+    torch.save(state, tmp_path / STATE)
+    with pytest.raises(ValueError, match="holds another run: temperature was 0.07 and is 0.5"):
+        train(features, tmp_path, replace(SMALL, temperature=0.5))
+    train(features, tmp_path, SMALL)
+
+
+def interrupt(done: int, total: int) -> None:
+    if done == 3:
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("clips", "options", "note"),
+    [
+        (
+            35,
+            {},
+            (
+                "35 clips to train on make 10 updates in 10 epochs, too few to learn much: "
+                "try learning rate 0.001 and 500 epochs"
+            ),
+        ),
+        (600, {"learning_rate": 0.01}, "try learning rate 0.01 and 167 epochs"),
+        (600, {"accumulate": 2}, "make 20 updates in 10 epochs"),
+        (35, {"epochs": 199}, "make 199 updates"),
+        (35, {"epochs": 200}, None),
+        (256 * 20, {}, None),
+    ],
+)
+def test_too_few_clips_are_said_with_what_to_try(clips, options, note):
+    found = advice(clips, Recipe(**options))
+    assert found is None if note is None else note in found
+
+
+def test_a_short_run_says_so_before_it_starts(features, tmp_path):
+    told = []
+    train(
+        features,
+        tmp_path,
+        replace(SMALL, epochs=1),
+        on_note=told.append,
+        on_step=lambda done, total: told.append(done),
+    )
+    assert told[0] == advice(216, replace(SMALL, epochs=1)) and told[1] == 1
 
 
 def test_recipes_that_do_not_fit(features, blocks, tmp_path):

@@ -43,7 +43,7 @@ class Bound(Ratio):
         return {**self.interval(seed=seed).as_dict(), "at_most": self.at_most, "tau": self.tau}
 
 
-def infonce_bound(f_a: Vectors, c: Vectors, groups: Groups | None = None, *, tau: float = 0.07) -> Bound:
+def infonce_bound(f_a: Vectors, c: Vectors, groups: Groups | None = None, *, tau: float) -> Bound:
     """I_shared >= log N - L_NCE, with the critic cos(f_a, c) / tau (van den Oord et al. 2018; L_NCE of F.4).
 
     It can show that at least so much is shared, and within reach of a cosine. It can't show that no more is:
@@ -56,7 +56,7 @@ def infonce_bound(f_a: Vectors, c: Vectors, groups: Groups | None = None, *, tau
         f_a: (n, D) vectors of sounds.
         c: (n, D) CLS tokens.
         groups: (n,) sources, for the interval; by default each clip is its own.
-        tau: the temperature, above 0; by default that of the training.
+        tau: the temperature, above 0. Training has its own in `Recipe.temperature`.
 
     Returns:
         The mean of both directions, each of which is a bound.

@@ -108,7 +108,7 @@ def test_clips_of_a_source_stay_together():
 def test_differences_need_the_same_clips():
     x, c = gaussians(20, 3, 0.5)
     with pytest.raises(ValueError, match="same clips"):
-        infonce_bound(x, c).minus(infonce_bound(x[:10], c[:10]))
+        infonce_bound(x, c, tau=1).minus(infonce_bound(x[:10], c[:10], tau=1))
 
 
 # CKA
@@ -349,7 +349,7 @@ def test_what_has_no_dimension():
 def test_what_bounds_and_geometry_refuse():
     x, c = gaussians(12, 3, 0.5)
     with pytest.raises(ValueError, match="2 pairs or more"):
-        infonce_bound(x, c[:, :2])
+        infonce_bound(x, c[:, :2], tau=1)
     with pytest.raises(ValueError, match="tau"):
         infonce_bound(x, c, tau=0)
     with pytest.raises(ValueError, match="row by row"):

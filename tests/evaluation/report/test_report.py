@@ -847,8 +847,8 @@ def test_what_is_refused(tmp_path, content, message):
 
 def test_a_page_that_cannot_be_written_and_a_negative_number_of_examples(tmp_path):
     folder = write(tmp_path / "runs", a=small_captions())
-    result = CliRunner().invoke(app, [str(folder), "--out", str(tmp_path / "no" / "page.html")])
-    assert result.exit_code == 2 and result.stderr.startswith("Error: ")
+    result = CliRunner().invoke(app, [str(folder), "--out", str(folder / "a.json" / "page.html")])
+    assert result.exit_code == 2 and "--out" in result.stderr
     with pytest.raises(ValueError, match="examples must be 0 or more, not -1"):
         write_report(folder, tmp_path / "page.html", examples=-1)
 
