@@ -16,7 +16,10 @@ def captions(
         Path, typer.Argument(help="JSON Lines, such as `llava-soundclip caption --out` writes.")
     ],
     references: Annotated[
-        Path | None, typer.Option(help='JSON Lines: {"id": ..., "references": [...]}; CLIPScore needs none.')
+        Path | None,
+        typer.Option(
+            help='JSON Lines: {"id": ..., "references": [...]}; CLIPScore needs none. Ids may also match by file name.'
+        ),
     ] = None,
     metrics: opt.Metrics = "all",
     bertscore: opt.BERTScoreModel = "roberta-large",
@@ -90,6 +93,8 @@ def captions_text(found: Mapping[str, Any], against: str | None = None) -> str:
     Raises:
         ValueError: if there is no setting `against`.
     """
+    from llava_soundclip.evaluation.captions.naming import WHY_BLANK
+
     settings = list(found["settings"])
     if against is not None and against not in settings:
         raise ValueError(f"there is no setting {against!r}; there are {', '.join(settings)}")
@@ -105,7 +110,12 @@ def captions_text(found: Mapping[str, Any], against: str | None = None) -> str:
             for row in part["differences"]
             if against in (row["first"], row["second"])
         }
-        for setting, figure in part["figures"].items():
+        for setting in settings:
+            figure = part["figures"].get(setting)
+            if figure is None:
+                why = WHY_BLANK.get(name, "the judge scored none of its captions")
+                lines.append(f"  {setting:{width}}–   {why}")
+                continue
             more = f"   {interval_text(apart[setting])} above {against}" if setting in apart else ""
             lines.append(f"  {setting:{width}}{interval_text(figure)}{more}")
     for setting, about in found["settings"].items():

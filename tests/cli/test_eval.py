@@ -187,6 +187,7 @@ def test_captions_are_scored(told):
     assert clip["captions"] == {"raw": "a dog barks very loudly", "projected": "a cat b meows"}
     assert clip["scores"]["ROUGE-1"]["raw"] == pytest.approx(1)
     assert "-1 (-1 to -1) above raw" in result.stdout
+    assert 'unseen named\n  raw        –   no clip has anything in "unseen"\n' in result.stdout
 
 
 def test_a_judge_is_asked_and_told_of(told, monkeypatch):

@@ -2,18 +2,25 @@
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from llava_soundclip._version import __version__
 from llava_soundclip.captioning.rows import OPTIONS, Caption, read_captions, read_rows
 from llava_soundclip.evaluation.captions.models import BERTScore, CLIPScore
-from llava_soundclip.evaluation.captions.references import read_references, read_sources, read_things
+from llava_soundclip.evaluation.captions.references import (
+    match_ids,
+    read_references,
+    read_sources,
+    read_things,
+)
 from llava_soundclip.evaluation.captions.scores import METRICS, score
 from llava_soundclip.evaluation.judge import Judge, JudgedCaption, Judgement, Usage
 from llava_soundclip.evaluation.judge.prompt import PICTURE_TYPES
 from llava_soundclip.evaluation.output import hash_of
+
+Value = TypeVar("Value")
 
 
 def evaluate_captions(
@@ -31,7 +38,8 @@ def evaluate_captions(
 
     Args:
         captions: JSON Lines; see `captions.read_captions`.
-        references: JSON Lines; see `captions.read_references`. Where they say what sounds and what is silent
+        references: JSON Lines; see `captions.read_references`. Ids are those of the captions, or match them by name:
+            see `captions.references.match_ids`. Where they say what sounds and what is silent
             (`captions.read_things`), it is counted whether captions name it; where they say of which film clips are
             (`captions.read_sources`), intervals are over films.
         metrics: some of `captions.METRICS`; none if only a judge is asked.
@@ -52,6 +60,11 @@ def evaluate_captions(
     known = {} if references is None else read_references(references)
     things = {} if references is None else read_things(references)
     sources = {} if references is None else read_sources(references)
+    try:
+        matched = match_ids([id for caption in said for id in (caption.id, caption.heard) if id], known)
+    except ValueError as error:
+        raise ValueError(f"{references}: {error}") from None
+    known, things, sources = (_renamed(part, matched) for part in (known, things, sources))
     if things and metrics:
         metrics = (*metrics, "naming")
     found: dict[str, Any] = {"metrics": {}, "settings": {}}
@@ -116,6 +129,11 @@ def evaluate_captions(
             "references": None if references is None else hash_of(references),
         },
     }
+
+
+def _renamed(by_reference: Mapping[str, Value], matched: Mapping[str, str]) -> dict[str, Value]:
+    """By the ids of the captions."""
+    return {matched.get(id, id): value for id, value in by_reference.items()}
 
 
 def _told(captions: str | os.PathLike[str], said: Sequence[Caption]) -> tuple[dict[str, Any], dict[str, str]]:

@@ -9,6 +9,12 @@ import numpy as np
 from llava_soundclip.evaluation.captions.references import Things
 
 NAMING = ("sounding named", "unseen named", "silent named", "absent named", "played named")
+WHY_BLANK = {  # why a setting may have no figure
+    "sounding named": 'no clip has anything in "sounding"',
+    "unseen named": 'no clip has anything in "unseen"',
+    "silent named": 'no clip has anything in "silent"',
+    "played named": 'no clip\'s sound was played, or none with anything in "sounding"',
+}
 
 
 def naming(

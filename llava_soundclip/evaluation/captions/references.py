@@ -1,10 +1,11 @@
 """References, and what clips hold, in JSON Lines."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from os import PathLike
 from typing import Any
 
-from llava_soundclip.captioning.lines import clip_of, raise_for, rows_of
+from llava_soundclip.captioning.lines import clip_of, listed, raise_for, rows_of
 
 _NO_LABELS = ("id", "clip", "source", "references", "reference", "caption", "image")
 
@@ -116,6 +117,56 @@ def read_sources(file: str | PathLike[str]) -> dict[str, str]:
             faults.append(f'line {line} has another "source" than a text, or than {clip!r} had before')
     raise_for(file, faults)
     return sources
+
+
+def match_ids(clips: Iterable[str], references: Iterable[str]) -> dict[str, str]:
+    """Match references to clips whose id is another path to the same name.
+
+    Ids that are equal belong together. Of the others, "clips/a.mp4" belongs to "a.mp4", whichever is the clip, if
+    no other id could be meant.
+
+    Args:
+        clips: ids of the captioned clips.
+        references: ids of the references.
+
+    Returns:
+        The clip of each reference, for those that are matched by name.
+
+    Raises:
+        ValueError: if several ids could be meant; they are named.
+    """
+    own, theirs = dict.fromkeys(clips), dict.fromkeys(references)
+    left = [clip for clip in own if clip not in theirs]
+    by_name: dict[str, list[str]] = {}
+    for reference in theirs:
+        if reference not in own:
+            by_name.setdefault(_name(reference), []).append(reference)
+    found: dict[str, list[str]] = {}
+    faults = []
+    for clip in left:
+        meant = [reference for reference in by_name.get(_name(clip), []) if _is_same_path(clip, reference)]
+        if len(meant) > 1:
+            faults.append(f"clip {clip!r} may be {' or '.join(map(repr, meant))}")
+        for reference in meant:
+            found.setdefault(reference, []).append(clip)
+    faults += [
+        f"reference {reference!r} may be of {' or '.join(map(repr, several))}"
+        for reference, several in found.items()
+        if len(several) > 1
+    ]
+    if faults:
+        raise ValueError(f"ids of clips and references match by name in several ways: {listed(faults)}")
+    return {reference: clip for reference, (clip,) in found.items()}
+
+
+def _name(id: str) -> str:
+    return id.rpartition("/")[2]
+
+
+def _is_same_path(one: str, other: str) -> bool:
+    """Whether one path is the end of the other."""
+    shorter, longer = sorted((one, other), key=len)
+    return longer.endswith(f"/{shorter.removeprefix('./')}")
 
 
 def read_labels(file: str | PathLike[str]) -> dict[str, dict[str, Any]]:

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from llava_soundclip.captioning.rows import OPTIONS
+from llava_soundclip.evaluation.captions.naming import WHY_BLANK
 from llava_soundclip.evaluation.report.read import CRITICS, DIMENSIONS, Run, is_interval
 from llava_soundclip.evaluation.report.settings import (
     LOWER_IS_BETTER,
@@ -84,10 +85,12 @@ def captions_figures(run: Run) -> dict[str, Any]:
             for setting in settings
         },
         "options_known": any(options.values()),
-        "metrics": _parts(data.get("metrics") or {}, settings, pairs),
+        "metrics": _parts(data.get("metrics") or {}, settings, pairs, "the file has no figure"),
         "judge": {
             **{key: judge.get(key) or {} for key in ("judge", "counts", "consistency", "usage")},
-            "dimensions": _parts(judge.get("dimensions") or {}, settings, pairs),
+            "dimensions": _parts(
+                judge.get("dimensions") or {}, settings, pairs, "the judge scored none of its captions"
+            ),
         }
         if judge
         else {},
@@ -140,11 +143,15 @@ def _without(figure: Mapping[str, Any], *names: str) -> dict[str, Any]:
 
 
 def _parts(
-    found: Mapping[str, Any], settings: Sequence[ReportSetting], pairs: Sequence[tuple[str, str]]
+    found: Mapping[str, Any],
+    settings: Sequence[ReportSetting],
+    pairs: Sequence[tuple[str, str]],
+    why_blank: str,
 ) -> dict[str, Any]:
     parts = {}
     for name, part in found.items():
         differences = {(row["first"], row["second"]): row for row in part.get("differences", [])}
+        blank = [setting.name for setting in settings if setting.name not in part["figures"]]
         wanted = pairs or list(differences)  # where it isn't known which are alike, every two
         parts[name] = {
             "better": better(name),
@@ -154,6 +161,7 @@ def _parts(
                 if setting.name in part["figures"]
             },
             "differences": [row for pair in wanted if (row := _difference(differences, *pair)) is not None],
+            "blank": {"settings": blank, "why": WHY_BLANK.get(name, why_blank)} if blank else {},
         }
     return parts
 

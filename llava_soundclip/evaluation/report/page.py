@@ -30,6 +30,7 @@ from llava_soundclip.evaluation.report.summary import (
     retrieval_summary,
     verdict,
 )
+from llava_soundclip.evaluation.report.verdicts import verdicts
 from llava_soundclip.evaluation.retrieval.measure import FIGURES
 
 TITLE = "SoundCLIP evaluation"
@@ -69,6 +70,7 @@ def write_report(
         by_kind[run.what].append(run)
     retrievals = [retrieval_figures(run) for run in by_kind["retrieval"]]
     captions, series, sweeps = [], [], [retrieval_sweep(shown) for shown in retrievals]
+    told = []
     summary = [retrieval_summary(shown) for shown in retrievals]
     pictures: dict[tuple[str, str], dict[str, str]] = {}
     for run in by_kind["captions"]:
@@ -76,6 +78,7 @@ def write_report(
         shown = captions_figures(run)
         shown["examples"] = _examples(run, settings, examples, seed, pictures)
         captions.append(shown)
+        told.append((shown, settings))
         summary += captions_summary(shown, settings)
         series += tradeoffs(by_kind["retrieval"], shown, settings)
         sweeps += caption_sweeps(shown, settings)
@@ -87,6 +90,7 @@ def write_report(
         "title": title or TITLE,
         "library": __version__,
         "seed": seed,
+        "verdicts": verdicts(retrievals, told),
         "summary": summary,
         "retrieval": retrievals,
         "captions": captions,

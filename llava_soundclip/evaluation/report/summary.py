@@ -51,12 +51,11 @@ def _projected(gain: Mapping[str, Any]) -> str:
     told = verdict(gain)
     if told == UNTOLD:
         return f"whether projected is above or below raw can't be told, {interval_text(gain)}; "
-    return f"projected is {told} raw by {_apart(gain)}; "
+    return f"projected is {told} raw by {apart(gain)}; "
 
 
 def _against_chance(figure: Mapping[str, Any], chance: float) -> str:
-    apart = {**figure, "low": figure["low"] - chance, "high": figure["high"] - chance}
-    told = verdict(apart)
+    told = verdict({**figure, "low": figure["low"] - chance, "high": figure["high"] - chance})
     return "can't be told from chance" if told == UNTOLD else f"is {told} chance"
 
 
@@ -83,7 +82,7 @@ def captions_summary(shown: Mapping[str, Any], settings: Sequence[ReportSetting]
         told: dict[str, list[str]] = {"above": [], "below": [], UNTOLD: []}
         for name, difference in differences:
             answer = verdict(difference)
-            told[answer].append(_labelled(name) + ("" if answer == UNTOLD else f" by {_apart(difference)}"))
+            told[answer].append(_labelled(name) + ("" if answer == UNTOLD else f" by {apart(difference)}"))
         answered.append(
             {
                 "file": shown["file"],
@@ -150,7 +149,7 @@ def _raw_above_projected(lost: Mapping[str, Any]) -> str:
     told = verdict(lost)
     if told == UNTOLD:
         return f"raw can't be told from projected, {interval_text(lost)}"
-    return f"raw is {told} projected by {_apart(lost)}"
+    return f"raw is {told} projected by {apart(lost)}"
 
 
 def _differences(shown: Mapping[str, Any], first: str, second: str) -> list[tuple[str, dict[str, Any]]]:
@@ -162,7 +161,15 @@ def _differences(shown: Mapping[str, Any], first: str, second: str) -> list[tupl
     ]
 
 
-def _apart(difference: Mapping[str, Any]) -> str:
+def apart(difference: Mapping[str, Any]) -> str:
     """How far apart, without the sign that "above" and "below" tell already."""
     low, high = sorted(abs(difference[key]) for key in ("low", "high"))
     return interval_text({"value": abs(difference["value"]), "low": low, "high": high})
+
+
+def difference_of(
+    shown: Mapping[str, Any], first: str, second: str, names: Sequence[str]
+) -> tuple[str, dict[str, Any] | None]:
+    """The difference of two settings in the first of some figures that has it, with the figure's name."""
+    known = dict(_differences(shown, first, second))
+    return next(((name, known[name]) for name in names if name in known), ("", None))

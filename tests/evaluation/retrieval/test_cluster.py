@@ -11,8 +11,7 @@ import torch
 from typer.testing import CliRunner
 
 from llava_soundclip import cli
-from llava_soundclip.evaluation.retrieval import cluster
-from llava_soundclip.evaluation.retrieval import retrieval
+from llava_soundclip.evaluation.retrieval import cluster, retrieval
 from llava_soundclip.evaluation.retrieval.cluster import ranks_on_ray
 from llava_soundclip.evaluation.retrieval.ranks import ranks
 from tests.ray_cluster import two_nodes
