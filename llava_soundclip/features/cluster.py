@@ -55,15 +55,15 @@ def extract_features_on_ray(
     What a process or a node that dies had in hand is made again elsewhere. A clip that processes die of is a bad one.
 
     Args:
-        clips: what to work on, with ids of their own. See `read_clips`.
+        clips: clips with ids of their own. See `read_clips`.
         load_encoder: loads the encoder onto a device, "cpu" or an accelerator's name. It is sent to the nodes.
         load_tower: loads the tower onto a device, in the same way.
         out: the features folder.
         address: "auto" for the cluster that this machine is part of, "HOST:PORT" for the one with this head, "local"
             for a Ray of its own on this machine. None for what this process has joined, else what `ray.init()` finds.
-        frames: frames of a clip, evenly spaced.
-        patches: whether to store the patch tokens, too.
-        dtype: of the stored numbers.
+        frames: number of frames per clip, evenly spaced.
+        patches: whether to store the patch tokens as well.
+        dtype: dtype of the stored numbers.
         shard_size: clips of a shard: as many may be lost when this process is killed.
         batch_size: clips that an encoder and a tower get at once.
         progress: whether to show a progress bar.
@@ -116,8 +116,8 @@ class Pool:
 
     Attributes:
         size: actors.
-        cpus: of each.
-        gpus: of each, 0 or 1.
+        cpus: CPUs of each.
+        gpus: GPUs of each, 0 or 1.
         left: whole CPUs for the tasks that decode.
     """
 
@@ -158,13 +158,13 @@ class Pool:
 
     @property
     def reserved(self) -> dict[str, float]:
-        """What Ray reserves for each actor."""
+        """Resources that Ray reserves for each actor."""
         return {"num_cpus": self.cpus, "num_gpus": self.gpus}
 
 
 @dataclass(frozen=True)
 class _Embedding:
-    """What an actor is told. See `extract_features_on_ray`."""
+    """Arguments of an actor. See `extract_features_on_ray`."""
 
     load_encoder: LoadEncoder
     load_tower: LoadTower
@@ -255,7 +255,7 @@ class _Sent:
     """Makes clips fit for other machines: whole paths, and datasets by number, so that each is sent once.
 
     Attributes:
-        datasets: of the clips so far.
+        datasets: datasets of the clips so far.
     """
 
     def __init__(self) -> None:
@@ -326,7 +326,7 @@ def _decode(
 
 
 class _Embed:
-    """What an actor does."""
+    """The work of an actor."""
 
     def __init__(self, tries: Any, embedding: _Embedding) -> None:
         from llava_soundclip.features.embed import Embedder, header_of

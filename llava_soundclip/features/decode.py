@@ -27,13 +27,13 @@ _AHEAD_BYTES = 2**28
 
 @dataclass(frozen=True)
 class Decoded:
-    """What a clip holds.
+    """A decoded clip.
 
     Attributes:
         waveform: (channels, samples) float32.
         sampling_rate: Hz.
         pixels: (frames, 3, H, W) float32, as the tower takes them.
-        seconds: that decoding took.
+        seconds: time that decoding took.
     """
 
     waveform: np.ndarray
@@ -52,7 +52,7 @@ class Decoder:
 
     Attributes:
         sampling_rate: Hz that sounds are decoded at; None for each one's own.
-        frames: pictures of a clip.
+        frames: number of pictures per clip.
         prepare: makes (frames, 3, H, W) float32 of pictures, as the tower takes them.
     """
 
@@ -82,7 +82,7 @@ class DecodingPool:
     A clip at which a worker dies is a bad clip: the pool is started anew, and the others are decoded again.
 
     Args:
-        decoder: what each worker does.
+        decoder: the work of each worker.
         workers: processes; 0 decodes in this one.
         ahead: clips that are decoded, or being so, before they are asked for; fewer where they are large.
     """

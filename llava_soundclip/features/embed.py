@@ -21,9 +21,9 @@ class Embedder:
     Args:
         encoder: hears them.
         tower: sees them.
-        patches: whether the patch tokens are wanted, too.
+        patches: whether the patch tokens are also wanted.
         batch_size: pictures that the tower gets at once.
-        seconds: where the time of the stages "encoder" and "tower" is added up.
+        seconds: sums of the time of the stages "encoder" and "tower".
     """
 
     def __init__(
@@ -91,12 +91,12 @@ def header_of(
 
 
 def decoder_of(encoder: AudioEncoder, tower: VisionTower, *, frames: int) -> Decoder:
-    """What decodes clips for these."""
+    """The decoder of clips for these."""
     return Decoder(encoder.decoding_rate, frames, prepare_like(tower.processor))
 
 
 def embed_sounds(encoder: AudioEncoder, sounds: Sequence[Any], rates: Sequence[int]) -> Tensor:
-    """What is stored of sounds: (B, L, d_a) of an encoder whose blocks are fused, else (B, d_a); float32."""
+    """The vectors to store of sounds: (B, L, d_a) of an encoder whose blocks are fused, else (B, d_a); float32."""
     fusing = _fusing(encoder)
     return encoder.embed(sounds, rates) if fusing is None else fusing.layer_means(sounds, rates)
 

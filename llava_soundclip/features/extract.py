@@ -31,20 +31,20 @@ def extract_features(
     batch_size: int = 8,
     progress: bool = False,
 ) -> Extraction:
-    """Make the features of clips. A run that was stopped goes on where it was; several may share the work.
+    """Make the features of clips. An interrupted run resumes; several runs may share the work.
 
     Of WhisperCLIP the means of all blocks are stored, which any fusion can use; of other encoders their vector.
-    Of a clip's picture the CLS token is, and on request the patches, at the tower's layer: of the frame in the middle,
-    or the mean over several frames.
+    The picture's CLS token at the tower's layer is stored; with `patches=True`, its patch tokens as well. The picture
+    is the frame in the middle, or the mean over several frames.
 
     Args:
-        clips: what to work on, with ids of their own. See `read_clips`.
-        encoder: hears them.
-        tower: sees them.
+        clips: clips with ids of their own. See `read_clips`.
+        encoder: the audio encoder.
+        tower: the vision tower.
         out: the features folder.
-        frames: frames of a clip, evenly spaced.
-        patches: whether to store the patch tokens, too.
-        dtype: of the stored numbers.
+        frames: number of frames per clip, evenly spaced.
+        patches: whether to store the patch tokens as well.
+        dtype: dtype of the stored numbers.
         shard_size: clips of a shard: as many may be lost when a run is killed.
         workers: processes that decode, 0 for none but this one; by default as many as there are cores if the tower is
             on a GPU, else half as many. Meanwhile torch has the other cores.

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Extraction:
-    """What a run did.
+    """The result of a run.
 
     Attributes:
         made: clips whose features this run wrote.
@@ -41,8 +41,8 @@ class Ledger:
 
     Args:
         clips: with ids of their own. See `check_ids`.
-        writer: of the folder.
-        result: what is filled in.
+        writer: writer of the folder.
+        result: the result to fill in.
         advance: told after each clip.
     """
 

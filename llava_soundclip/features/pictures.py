@@ -71,7 +71,7 @@ class ProcessorPictures:
 
 
 def prepare_like(processor: Any) -> ClipPictures | ProcessorPictures:
-    """What worker processes prepare pictures with."""
+    """The function with which worker processes prepare pictures."""
     return ClipPictures.like(processor) or ProcessorPictures(processor)
 
 

@@ -1,4 +1,4 @@
-"""Which clips are trained on and which are not: by source, since neighbours out of one film are nearly copies."""
+"""The split of clips for training and validation: by source, since neighbours from one video are nearly copies."""
 
 import hashlib
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-RECIPE = "recipe.json"  # beside a trained projector: what its training kept aside of which folder
+RECIPE = "recipe.json"  # beside a trained projector: what its training held out of which folder
 
 
 def split_by_source(sources: Sequence[str], share: float, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -16,9 +16,9 @@ def split_by_source(sources: Sequence[str], share: float, seed: int = 0) -> tupl
 
     Args:
         sources: the source of each row.
-        share: of the rows to validate on, in (0, 1); met as nearly as whole sources allow, from below, but for one
+        share: held-out share of the rows, in (0, 1); met as nearly as whole sources allow, from below, with one
             source at least.
-        seed: of the choice.
+        seed: random seed for the choice.
 
     Returns:
         (n_train,) and (n_validation,) int64, ascending.
@@ -33,7 +33,7 @@ def split_by_source(sources: Sequence[str], share: float, seed: int = 0) -> tupl
         counts[source] = counts.get(source, 0) + 1
     if len(counts) < 2:
         raise ValueError(
-            f"{len(counts)} source: a validation needs clips of another film than those that are trained on"
+            f"{len(counts)} source: validation needs clips of another video than those that are trained on"
         )
     drawn = sorted(counts, key=lambda source: hashlib.sha256(f"{seed}:{source}".encode()).digest())
     kept, rows = {drawn[0]}, counts[drawn[0]]

@@ -63,7 +63,7 @@ _MAX_SHARD_BYTES = 2**29  # with patches a row takes megabytes
 
 @dataclass(frozen=True)
 class FeatureHeader:
-    """What all rows of a features folder have in common.
+    """Properties that all rows of a features folder share.
 
     Attributes:
         encoder: `AudioEncoder.signature()`; without "fusion" where all blocks are stored, which any fusion can use.
@@ -73,9 +73,9 @@ class FeatureHeader:
         tower_weights: fingerprint of its weights.
         tower_layer: index into its hidden states.
         width: D.
-        frames: pictures that a clip's CLS token is the mean of.
-        dtype: of the stored numbers.
-        patches: whether the shards hold patch tokens, too.
+        frames: number of frames that a clip's CLS token is the mean of.
+        dtype: dtype of the stored numbers.
+        patches: whether the shards also hold patch tokens.
         library_version: the one that made the folder; not compared.
     """
 
@@ -181,7 +181,7 @@ class FeatureWriter:
 
     Args:
         path: the folder, made if it isn't there.
-        header: what the rows have in common.
+        header: properties that the rows share.
         shard_size: rows of a shard; fewer if they would take more than 512 MiB.
 
     Attributes:
@@ -258,12 +258,12 @@ class FeatureWriter:
 
         Args:
             id: the clip's name in the folder.
-            source: the film that it comes from.
+            source: the video that it comes from.
             audio: (d_a,) or (L, d_a), as the header has it.
             cls: (D,).
             patches: (P, D), if the header has patches, with one P in the whole shard.
-            start: seconds in the film; None for its beginning.
-            end: seconds in the film; None for its end.
+            start: start in the video, in seconds; None for its beginning.
+            end: end in the video, in seconds; None for its end.
 
         Returns:
             Whether a shard was written, so that all rows added so far are safe.
@@ -354,7 +354,7 @@ class FeatureFolder:
 
     Attributes:
         path: the folder.
-        header: what its rows have in common.
+        header: properties that its rows share.
 
     Raises:
         FileNotFoundError: if it is no features folder.
@@ -394,7 +394,7 @@ class FeatureFolder:
 
     @cached_property
     def sources(self) -> list[str]:
-        """Each row's film."""
+        """The video of each row."""
         return self.table.column("source").to_pylist()
 
     def digest(self) -> str:
@@ -428,7 +428,7 @@ class FeatureFolder:
             (B, P, D) float32.
 
         Raises:
-            IndexError, ValueError: as `rows`; ValueError, too, if the folder has no patches.
+            IndexError, ValueError: as `rows`; also a ValueError if the folder has no patches.
         """
         if not self.header.patches:
             raise ValueError(f"{self.path} was made without patches: make it anew with --patches")

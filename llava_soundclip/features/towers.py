@@ -60,8 +60,8 @@ class VisionTower(nn.Module):
         Args:
             checkpoint: Hub id or folder of a CLIP model or a CLIP vision tower, or "demo" for the miniature's.
             layer: index into its hidden states.
-            device: where it runs; the CPU by default.
-            dtype: of its weights.
+            device: device that it runs on; the CPU by default.
+            dtype: dtype of its weights.
 
         Raises:
             OSError: if it can't be found or reached.

@@ -42,5 +42,5 @@ def test_absurd_shares(share):
 
 
 def test_one_film_is_too_few():
-    with pytest.raises(ValueError, match="1 source: a validation needs clips of another film"):
+    with pytest.raises(ValueError, match="1 source: validation needs clips of another video"):
         split_by_source(["a", "a", "a"], 0.5)
