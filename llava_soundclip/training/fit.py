@@ -1,7 +1,7 @@
 """Training a projector on a features folder: a loop that fits one screen, on accelerate.
 
-A run is fixed by its recipe, its features and the number of its processes: stopped at any step and started again, it
-ends as if it had never been stopped, bit for bit on a CPU.
+A run is fixed by its recipe, its features and the number of its processes: interrupted at any step and resumed, it
+ends as if it had never been interrupted, bit for bit on a CPU.
 """
 
 import io
@@ -41,25 +41,25 @@ QUICK_RATE = 1e-3  # learning rate that it proposes, unless the recipe's is high
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a projector is trained. The defaults are the paper's (Appendix E, F.4); what it leaves open is said below.
+    """Options of a projector's training. The defaults are the paper's (Appendix E, F.4); what it leaves open is said below.
 
     Attributes:
         loss: one of `LOSSES`.
-        temperature: of InfoNCE; the other losses have none.
-        fusion: which of Whisper's blocks, where the features hold them all; None for average_all.
-        n: for the fusion "last_n".
+        temperature: temperature of InfoNCE; the other losses have none.
+        fusion: fusion of Whisper's blocks, where the features hold them all; None for average_all.
+        n: number of blocks for the fusion "last_n".
         hidden: width of the projector's hidden layers.
-        dropout: after each of its activations.
-        learning_rate: Adam's.
+        dropout: dropout after each of its activations.
+        learning_rate: learning rate of Adam.
         epochs: passes over the clips that are trained on.
-        batch_size: pairs of a step, over all processes (not in the paper).
-        accumulate: steps whose gradients are added up before Adam's; each has its own negatives.
-        factor: of ReduceLROnPlateau, on the validation's loss.
-        patience: epochs without a better one before it (not in the paper; torch's default).
-        early_stopping: epochs without a better one before the end; None to go on.
-        validation: share of the rows, whole sources of it (not in the paper).
-        seed: of the weights, the split, the order and the dropout.
-        precision: of the forward pass: "no" is float32.
+        batch_size: pairs per step, over all processes (not in the paper).
+        accumulate: steps per update of Adam, whose gradients are summed; each has its own negatives.
+        factor: factor of ReduceLROnPlateau, on the validation loss.
+        patience: epochs without a better one before it lowers the rate (not in the paper; torch's default).
+        early_stopping: epochs without a better one before training stops; None for no early stopping.
+        validation: held-out share of the rows, in whole sources (not in the paper).
+        seed: random seed for the weights, the split, the order and the dropout.
+        precision: precision of the forward pass: "no" is float32.
     """
 
     loss: str = "infonce+distribution"
@@ -134,11 +134,11 @@ def train(
         features: a folder made by `llava-soundclip features`.
         out: the projector's folder: the best weights by validation loss; `last/`, those of the last epoch;
             `metrics.jsonl`; `recipe.json`, from which an evaluation learns what wasn't trained on; while it isn't
-            done, what is needed to go on. A run that was stopped goes on.
+            done, the state. An interrupted run resumes.
         recipe: how; the paper's by default.
         save_every: seconds between two saved states.
-        tensorboard: log to `runs/` beside the weights, too (needs the package).
-        command: what was typed, for the projector's card.
+        tensorboard: also log to `runs/` beside the weights (needs the package).
+        command: the command line, for the projector's card.
         on_note: called before the first step with `advice`, if there is any, in the main process.
         on_step: called after every step with the steps done and all of them, in the main process.
         on_epoch: called after every epoch with its row of metrics, in the main process.
@@ -260,11 +260,11 @@ def validate(
 
 
 class _TrainingRun:
-    """Where a run is, and how that gets to the disk and back.
+    """The state of a run, saved to disk and restored.
 
     Attributes:
-        epoch: that is being trained, from 0.
-        step: that comes next in it.
+        epoch: the current epoch, from 0.
+        step: the next step in it.
     """
 
     def __init__(
@@ -291,7 +291,7 @@ class _TrainingRun:
         }
 
     def resume(self) -> None:
-        """Take up the saved state, if there is one.
+        """Restore the saved state, if there is one.
 
         Raises:
             ValueError: if it is another run's.
@@ -414,9 +414,9 @@ def training_card(
         "## Training\n",
         (
             f"{trained} clips to train on and {validated} to validate on, of other sources ({len(set(data.sources))} in "
-            f"all). Kept are the weights of epoch {best['epoch']}, the best by validation loss.\n"
+            f"all). The weights are those of epoch {best['epoch']}, the best by validation loss.\n"
         ),
-        "| on the validation's clips | sounds find pictures | pictures find sounds |",
+        "| on validation clips | sounds find pictures | pictures find sounds |",
         "|---|---|---|",
         f"| mean rank (chance: {chance:g}) | {best['A2V_mean_rank']:.1f} | {best['V2A_mean_rank']:.1f} |",
         *(f"| R@{top} | {best[f'A2V_R@{top}']:.2f} | {best[f'V2A_R@{top}']:.2f} |" for top in TOPS),
@@ -459,12 +459,12 @@ def _as_text(recipe: Recipe) -> dict[str, str]:
 
 
 def _fusion(recipe: Recipe, header: FeatureHeader) -> Fusion | None:
-    """How the blocks are fused, None where the features hold one vector a clip."""
+    """The fusion of the blocks; None where the features hold one vector per clip."""
     if header.layers is None:
         if recipe.fusion is not None:
             raise ValueError(
                 f"fusion={recipe.fusion!r} needs the blocks of whisperclip, and these features hold one vector "
-                f"a clip, of {header.encoder.get('encoder')}"
+                f"per clip, of {header.encoder.get('encoder')}"
             )
         return None
     fusion = Fusion(recipe.fusion, recipe.n) if recipe.fusion else Fusion()

@@ -82,7 +82,7 @@ class _Batch:
 
 
 class PairLoss(nn.Module, ABC):
-    """What the losses share.
+    """Base of the losses.
 
     Args:
         gather: with several processes, the loss of all their pairs; every process must then call it. False:
@@ -275,7 +275,7 @@ def make_loss(name: str, **options: Any) -> PairLoss:
 
     Args:
         name: such as "infonce+distribution".
-        options: its class's arguments.
+        options: arguments of its class.
 
     Raises:
         ValueError: if there is no such loss, it has no such option, or an option is out of range.
@@ -290,7 +290,7 @@ def make_loss(name: str, **options: Any) -> PairLoss:
 
 
 class _TiledLogSums(torch.autograd.Function):
-    """`InfoNCE._log_sums` with no more than chunk x chunk logits at a time, in the backward pass too."""
+    """`InfoNCE._log_sums` with no more than chunk x chunk logits at a time, in the backward pass as well."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, y: Tensor, tau: float, chunk: int) -> tuple[Tensor, Tensor]:
