@@ -1,6 +1,6 @@
 """Figures with intervals: the bootstrap over clips that every figure of the evaluation goes through.
 
-Clips of one film or one recording are no independent clips: where sources are known, whole sources are drawn.
+Clips of one video or recording are not independent: where sources are known, whole sources are drawn.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,11 +21,11 @@ class Interval:
     """A figure and how far it would move with other clips.
 
     Attributes:
-        value: of the clips as they are.
+        value: the figure of the clips as they are.
         low: lower end of the interval.
-        high: upper end.
-        n: clips, or sources where whole sources were drawn.
-        level: share of resamplings inside, 0.95.
+        high: upper end of the interval.
+        n: number of clips, or of sources where whole sources were drawn.
+        level: confidence level, 0.95.
     """
 
     value: float
@@ -52,14 +52,14 @@ def bootstrap(
     """The percentile bootstrap over clips, by `scipy.stats.bootstrap`.
 
     Args:
-        columns: (n,) numbers of each clip; of several, the rows are drawn together, such as raw and projected.
+        columns: (n,) numbers, one per clip; rows of several columns are drawn together, such as raw and projected.
         statistic: takes as many arrays (..., n) as there are columns, and `axis=`; the mean by default.
-        level: of the interval.
-        resamples: how many.
-        seed: of the resamples.
+        level: confidence level of the interval.
+        resamples: number of resamples.
+        seed: random seed for the resamples.
 
     Returns:
-        The interval. Of a single clip, or of clips that are all alike, it has no width.
+        The interval. It has no width for a single clip, or for clips that are all alike.
 
     Raises:
         ValueError: without clips, for columns of different lengths, or numbers that aren't finite.
@@ -75,7 +75,7 @@ def bootstrap(
     ):
         raise ValueError(f"expected columns of one length (n,), got {[column.shape for column in data]}")
     if not all(np.isfinite(column).all() for column in data):
-        raise ValueError("a figure of a clip is NaN or infinite")
+        raise ValueError("the figure of a clip is NaN or infinite")
     value = float(statistic(*data, axis=-1))
     if all((column == column[0]).all() for column in data):
         return Interval(value, value, value, len(data[0]), level)
@@ -104,7 +104,7 @@ def mean(
     Args:
         values: (n,) figures of the clips.
         groups: (n,) integers, each clip's source; None where each clip is its own.
-        seed: of the resamples.
+        seed: random seed for the resamples.
 
     Raises:
         ValueError, ImportError: as `bootstrap`.
@@ -131,7 +131,7 @@ def difference(
         first: (n,) figures of the clips in one setting.
         second: (n,) of the same clips, in the same order, in the other.
         groups: as `mean` takes them.
-        seed: of the resamples.
+        seed: random seed for the resamples.
 
     Raises:
         ValueError, ImportError: as `bootstrap`.

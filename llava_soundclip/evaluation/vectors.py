@@ -21,7 +21,7 @@ _AT_ONCE = 4096  # rows
 def measured_rows(
     folder: FeatureFolder, projector: str | os.PathLike[str] | None, rows: str | None = None
 ) -> tuple[str, Tensor]:
-    """Which rows are measured: "validation" or "all", and (n,) integers. Arguments are `evaluate_retrieval`'s.
+    """The rows to measure: "validation" or "all", and (n,) integers. Arguments are `evaluate_retrieval`'s.
 
     Raises:
         ValueError: for something else, or `rows="validation"` of a folder that the projector wasn't trained on.
@@ -35,7 +35,7 @@ def measured_rows(
         return "all", torch.arange(len(folder))
     if not is_its_own or trained is None:
         raise ValueError(
-            f"what was kept aside is only known of the folder that the projector was trained on: "
+            f"held-out clips are only known for the folder that the projector was trained on: "
             f"{'there is no ' + RECIPE + ' with it' if trained is None else 'that is another one'}"
         )
     recipe = trained["recipe"]
@@ -49,7 +49,7 @@ def aligned(
     """f_a of rows: padded or cut to the tower's width, projected, or mixed.
 
     Args:
-        folder: of features; where it holds Whisper's blocks they are fused as the projector has it, else averaged.
+        folder: a features folder; Whisper's blocks in it are fused as the projector has it, else averaged.
         rows: (n,) integers.
         projector: None for raw.
         alpha: with a projector, the share of raw in the mix (B.1).
@@ -85,7 +85,7 @@ def seen(folder: FeatureFolder, rows: Tensor) -> Tensor:
 
 
 def fused(audio: Tensor, projector: Projector | None = None) -> Tensor:
-    """One vector a sound, (n, d_a), of (n, d_a) or Whisper's blocks (n, L, d_a)."""
+    """One vector per sound, (n, d_a), of (n, d_a) or Whisper's blocks (n, L, d_a)."""
     if audio.ndim == 2:
         return audio
     fusion = Fusion.parse(projector.fusion) if projector and projector.fusion else Fusion()
@@ -109,7 +109,7 @@ def check_projector(folder: FeatureFolder, projector: Projector) -> None:
 
 
 def provenance(folder: FeatureFolder, projector: Projector | None, seed: int) -> dict[str, Any]:
-    """What figures of a features folder were made of."""
+    """The origin of a features folder's figures: versions, weights and seed."""
     return {
         "library": __version__,
         "torch": torch.__version__,

@@ -40,13 +40,13 @@ def evaluate_captions(
         captions: JSON Lines; see `captions.read_captions`.
         references: JSON Lines; see `captions.read_references`. Ids are those of the captions, or match them by name:
             see `captions.references.match_ids`. Where they say what sounds and what is silent
-            (`captions.read_things`), it is counted whether captions name it; where they say of which film clips are
-            (`captions.read_sources`), intervals are over films.
+            (`captions.read_things`), it is counted whether captions name it; where they name the video of each clip
+            (`captions.read_sources`), intervals are over videos.
         metrics: some of `captions.METRICS`; none if only a judge is asked.
         bertscore: the model for it.
         clipscore: the model for it.
-        judge: who scores the captions, too.
-        judged: the judge's file of answers, made or continued.
+        judge: a judge that also scores the captions.
+        judged: file of the judge's answers, made or resumed.
         before_judging: told about how much is left to ask.
 
     Returns:
@@ -90,7 +90,7 @@ def evaluate_captions(
                 caption.text,
                 caption.setting,
                 tuple(known.get(caption.id, ())),
-                # Of a film the judge has the references alone.
+                # For a video the judge has the references alone.
                 picture=caption.image
                 if caption.image and caption.image.suffix.lower() in PICTURE_TYPES
                 else None,
@@ -137,7 +137,7 @@ def _renamed(by_reference: Mapping[str, Value], matched: Mapping[str, str]) -> d
 
 
 def _told(captions: str | os.PathLike[str], said: Sequence[Caption]) -> tuple[dict[str, Any], dict[str, str]]:
-    """What the rows of `llava-soundclip caption` tell besides: each setting's options, and each clip's map."""
+    """Further fields of `llava-soundclip caption`'s rows: each setting's options, and each clip's map."""
     options: dict[str, Any] = {}
     maps: dict[str, str] = {}
     for row, caption in zip(read_rows(captions), said, strict=True):

@@ -38,11 +38,11 @@ class BERTScore:
             models that it doesn't know.
         rescale: by the package's English baseline of the model and layer, where it has one.
         batch_size: texts at once.
-        device: where it runs; the CPU by default.
+        device: device that it runs on; the CPU by default.
 
     Attributes:
         layer: see above.
-        baseline: what becomes 0, or None without rescaling.
+        baseline: score that becomes 0, or None without rescaling.
 
     Raises:
         ImportError: if bert-score isn't installed.
@@ -88,7 +88,7 @@ class BERTScore:
 
         Args:
             texts: n captions; an empty one's cosines are 0, as in the package.
-            references: of each caption, one at least.
+            references: references of each caption, one at least.
 
         Returns:
             (n,) scores; 1 is best.
@@ -138,9 +138,9 @@ class CLIPScore:
             each other only, and it is no independent judge of the miniature: it sees with the same tower.
         weight: w.
         prompt: put before each caption, as the original does.
-        known_as: what figures are told to be by; `model` by default.
+        known_as: name of the model beside figures; `model` by default.
         batch_size: texts or pictures at once.
-        device: where it runs; the CPU by default.
+        device: device that it runs on; the CPU by default.
 
     Raises:
         OSError: if the model can't be found or reached.
@@ -183,7 +183,7 @@ class CLIPScore:
 
         Args:
             texts: n captions. Those longer than CLIP reads, 77 tokens, are cut.
-            images: of each, a picture, or a film whose middle is taken.
+            images: one per text: a picture, or a video whose middle frame is taken.
 
         Returns:
             (n,) scores, 0 to w.

@@ -23,15 +23,15 @@ def naming(
     things: Mapping[str, Things],
     played: Sequence[str | None] | None = None,
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Of each caption: does it name a sounding thing, one that only sounds, one that is only seen, one that is neither?
+    """Whether each caption names a sounding thing, one that only sounds, one that is only seen, or one that is neither.
 
-    A thing is named by its words, whole and in any case, with or without a plural's s. What may be absent is every thing
-    of any clip, but for those in the picture, those of the clip's own sound, and those of the sound that was played.
+    A thing is named by its words, whole and in any case, with or without a plural's s. Every thing
+    of any clip may be absent, except those in the picture, in the clip's own sound, and in the sound that was played.
 
     Args:
         texts: n captions.
         clips: the clip of each.
-        things: of each clip.
+        things: the things in each clip.
         played: the clip whose sound was played, None for no clip's; each clip's own by default. Whether a thing of that
             sound is named is "played named": with another clip's sound it tells whether the sound was heard at all.
 

@@ -27,7 +27,7 @@ def bleu(
 
     Args:
         texts: n captions.
-        references: of each caption, one at least.
+        references: references of each caption, one at least.
 
     Returns:
         (n,) BLEU of each caption by itself, 0 to 1, n-grams longer than it left out (sacrebleu's sentence BLEU);
@@ -96,7 +96,7 @@ def rouge(
 
     Args:
         texts: n captions.
-        references: of each caption, one at least.
+        references: references of each caption, one at least.
 
     Returns:
         (n,) scores by name, 0 to 1, and how they were made.

@@ -1,4 +1,4 @@
-"""References, and what clips hold, in JSON Lines."""
+"""References and things in clips, in JSON Lines, and their match with captions."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ _NO_LABELS = ("id", "clip", "source", "references", "reference", "caption", "ima
 
 @dataclass(frozen=True)
 class Things:
-    """What a clip holds.
+    """The things in a clip.
 
     Attributes:
         sounding: names of what is heard.
@@ -26,7 +26,7 @@ class Things:
 
 
 def read_references(file: str | PathLike[str]) -> dict[str, list[str]]:
-    """Read what people wrote of the clips.
+    """Read references that people wrote for clips.
 
     Rows are {"id": ..., "references": [...]}, or "reference" or "caption" with one. A clip may have several
     rows, as in AudioCaps' tables; all of their references count.
@@ -62,7 +62,7 @@ def read_references(file: str | PathLike[str]) -> dict[str, list[str]]:
 
 
 def read_things(file: str | PathLike[str]) -> dict[str, Things]:
-    """Read what clips hold, from rows {"id": ..., "sounding": [...], "silent": [...]}, such as references are.
+    """Read the things in clips, from rows {"id": ..., "sounding": [...], "silent": [...]}, such as references are.
 
     "unseen" may name those of "sounding" that aren't in the picture.
 
@@ -98,7 +98,7 @@ def read_things(file: str | PathLike[str]) -> dict[str, Things]:
 
 
 def read_sources(file: str | PathLike[str]) -> dict[str, str]:
-    """Read of which film or recording clips are, from rows {"id": ..., "source": ...}, such as references are.
+    """Read the video or recording that clips come from, from rows {"id": ..., "source": ...}, such as references are.
 
     Returns:
         By clip, of the rows that have it.

@@ -35,7 +35,7 @@ class CaptionScores:
         empty: ids of the clips whose caption is empty, by setting; they are scored all the same.
         missing: ids of the clips with references, but no caption, by setting.
         bleu_counts: (n, 10) what BLEU is computed from, by setting; none without BLEU.
-        sources: film or recording by clip, where it is known: intervals are over these, else over clips.
+        sources: video or recording by clip, where it is known: intervals are over these, else over clips.
     """
 
     clips: dict[str, list[str]]
@@ -48,7 +48,7 @@ class CaptionScores:
 
     @cached_property
     def figures(self) -> dict[str, dict[str, Interval]]:
-        """By metric and setting: the mean over clips, but of BLEU that of all captions together (corpus BLEU)."""
+        """By metric and setting: the mean over clips; for BLEU, corpus BLEU over all captions."""
         return {
             metric: {
                 setting: mean(scores[known], groups[known])
@@ -147,13 +147,13 @@ def score(
     """Score captions.
 
     Args:
-        captions: of one setting or several; no clip twice in one.
+        captions: captions in one setting or several; no clip twice in one.
         references: by clip; clips without a caption are listed as missing. CLIPScore alone needs none.
         metrics: some of `METRICS`, and "naming"; "rouge" is all three.
         bertscore: the model for it; roberta-large by default.
         clipscore: the model for it; CLIP ViT-B/32 by default.
-        things: what the clips hold, for "naming".
-        sources: film or recording by clip: intervals are over these. A clip without one is its own.
+        things: the things in each clip, for "naming".
+        sources: video or recording by clip: intervals are over these. A clip without one is its own.
 
     Raises:
         ValueError: if there is no caption or no such metric, a clip is twice in a setting, or one lacks a

@@ -1,7 +1,7 @@
 """IGTMM (F.1) made measurable: what sound and picture share, what is the sound's own, and dimensions.
 
 Shapes: a clip's sound h_a is z_a (n, d_a) raw and f_a (n, D) projected, its picture v is the CLS token c
-(n, D); row by row a pair. groups (n,) name each row's source: clips of one film are no independent clips, so
+(n, D); row by row a pair. groups (n,) name each row's source: clips of one video are not independent, so
 that intervals resample whole sources, and what is fitted is measured on other sources.
 
 F.1 splits I(h_a) into I_shared(h_a; v), the mutual information of sound and picture, and I_unique(h_a).

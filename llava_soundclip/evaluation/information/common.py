@@ -1,4 +1,4 @@
-"""What the estimators share: vectors and groups, checked, and draws of rows."""
+"""Shared by the estimators: vectors and groups, checked, and draws of rows."""
 
 from collections.abc import Hashable, Sequence
 
@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # of squared weights, a clip, on standardised columns
+PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # of squared weights, per clip, on standardised columns
 
 Vectors = Tensor | np.ndarray
 Groups = Sequence[Hashable] | np.ndarray | Tensor
@@ -56,7 +56,7 @@ def drawn_in_turn(numbers: np.ndarray, limit: int, seed: int) -> Tensor:
     Args:
         numbers: (n,) each row's group.
         limit: rows at most.
-        seed: of which rows of a group come first.
+        seed: random seed for which rows of a group come first.
     """
     order = np.random.default_rng(seed).permutation(len(numbers))
     by_group = order[np.argsort(numbers[order], kind="stable")]

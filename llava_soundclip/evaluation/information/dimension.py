@@ -25,7 +25,7 @@ def intrinsic_dimension(x: Vectors, groups: Groups | None = None, *, seed: int =
         groups: (n,) sources, for the interval; by default each clip is its own. Where a source's clips are
             near copies, give one clip of each: copies are each other's neighbours, and how they differ is
             measured.
-        seed: of the interval.
+        seed: random seed for the interval.
 
     Returns:
         "two_nn" and "participation_ratio", see there. `half` is TwoNN at the distances of half as many clips.
@@ -54,8 +54,8 @@ def two_nn(x: Vectors) -> float:
     """Dimension from each vector's two nearest neighbours (TwoNN, Facco et al. 2017), by maximum likelihood.
 
     Where density hardly changes within that distance, mu = r2 / r1 has the distribution 1 - mu^-d. The
-    largest tenth of the ratios, which they discard, counts only as being larger. It sees bent surfaces, too,
-    but at one scale alone, that of neighbours: noise there is dimensions as well. Above ten or so it comes
+    largest tenth of the ratios, which they discard, counts only as being larger. It also sees bent
+    surfaces, but only at the scale of neighbours: noise there adds dimensions. Above ten or so it comes
     out low unless there are very many vectors.
 
     Args:

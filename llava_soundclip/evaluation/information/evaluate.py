@@ -22,20 +22,20 @@ def evaluate_information(
     apart: str = "source",
     seed: int = 0,
 ) -> dict[str, Any]:
-    """What sounds share with pictures and what is their own (F.1), raw and projected; intervals over sources.
+    """Information that sounds share with pictures, and their own (F.1), raw and projected, with intervals over sources.
 
     Args:
         features: a folder made by `llava-soundclip features`.
         projector: None for raw alone.
         trained_in: as `evaluate_retrieval` takes it.
         rows: as `evaluate_retrieval` takes them.
-        labels: JSON Lines of what probes read off the vectors; see `captions.references.read_labels`. Clips are named
+        labels: JSON Lines of labels that probes read off the vectors; see `captions.references.read_labels`. Clips are named
             by their ids in the folder.
-        apart: what the probes hold out together; "clip" is for labels that are finer than sources.
-        seed: of what is drawn and the intervals.
+        apart: the unit that probes hold out together; "clip" is for labels that are finer than sources.
+        seed: random seed for the draws and the intervals.
 
     Returns:
-        What `measure_information` does, with "unmatched", the clips with labels that the folder hasn't.
+        The result of `measure_information`, with "unmatched", the number of labelled clips that the folder lacks.
 
     Raises:
         FileNotFoundError, OSError: if there is no such folder or file.

@@ -79,11 +79,11 @@ def halved(
     """A figure with its interval from halves of the sources.
 
     Args:
-        value: of all rows.
+        value: the figure of all rows.
         numbers: (n,) each row's source.
-        figure: of some rows, given by number.
+        figure: a function of some rows, given by number.
         least: rows that it takes.
-        seed: of the halves.
+        seed: random seed for the halves.
 
     Raises:
         ValueError: if a half of the sources may have fewer rows.

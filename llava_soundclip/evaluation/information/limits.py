@@ -1,4 +1,4 @@
-"""What each estimator can and can't show, in a sentence; the docstrings say more."""
+"""One sentence for each estimator on what it can and can't show; the docstrings say more."""
 
 LIMITS = {
     "bounds": "A bound shows that at least so much is shared, in reach of a cosine or of a linear map; it can't "

@@ -32,22 +32,22 @@ def measure_information(
     limit: int = LIMIT,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """All of it for a features folder, raw and projected, with intervals over sources.
+    """All measures of a features folder, raw and projected, with intervals over sources.
 
     Raw is z_a, with Whisper's blocks fused as the projector has it, so that what changes is the projecting
     alone; for the cosine it is padded or cut to the tower's width.
 
     Args:
-        folder: of features.
+        folder: a features folder.
         projector: None for raw alone.
         rows: (n,) integers: clips that the projector wasn't trained on.
         labels: by name, each clip's label by id, such as {"kind": {"clip-0": "dog", ...}}; see `probe` for
             their types. Clips without one, or with None or NaN, are left out, and so are those of a class that
             is in one group alone: a probe can't learn it from others.
-        apart: what the probes hold out together. "clip" is for labels that are finer than sources.
+        apart: the unit that probes hold out together. "clip" is for labels that are finer than sources.
         limit: clips at most, for each label and for the rest, drawn from sources in turn: the second clip of
             one comes after the first one of all.
-        seed: of what is drawn.
+        seed: random seed for the draws.
 
     Returns:
         "shared": by "raw" and "projected" the bounds with both critics in nats, "cka", and "p" of
@@ -158,7 +158,7 @@ def _probes(sides: Mapping[str, Tensor], labels: np.ndarray, groups: np.ndarray,
 
 
 def _in_two_groups(labels: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """Which rows are of a class with two groups, (n,); all where there are no two such classes."""
+    """Mask (n,) of rows whose class has two groups; all rows where there are no two such classes."""
     if labels.dtype.kind in "Uiub":
         several = [each for each in np.unique(labels) if len(np.unique(groups[labels == each])) > 1]
         if len(several) > 1:

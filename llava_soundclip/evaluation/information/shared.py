@@ -1,4 +1,4 @@
-"""What sound and picture share: bounds of their mutual information, alike geometry, and independence."""
+"""Information shared by sound and picture: bounds, alike geometry, and independence."""
 
 import math
 from dataclasses import dataclass
@@ -49,7 +49,7 @@ def infonce_bound(f_a: Vectors, c: Vectors, groups: Groups | None = None, *, tau
     It can show that at least so much is shared, and within reach of a cosine. It can't show that no more is:
     a low bound may be the critic's fault, as with raw vectors, whose axes have nothing to do with c's; and
     log N is its ceiling. It holds on average over independent pairs that neither the projector nor tau was
-    fitted to: take clips kept aside. Clips of one source among the N are confused with each other and lower
+    fitted to: take held-out clips. Clips of one source among the N are confused with each other and lower
     it.
 
     Args:
@@ -97,7 +97,7 @@ def held_out_bound(
         c: (n, D) CLS tokens.
         groups: (n,) sources; by default each clip is its own.
         critic: see above.
-        seed: of the halves.
+        seed: random seed for the halves.
 
     Returns:
         The bound over the other half, whose N sets the ceiling. Without anything to read it is about 0.
@@ -163,7 +163,7 @@ def _mapped(x: Tensor, c: Tensor, fitted: Tensor, rows: Tensor, penalty: float) 
 def cka(x: Vectors, c: Vectors, groups: Groups | None = None, *, seed: int = 0) -> Halved:
     """Linear CKA with the unbiased HSIC (Kornblith et al. 2019; HSIC_1 of Song et al. 2012): alike geometry.
 
-    HSIC(x, c) / sqrt(HSIC(x, x) HSIC(c, c)). 1 where the distances in x are those in c but for one scale, 0
+    HSIC(x, c) / sqrt(HSIC(x, x) HSIC(c, c)). 1 where the distances in x are those in c up to one scale, 0
     on average where the two are independent, so that it may come out below; neither turning, shifting nor
     scaling a side changes it. It needs no common axes. It can show that clips that sound alike look alike.
     Copies of a source raise it, so give one clip of each. It is no mutual information: the directions of
@@ -174,7 +174,7 @@ def cka(x: Vectors, c: Vectors, groups: Groups | None = None, *, seed: int = 0) 
         x: (n, d) vectors of sounds.
         c: (n, D) CLS tokens.
         groups: (n,) sources, for the interval; by default each clip is its own.
-        seed: of the interval.
+        seed: random seed for the interval.
 
     Raises:
         ValueError: for other shapes, NaN, sources of which half may be fewer than 4 clips, or rows of a side
@@ -201,8 +201,8 @@ def independence(
         x: (n, d) vectors of sounds.
         c: (n, D) CLS tokens.
         groups: (n,) sources; by default each clip is its own.
-        permutations: how many; p is 1 / (permutations + 1) at least.
-        seed: of what is drawn and of the permutations.
+        permutations: number of permutations; p is 1 / (permutations + 1) at least.
+        seed: random seed for draws and permutations.
 
     Raises:
         ValueError: for other shapes, NaN, fewer than 4 sources, or rows of a side that are all alike.
@@ -216,7 +216,7 @@ def independence(
     rng = np.random.default_rng(seed)
     orders = (rng.permutation(len(rows)) for _ in range(permutations))
     paired = np.vdot(first, second)
-    # Sums that are equal but for rounding are level, and count.
+    # Sums that are equal up to rounding are level, and count.
     level = paired - 1e-9 * math.sqrt(np.vdot(first, first) * np.vdot(second, second))
     as_high = sum(np.vdot(first, second[np.ix_(order, order)]) >= level for order in orders)
     return float((1 + as_high) / (1 + permutations))

@@ -1,4 +1,4 @@
-"""What is the sound's own: whether a label can be read off vectors, and a label out of the waveform."""
+"""Information of the sound alone: a probe that reads labels off vectors, and a label out of the waveform."""
 
 import math
 import warnings
@@ -23,7 +23,7 @@ class Probe(Ratio):
     Attributes:
         measure: "balanced accuracy", the mean of the classes' recalls, or "R2", 1 - squared error / that of
             the mean.
-        chance: what comes without any information: 1 / classes, or 0.
+        chance: the score without any information: 1 / classes, or 0.
     """
 
     measure: str
@@ -135,11 +135,11 @@ def _errors(y: np.ndarray, predicted: np.ndarray, is_number: bool) -> np.ndarray
 
 
 def band_energy(waveform: np.ndarray, sampling_rate: float, *, low: float = 300, high: float = 3400) -> float:
-    """How much of a sound's energy is in a band, as a label; by default the telephone's band of speech.
+    """The share of a sound's energy in a band, as a label; by default the telephone's band of speech.
 
     Args:
         waveform: (samples,) or (channels, samples) floats.
-        sampling_rate: in Hz.
+        sampling_rate: sampling rate in Hz.
         low: the band's lower end in Hz, inside.
         high: its upper end in Hz, inside.
 

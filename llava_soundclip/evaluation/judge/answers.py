@@ -1,4 +1,4 @@
-"""The judge's answers in a file, line by line, so that a run that was stopped goes on."""
+"""The judge's answers in a file, line by line, so that an interrupted run resumes."""
 
 import json
 import os
@@ -14,20 +14,20 @@ FAILED = "failed"
 
 @dataclass(frozen=True)
 class Answer:
-    """What became of a question, all that was asked for it together.
+    """The outcome of a question, with all of its requests.
 
     Attributes:
-        id: of the clip.
-        setting: of the caption.
+        id: id of the clip.
+        setting: setting of the caption.
         repeat: 1 where the caption was asked again.
         shown: hash of what the judge was shown.
         outcome: "scored"; why it wasn't; or "failed" if no answer came, which the next run asks for again.
         scores: by dimension, or None.
-        text: what came instead of scores, the first 500 characters.
-        requests: that were answered.
+        text: an answer without scores, its first 500 characters.
+        requests: number of answered requests.
         unreported: those of them whose tokens the server didn't tell.
-        prompt_tokens: that the server counted.
-        completion_tokens: likewise.
+        prompt_tokens: tokens read, as the server counted them.
+        completion_tokens: tokens written, as the server counted them.
         served_as: the model that the server says it was.
     """
 
@@ -55,7 +55,7 @@ def read_answers(path: Path, judge: Mapping[str, Any]) -> list[Answer]:
 
     Args:
         path: the file.
-        judge: what its first line must say.
+        judge: the judge that its first line must name.
 
     Raises:
         ValueError: if another judge answered in it, with what differs, or a line isn't an answer.

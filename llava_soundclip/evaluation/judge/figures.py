@@ -1,4 +1,4 @@
-"""What the judge's answers come to, with intervals."""
+"""Figures of the judge's answers, with intervals."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,9 +19,9 @@ class Usage:
 
     Attributes:
         requests: asked, or answered.
-        prompt_tokens: of what the judge reads.
-        completion_tokens: of what it writes.
-        cost: in the prices' currency; None without prices. A discount, such as for cached tokens, isn't known here.
+        prompt_tokens: tokens that the judge reads.
+        completion_tokens: tokens that it writes.
+        cost: cost in the prices' currency; None without prices. A discount, such as for cached tokens, isn't known here.
         unreported: answered requests whose tokens the server didn't tell: the tokens and the cost lack theirs.
     """
 
@@ -59,7 +59,7 @@ class Consistency:
 
 @dataclass(frozen=True)
 class Judgement:
-    """What the judge found.
+    """The judge's figures.
 
     Attributes:
         judge: model, host, hash of the prompt, temperature, seed, versions.
@@ -69,7 +69,7 @@ class Judgement:
         consistency: by dimension; empty if nothing was scored twice.
         counts: by setting, captions by outcome; the repeats aren't counted.
         failures: reasons of the captions and repeats that got no answer, by clip and setting.
-        usage: of all the answers in the file, those of earlier runs too.
+        usage: usage for all answers in the file, including those of earlier runs.
     """
 
     judge: dict[str, Any]
@@ -101,10 +101,10 @@ def judgement(
 
     Args:
         asked: the answer to each question.
-        settings: in the order in which they are compared.
+        settings: settings in the order of comparison.
         judge: see `Judgement`.
-        usage: likewise.
-        seed: of the bootstrap.
+        usage: see `Judgement`.
+        seed: random seed for the bootstrap.
     """
     firsts = {(answer.setting, answer.id): answer for answer in asked if not answer.repeat}
     by_setting: dict[str, dict[str, dict[str, int]]] = {setting: {} for setting in settings}

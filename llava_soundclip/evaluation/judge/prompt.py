@@ -1,4 +1,4 @@
-"""What the judge reads, and what it may answer."""
+"""The judge's prompt, and its answers."""
 
 import base64
 import hashlib
@@ -43,9 +43,9 @@ class JudgedCaption:
     """A caption to judge, and what is known of its clip.
 
     Args:
-        id: of the clip.
+        id: id of the clip.
         text: the caption.
-        setting: what made it, such as "raw" or "projected"; the judge isn't told.
+        setting: its setting, such as "raw" or "projected"; the judge isn't told.
         references: descriptions of the clip that are taken for the truth.
         picture: file of a frame, sent along: JPEG, PNG, WebP or GIF.
 
@@ -83,7 +83,7 @@ class Question:
 
     @cached_property
     def key(self) -> tuple[str, str, int, str]:
-        """What an answer belongs to: the hash is of what the judge is shown, so that a changed caption has none."""
+        """The key of an answer. Its hash covers all that the judge is shown, so a changed caption has no answer."""
         shown = hashlib.sha256(self._text.encode())
         if self.caption.picture is not None:
             shown.update(Path(self.caption.picture).read_bytes())
@@ -117,12 +117,12 @@ class Question:
 
 @dataclass(frozen=True)
 class Reading:
-    """What an answer turned out to be.
+    """An answer, read.
 
     Attributes:
         outcome: "scored", "refused", "filtered" or one of `MALFORMED`.
         scores: by dimension, if it was scored.
-        text: what came instead.
+        text: the answer, if it wasn't scored.
     """
 
     outcome: str

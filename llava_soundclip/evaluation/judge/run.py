@@ -47,19 +47,19 @@ class Judge:
     is asked for once more, a refusal isn't.
 
     Args:
-        model: as the server names it.
+        model: name of the model on the server.
         base_url: the server's, such as "http://localhost:8000/v1"; by default OPENAI_BASE_URL, else OpenAI.
         temperature: None leaves it to the server, as models that reason ask for.
         repeat_share: share of the captions that are asked twice, 0 to 1, one at least above 0.
-        seed: of the order, of which captions are asked twice, and of the bootstrap.
+        seed: random seed for the order, the captions asked twice, and the bootstrap.
         concurrency: requests at a time.
         requests_per_minute: no more than that, spaced evenly; None for no limit.
         tokens_per_minute: likewise, of what is read and written, by the estimate.
         timeout: seconds for an answer.
         max_retries: further attempts after status 408, 409, 429 or 5xx, a timeout or a broken connection, with growing
             pauses, or those that Retry-After asks for.
-        input_price: of a million tokens read; with `output_price`, tells the cost.
-        output_price: of a million tokens written.
+        input_price: price of a million tokens read; with `output_price`, tells the cost.
+        output_price: price of a million tokens written.
 
     Raises:
         ValueError: if one of them is out of range.
@@ -94,11 +94,11 @@ class Judge:
             raise ValueError("to know the cost, give input_price and output_price")
 
     def estimate(self, captions: Iterable[JudgedCaption], out: str | os.PathLike[str]) -> Usage:
-        """What is left to ask, if nothing has to be asked again; the tokens are about right for English.
+        """The requests that are left, if none has to be repeated; the tokens are about right for English.
 
         Args:
             captions: see `run`.
-            out: likewise.
+            out: see `run`.
 
         Raises:
             ValueError: as `run` does.
@@ -112,12 +112,12 @@ class Judge:
     ) -> Judgement:
         """Ask about every caption that `out` has no answer to yet, and make the figures of all.
 
-        A run that was stopped, by Ctrl-C too, goes on where it was. A caption that got no answer in spite of the
-        retries is counted as failed and asked for again by the next run.
+        An interrupted run resumes, also after Ctrl-C. A caption without an answer after all retries counts as
+        failed, and the next run asks for it again.
 
         Args:
             captions: to judge; a clip has one in each setting.
-            out: file of the answers (JSONL), made or continued. One run at a time.
+            out: file of the answers (JSONL), made or resumed. One run at a time.
             progress: whether to show a progress bar.
 
         Returns:
@@ -172,7 +172,7 @@ class Judge:
 
     @property
     def _identity(self) -> dict[str, Any]:
-        """What must be the same for answers to go together."""
+        """The fields that answers in one file must share."""
         host = urlsplit(self._address).hostname  # an address may hold a password
         return {"model": self.model, "host": host, "prompt": PROMPT_HASH, "temperature": self.temperature}
 

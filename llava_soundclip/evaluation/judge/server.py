@@ -35,7 +35,7 @@ class Pace:
 
     Args:
         requests_per_minute: None for as many as you like.
-        tokens_per_minute: likewise.
+        tokens_per_minute: the same for tokens.
     """
 
     def __init__(self, requests_per_minute: float | None, tokens_per_minute: float | None) -> None:
@@ -57,11 +57,11 @@ class Pace:
 class Server:
     """An OpenAI-compatible server.
 
-    Every attempt, a retry too, waits for its turn; that is why the client's own retries are off.
+    Every attempt, including retries, waits for its turn; that is why the client's own retries are off.
 
     Args:
         client: an `openai.AsyncOpenAI` without retries.
-        pace: of the requests.
+        pace: pace of the requests.
         timeout: seconds for a whole answer.
         max_retries: further attempts where one fails.
         options: for every request, such as the model.
@@ -134,7 +134,7 @@ class Server:
             ) from error
 
     def _words(self, error: Exception) -> str:
-        """What went wrong, for a user; some servers repeat the key."""
+        """An error as text for a user, without the key, which some servers repeat."""
         if isinstance(error, asyncio.TimeoutError | self._openai.APITimeoutError):
             return f"no answer within {self._timeout:g} s"
         return str(error).replace(self._key, "***")

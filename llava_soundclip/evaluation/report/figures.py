@@ -1,4 +1,4 @@
-"""What the page shows of each run, as plain data: also what the report's JSON holds."""
+"""Figures of each run for the page, as plain data; the report's JSON holds the same."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -62,7 +62,7 @@ def _histograms(found: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def captions_figures(run: Run) -> dict[str, Any]:
-    """Tables of a captions run. Of the differences those of raw and projected and those from controls are shown."""
+    """Tables of a captions run. It shows the differences of raw and projected, and those from controls."""
     data = run.data
     settings = read_settings(data)
     options = data.get("options") or {}
@@ -187,7 +187,7 @@ def better(name: str) -> str | None:
 
 
 def quality(shown: Mapping[str, Any]) -> dict[str, Any]:
-    """What stands for the quality of captions in the trade-off and the sweeps: the metrics and the judge's overall."""
+    """Figures of caption quality in the trade-off and the sweeps: the metrics and the judge's overall."""
     dimensions = shown["judge"].get("dimensions", {})
     overall = {f"judge: {OVERALL}": dimensions[OVERALL]} if OVERALL in dimensions else {}
     return {**shown["metrics"], **overall}

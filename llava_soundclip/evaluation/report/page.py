@@ -50,8 +50,8 @@ def write_report(
         runs: folder of JSON files that `llava-soundclip eval ... --json` wrote; others are named on the page.
         out: the HTML file.
         examples: clips shown of each captions run, drawn at random.
-        seed: of that draw.
-        title: of the page.
+        seed: random seed for that draw.
+        title: title of the page.
 
     Returns:
         Every figure of the page, for JSON.

@@ -1,7 +1,7 @@
 """Frames and patch maps as data URIs.
 
-A page shows what its JSON names, and no more. A path is relative to the captions' folder, and may lead out of it, as films
-are often beside it. Only pixels that could be decoded are taken, shrunk and encoded anew: no file gets into a page as it
+A page shows what its JSON names, and no more. A path is relative to the captions' folder, and may lead out of it, since
+videos are often beside it. Only pixels that could be decoded are taken, shrunk and encoded anew: no file gets into a page as it
 is, and one that leads elsewhere, such as a playlist, isn't followed.
 """
 
@@ -24,7 +24,7 @@ def embed(run: Run, clip: Mapping[str, Any]) -> tuple[dict[str, str], list[str]]
 
     Args:
         run: the captions run.
-        clip: of its clips.
+        clip: one of its clips.
 
     Returns:
         Data URIs by "frame" and "map", and a sentence for each one that is named, but can't be shown.

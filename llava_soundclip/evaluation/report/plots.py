@@ -30,9 +30,9 @@ def dots(title: str, rows: Sequence[tuple[str, Mapping[str, Any], bool]], *, tow
     """A dot with its interval for each setting.
 
     Args:
-        title: of what.
+        title: title of the plot, for screen readers.
         rows: (name, figure, whether it is a control); controls are hollow and grey.
-        towards: which end is better.
+        towards: the better end, in words.
     """
     with _axes(title, 0.62 + 0.33 * len(rows)) as (axes, drawn):
         for place, (name, figure, is_control) in enumerate(rows):
@@ -57,9 +57,9 @@ def curves(
     """A figure over alpha or k, a line for each control or side.
 
     Args:
-        title: of what.
+        title: title of the plot, for screen readers.
         lines: steps by name, each with "at", "value", "low" and "high".
-        over: what "at" is.
+        over: name of what "at" is.
         control: the name of the line that is none, if the others are controls.
     """
     with _axes(title, 2.7) as (axes, drawn):
@@ -91,11 +91,11 @@ def front(
     """Settings by retrieval and quality, with intervals, and the front as a line.
 
     Args:
-        title: of what.
+        title: title of the plot, for screen readers.
         points: each with "setting", "retrieval" and "quality".
         on_front: settings on it, in its order.
-        x: what retrieval is measured in.
-        y: what quality is measured in.
+        x: name of the retrieval figure.
+        y: name of the quality figure.
         lower: whether a lower quality is better; the axis is turned, so that up is better.
     """
     with _axes(title, 3.2 + 0.17 * len(points)) as (axes, drawn):
@@ -133,7 +133,7 @@ def histogram(title: str, bins: Mapping[str, Sequence[Mapping[str, float]]], *, 
     """How many queries found their answer at which rank.
 
     Args:
-        title: of what.
+        title: title of the plot, for screen readers.
         bins: by alignment, each with "from", "to" and "queries".
         chance: whether to draw how many there would be if answers came in random order; true of one right answer.
     """

@@ -20,9 +20,9 @@ class Run:
     """One file.
 
     Attributes:
-        file: where it is.
+        file: path of the file.
         sha256: of its bytes.
-        data: what it holds.
+        data: its content.
     """
 
     file: Path

@@ -23,7 +23,7 @@ def tradeoffs(
     Args:
         retrievals: the retrieval runs.
         shown: `captions_figures` of a captions run.
-        settings: of that run.
+        settings: the settings of that run.
     """
     groups: dict[tuple[Any, ...], list[Run]] = {}
     seen: Counter[tuple[Any, ...]] = Counter()

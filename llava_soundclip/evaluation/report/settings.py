@@ -15,7 +15,7 @@ class ReportSetting:
 
     Attributes:
         name: such as "whisperclip-raw-150tk".
-        alpha: of its alignment: 1 raw, 0 projected, between them a mix; None where it isn't known.
+        alpha: alpha of its alignment: 1 raw, 0 projected, between them a mix; None where it isn't known.
         k: patches that stay; None where it isn't known.
         control: "another", "noise", "zero" or "random", or None for the clip's own sound.
         others: encoder, tokens and model.
@@ -81,7 +81,7 @@ def _number(value: Any) -> float | None:
 
 
 def alignment_name(alpha: float) -> str:
-    """What retrieval calls an alpha."""
+    """The name of an alpha in retrieval."""
     return {1.0: "raw", 0.0: "projected"}.get(alpha, f"alpha {alpha:g}")
 
 

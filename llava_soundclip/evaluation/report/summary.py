@@ -141,7 +141,7 @@ def information_summary(shown: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _something(bound: Mapping[str, Any]) -> str:
-    """What a lower bound says: below 0 it is no less than nothing."""
+    """The meaning of a lower bound: below 0 it says nothing."""
     return "that something is shared" if verdict(bound) == "above" else "nothing"
 
 

@@ -11,13 +11,13 @@ from llava_soundclip._extras import require
 from llava_soundclip.evaluation.retrieval.ranks import BLOCK, Places, strip_counts
 from llava_soundclip.features.cluster import Tries, joined
 
-_TRIES = 4  # of a strip that processes die of: by itself Ray Data would go on for ever
+_TRIES = 4  # of a strip that processes die of: Ray Data alone would retry for ever
 
 
 def ranks_on_ray(
     f_a: Tensor, c: Tensor, groups: Tensor | None = None, *, address: str | None = None, block: int = BLOCK
 ) -> tuple[Tensor, Tensor]:
-    """What `ranks` returns, computed on all CPUs of a Ray cluster: bit for bit, if they are of one kind.
+    """`ranks` on all CPUs of a Ray cluster. The result is the same bit for bit, if they are of one kind.
 
     The vectors are sent once to every node, whose object store must have room for both. A task on each CPU counts
     `block` rows at a time against all columns; a strip whose process or node dies is counted elsewhere.
@@ -67,7 +67,7 @@ def ranks_on_ray(
 
 
 def _count(row: dict[str, int], tries: Any, vectors: Any, block: int) -> dict[str, Any]:
-    """What a task does: the counts of a strip, or none where processes die of it."""
+    """A task: the counts of a strip, or none where processes die of it."""
     import ray
 
     if ray.get(tries.begin.remote(str(row["start"]))) > _TRIES:

@@ -22,18 +22,18 @@ def evaluate_retrieval(
     seed: int = 0,
     ray: str | None = None,
 ) -> dict[str, Any]:
-    """Retrieval of a features folder's clips (Appendix E), raw and projected, with intervals over their films.
+    """Retrieval of a features folder's clips (Appendix E), raw and projected, with intervals over their videos.
 
     Args:
         features: a folder made by `llava-soundclip features`.
         projector: None for raw alone.
-        trained_in: the projector's folder, which says what its training kept aside; None or a Hub id: unknown.
-        rows: "validation", the clips that the projector's training kept aside, or "all"; by default "validation" if
+        trained_in: the projector's folder, which says what its training held out; None or a Hub id: unknown.
+        rows: "validation", the clips that the projector's training held out, or "all"; by default "validation" if
             the projector was trained on this folder, else "all".
-        full: among all clips at once instead of Appendix E's draws.
-        right: "pair", a clip's own picture is right, or "source", any of its film's.
-        alphas: mixes of raw (1) and projected (0) that are measured, too (B.1).
-        seed: of the draws and the intervals.
+        full: rank all clips at once instead of Appendix E's draws.
+        right: "pair", a clip's own picture is right, or "source", any picture of its video.
+        alphas: mixes of raw (1) and projected (0) that are also measured (B.1).
+        seed: random seed for the draws and the intervals.
         ray: with `full`, the address of a Ray cluster that ranks; see `ranks_on_ray`. None: this process does.
 
     Returns:

@@ -29,7 +29,7 @@ class Retrieval:
         rows: (repeats, items) which clips were drawn.
         ranks: (repeats, items) float32, the place of each one's right answer among them, 1 is best.
         right: (repeats, items) how many answers are right.
-        sources: (repeats, items) integers, each clip's film or recording, over which intervals are; None: over clips.
+        sources: (repeats, items) integers, each clip's video or recording, over which intervals are; None: over clips.
     """
 
     rows: Tensor
@@ -76,7 +76,7 @@ class Retrieval:
         """The same figures, each with its interval over sources, or clips, and its spread over repeats.
 
         Args:
-            seed: of the bootstrap.
+            seed: random seed for the bootstrap.
 
         Returns:
             For "mean_rank", "R@1", "R@3" and "R@10" an `Interval`'s fields and "repeats", the figure of each repeat.
@@ -118,7 +118,7 @@ class Retrieval:
         return {"mean_rank": self.ranks, **{f"R@{top}": (self.ranks <= top).float() for top in TOPS}}
 
     def _groups(self) -> "np.ndarray":
-        """What is resampled, by number: a clip that was drawn more than once counts as one. (repeats * items,)"""
+        """Numbers of the units that are resampled, (repeats * items,): a clip drawn more than once is one unit."""
         drawn = self.rows if self.sources is None else self.sources
         return drawn.unique(return_inverse=True)[1].flatten().numpy()
 
@@ -141,7 +141,7 @@ def retrieval(
         f_a: (n, D) vectors of sounds in the tower's space.
         c: (n, D) CLS tokens; row i belongs to row i.
         groups: (n,) integers; rows of one group are right answers for each other. See `group_rows`.
-        seed: of what is drawn.
+        seed: random seed for the draws.
         full: take all pairs, once, however many there are.
         ray: with `full`, the address of a Ray cluster that does it; see `ranks_on_ray`. None: this process.
         sources: (n,) integers, over which intervals are; by default each clip is its own.
@@ -190,6 +190,6 @@ def _sizes(groups: Tensor) -> Tensor:
 
 
 def group_rows(names: Sequence[str]) -> Tensor:
-    """Number names, such as films or labels, so that rows of one name are one group: (n,) int64."""
+    """Number names, such as videos or labels, so that rows of one name are one group: (n,) int64."""
     numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
     return torch.tensor([numbers[name] for name in names], dtype=torch.long)

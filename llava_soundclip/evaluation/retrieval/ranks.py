@@ -42,11 +42,11 @@ def ranks(
 
 
 class Places:
-    """What is known of each query's right answers, and of the answers before them, both ways of asking.
+    """Each query's right answers and the number of answers before them, in both directions.
 
     Attributes:
         right: (2, N) cosine of the best right answer.
-        own: (2, N) right answers that are level with it, itself too.
+        own: (2, N) right answers that are level with it, itself included.
         counts: (2, 2, N) of each way, answers that are nearer, and those that are no further.
     """
 
@@ -84,7 +84,7 @@ class Places:
         self.counts[1] += of_columns
 
     def ranks(self) -> tuple[Tensor, Tensor]:
-        """What `ranks` returns, once all strips were added."""
+        """The result of `ranks`, once all strips are added."""
         nearer, no_further = self.counts.unbind(1)
         a2v, v2a = 1 + nearer + (no_further - nearer - self.own).clamp(min=0) / 2
         return a2v, v2a

@@ -19,7 +19,7 @@ Name = TypeVar("Name", bound=Hashable)
 
 @dataclass(frozen=True, eq=False)
 class Tradeoff(Mapping[str, Any]):
-    """How loss goes with gain over encoders (Finding 6). Every attribute is a key, too.
+    """The relation of loss and gain over encoders (Finding 6). Every attribute is also a key.
 
     The intervals are what to read. They take the encoders as drawn at random from all encoders, and both
     figures as roughly normal; neither can be seen from five. With five, an r of 0.89 lies anywhere from 0.04
@@ -32,7 +32,7 @@ class Tradeoff(Mapping[str, Any]):
         spearman_rho: correlation of the ranks.
         spearman_p: share of all orders of the losses whose rho is as far from 0; exact up to seven encoders.
             With five it can't be below 1/60.
-        intervals: of "pearson_r" (Fisher's z), "slope" and "intercept" (Student's t); their n counts encoders.
+        intervals: intervals of "pearson_r" (Fisher's z), "slope" and "intercept" (Student's t); their n counts encoders.
         leave_one_out: "pearson_r" and "slope" of the others, by the encoder that was left out; NaN where the
             others' gains, or for r also losses, are all alike.
         loss_per_point: loss / gain by encoder; NaN at no gain. Where a gain is below 0 it is no price.

@@ -23,8 +23,8 @@ def plan_settings(
     """Raw and projected with every control, both over k with random patches beside them, and mixes.
 
     Args:
-        k: of what isn't about k.
-        patches: N, that an image has.
+        k: k of every setting that isn't about k.
+        patches: N, the number of patches per image.
         projected: whether there is a projector; without one all is raw.
         budgets: further k.
         alphas: mixes, strictly between 0 and 1; none without a projector.
@@ -33,7 +33,7 @@ def plan_settings(
         Settings with names of their own: "raw", "raw, noise", "projected, k=15, random", "alpha 0.5".
 
     Raises:
-        ValueError: for a k that an image hasn't got, an alpha that is no mix, or mixes without a projector.
+        ValueError: for a k above the number of patches, an alpha that is no mix, or mixes without a projector.
     """
     for budget in (k, *budgets):
         if not 0 <= budget <= patches:
@@ -73,8 +73,8 @@ def partners(clips: Sequence[Clip], things: Mapping[str, Things]) -> dict[str, s
     the one of `next_clips`.
 
     Args:
-        clips: in order; the last one is followed by the first.
-        things: what clips hold, by id, if that is known.
+        clips: clips in order; the last one is followed by the first.
+        things: the things in each clip, by id, where known.
     """
     found = next_clips(clips)
     for row, clip in enumerate(clips):

@@ -22,12 +22,12 @@ RUN = "run.json"  # what the run is of, so that another one doesn't continue it
 
 @dataclass
 class Measured:
-    """What a run did.
+    """The result of a run.
 
     Attributes:
         report: every figure of the page.
         bad: reasons of clips that have no features or captions, by id.
-        notes: what couldn't be measured, and what may flatter the figures.
+        notes: parts that couldn't be measured, and reasons why figures may flatter.
     """
 
     report: dict[str, Any]
@@ -58,27 +58,27 @@ def measure_tradeoff(
     """Measure what a model retrieves and what it captions, raw and projected, with controls beside both.
 
     Writes into `out`: `features/`, `retrieval.json`, `information.json`, `captions.jsonl`, `captions.json`,
-    `report.html`. A run that was stopped goes on where it was. Clips that the projector was trained on are left out,
-    if the features are those that it was trained on. Features are of the clips whose picture shows what sounds: one
+    `report.html`. An interrupted run resumes. Clips that the projector was trained on are left out, if the
+    features are those that it was trained on. Features are of the clips whose picture shows what sounds: one
     whose references say otherwise ("unseen") is captioned, but is no pair that retrieval could find.
 
     Args:
         soundclip: a patched model, its processor known. Its k is that of what isn't about k; its other options are
             those of all captions.
-        clips: with ids that the references have, too.
+        clips: with ids that the references also have.
         references: JSON Lines; see `evaluate_captions`.
         out: the folder; it may be one of an earlier run of the same model with the same options.
-        model: what rows call the model.
-        trained_in: the projector's folder, which says what its training kept aside.
+        model: name of the model in rows.
+        trained_in: the projector's folder, which says what its training held out.
         budgets: further k; by default those of Table 14 that fit.
         alphas: mixes; by default those of B.1, if there is a projector.
         metrics: some of `evaluation.captions.METRICS`; all by default.
         bertscore: the model for it.
         clipscore: the model for it.
-        max_new_tokens: length of a caption at most.
-        batch_size: clips at once.
+        max_new_tokens: maximum length of a caption.
+        batch_size: clips per batch.
         examples: clips shown in the report, with maps.
-        seed: of what is drawn, and the intervals.
+        seed: random seed for draws and intervals.
         on_start: told of each part, and of how many steps it has, 0 where that isn't known.
         on_clips: told how many more steps are done.
 
@@ -220,7 +220,7 @@ def _check_references(clips: Sequence[Clip], known: Mapping[str, Any], file: Pat
 
 
 def _describe(soundclip: "SoundCLIP", model: str, max_new_tokens: int) -> dict[str, Any]:
-    """What changes captions: rows made with something else can't stand beside these."""
+    """Everything that changes captions: rows made with something else can't stand beside these."""
     from llava_soundclip.fingerprints import fingerprint
 
     state = None if soundclip.projector is None else soundclip.projector.state_dict()
@@ -252,7 +252,7 @@ def _check_run(file: Path, described: Mapping[str, Any]) -> None:
 
 
 def _trained_on(features: Path, trained_in: str | Path | None) -> tuple[str, set[str]]:
-    """Which rows of a features folder are measured, and the clips that aren't: the projector was trained on them."""
+    """The name of the rows that are measured, and the clips that aren't: the projector was trained on them."""
     from llava_soundclip.evaluation.vectors import measured_rows
     from llava_soundclip.features.store import FeatureFolder
 
