@@ -19,8 +19,8 @@ MODULES = {
     "alignment": (["llava_soundclip/alignment/*.py"], ["tests/alignment"]),
     "losses": (["llava_soundclip/training/losses.py"], ["tests/training/test_losses.py"]),
     "retrieval": (
-        ["llava_soundclip/evaluation/retrieval.py", "llava_soundclip/evaluation/ranks.py"],
-        ["tests/evaluation/test_retrieval.py"],
+        ["llava_soundclip/evaluation/retrieval/measure.py", "llava_soundclip/evaluation/retrieval/ranks.py"],
+        ["tests/evaluation/retrieval/test_measure.py"],
     ),
     "patching": (
         ["llava_soundclip/patching.py"],

@@ -414,7 +414,7 @@ def training_card(
         "## Training\n",
         (
             f"{trained} clips to train on and {validated} to validate on, of other sources ({len(set(data.sources))} in "
-            f"all). The weights are those of epoch {best['epoch']}, the best by validation loss.\n"
+            f"all). The weights of epoch {best['epoch']} are saved, the best by validation loss.\n"
         ),
         "| on validation clips | sounds find pictures | pictures find sounds |",
         "|---|---|---|",
