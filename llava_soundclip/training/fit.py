@@ -302,10 +302,8 @@ class _TrainingRun:
                 raise ValueError(f"{self.folder} holds a finished run: give another folder, or remove it")
             return
         state = torch.load(path, weights_only=True)
-        before = {
-            **_as_text(Recipe()),
-            **state["identity"],
-        }  # a version before may lack fields: they were defaults
+        # Fields that an earlier version didn't have were at their defaults.
+        before = {**_as_text(Recipe()), **state["identity"]}
         differ = {
             key: f"{key} was {before.get(key)} and is {value}"
             for key, value in self._identity.items()

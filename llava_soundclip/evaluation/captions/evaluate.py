@@ -64,7 +64,7 @@ def evaluate_captions(
         matched = match_ids([id for caption in said for id in (caption.id, caption.heard) if id], known)
     except ValueError as error:
         raise ValueError(f"{references}: {error}") from None
-    known, things, sources = (_renamed(part, matched) for part in (known, things, sources))
+    known, things, sources = _renamed(known, matched), _renamed(things, matched), _renamed(sources, matched)
     if things and metrics:
         metrics = (*metrics, "naming")
     found: dict[str, Any] = {"metrics": {}, "settings": {}}

@@ -241,9 +241,9 @@ def _check(
         bare = [clip for clip in clips if not all(text.strip() for text in references.get(clip) or [""])]
         if bare:
             others = _others(references, clips)
-            told = f"; references of no captioned clip: {listed(others, 3)}" if others else ""
+            unmatched = f"; references of no captioned clip: {listed(others, 3)}" if others else ""
             raise ValueError(
-                f"{len(bare)} of {len(clips)} clips have no reference, or an empty one: {listed(bare)}{told}"
+                f"{len(bare)} of {len(clips)} clips have no reference, or an empty one: {listed(bare)}{unmatched}"
             )
     if "clipscore" in metrics:
         unseen = [clip for clip in clips if clip not in pictures]
