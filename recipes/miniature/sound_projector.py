@@ -146,7 +146,9 @@ def main() -> None:
     known, unseen = make_features(start(arguments), arguments)
     trained = work / "projector-float32"
     if not (trained / "metrics.jsonl").exists():
-        options = [text for name, value in RECIPE.items() for text in (f"--{name}", str(value))]
+        # A trial has few clips: a larger share of them is validated on, since the loss needs two pairs.
+        recipe = RECIPE | ({"epochs": 1, "validation": 0.2} if arguments.steps else {})
+        options = [text for name, value in recipe.items() for text in (f"--{name}", str(value))]
         command("train", str(work / "features"), "--out", str(trained), *options)
     projector = Projector.from_pretrained(trained)
     with torch.no_grad():
