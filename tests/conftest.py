@@ -1,6 +1,7 @@
 """Tiny random models, built from configs: no download, seconds for the whole suite."""
 
 import os
+import re
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -19,6 +20,15 @@ from llava_soundclip.encoders import AudioEncoder
 torch.set_num_threads(1)  # matrices this small are far slower on several, above all beside other work
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"  # other people's clips and goldens, here and in CI
+
+
+PROGRESS = re.compile(r".+: ([\d,]+ of [\d,]+, )?\S+ (s|min|h) (left|so far)")  # a line, every ten seconds
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests come first, so that no process is left with a long one while the other has ended."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 def is_installed(name: str) -> bool:

@@ -95,7 +95,7 @@ def caption(
                 for row in rows:
                     typer.echo(f"{row['clip']}\t{' '.join(row['caption'].split())}")
             elif rows:
-                bar.update(task, description=_short(rows[-1]["caption"]))
+                bar.update(task, description=f"captions, the last “{_short(rows[-1]['caption'])}”")
 
         with bar:
             soundclip = hearing.load()
