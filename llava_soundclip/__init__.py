@@ -1,4 +1,4 @@
-"""Let a LLaVA hear: SoundCLIP, sound in place of vision tokens, as a plugin.
+"""SoundCLIP as a plugin: let a LLaVA hear by putting sound in place of vision tokens.
 
     from llava_soundclip import patch
 

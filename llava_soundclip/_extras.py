@@ -1,14 +1,14 @@
-"""Optional packages: asked for where they are used, missed with the line that installs them."""
+"""Optional packages, imported where they are used. The error for a missing one has the line that installs it."""
 
 from importlib import import_module
 from types import ModuleType
 
 
 def require(module: str, *, extra: str) -> ModuleType:
-    """Import `module`, or say which extra brings it.
+    """Import `module`, or say which extra installs it.
 
     Raises:
-        ImportError: with the pip line, if the package isn't installed.
+        ImportError: if the package isn't installed; the message has the pip line.
     """
     try:
         return import_module(module)

@@ -1,4 +1,4 @@
-"""Loading with transformers without its bars and tables on the screen."""
+"""Loading with transformers, without its progress bars and tables on the screen."""
 
 import logging
 import threading
@@ -9,16 +9,16 @@ from typing import Any
 _LOGGER = "transformers.modeling_utils"
 _lock = threading.Lock()
 _undo = ExitStack()
-_inside = 0  # blocks that are open, in all threads
+_inside = 0  # number of open blocks, over all threads
 
 
 @contextmanager
 def quiet_loading() -> Iterator[None]:
     """Keep transformers' loading bars and its reports of unused weights off the screen.
 
-    A tower read out of a whole CLIP leaves half of the file unused, so such a report says nothing here. Weights that
-    are missing or don't fit are still told. Downloads keep their bars. What the user has set is in force again after
-    the block, or after the last one if several threads are inside.
+    Loading a tower from a whole CLIP leaves half of the file unused, so such a report means nothing here. Missing and
+    mismatched weights are still reported. Downloads keep their bars. The user's settings return after the block, or
+    after the last block if several threads are inside.
     """
     global _inside
     with _lock:

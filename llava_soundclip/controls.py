@@ -1,6 +1,6 @@
-"""Controls for figures with a sound: slots that say nothing about the clip, and patches kept at random.
+"""Controls for figures with a sound: CLS slots that say nothing about the clip, and patches kept at random.
 
-The paper has none of them. Without them a good caption may come from the picture alone, and the language model may
+The paper has no controls. Without them a good caption may come from the picture alone, and the language model may
 ignore the sound's token.
 """
 
@@ -13,16 +13,16 @@ from torch.nn import functional as F
 
 from llava_soundclip.substitution import AudioTokenSubstituter, Selection, best
 
-Control = Literal["noise", "zero", "random"]  # of a handle
+Control = Literal["noise", "zero", "random"]  # values of `SoundCLIP.control`
 ANOTHER: Literal["another"] = "another"  # another clip's sound, where there are many clips
 CaptionControl = Literal["another", "noise", "zero", "random"]
 
 
 def check_control(control: object) -> Control | None:
-    """Return `control` if it is one, or None.
+    """Return `control` if it is a control or None.
 
     Raises:
-        ValueError: for something else.
+        ValueError: for anything else.
     """
     if control is not None and control not in get_args(Control):
         raise ValueError(
@@ -32,15 +32,15 @@ def check_control(control: object) -> Control | None:
 
 
 def fill(f_a: Tensor, control: Control | None) -> Tensor:
-    """The vectors that take the CLS slot instead of sounds.
+    """The vectors for the CLS slot, under a control.
 
     Args:
-        f_a: (B, D) sounds in the tower's space.
-        control: "noise", a random direction with the sound's own norm, the same one each time for the same sound;
-            "zero", a zero vector; "random" and None leave the sound.
+        f_a: (B, D) sounds in the tower's space, of any float dtype.
+        control: "noise" gives a random direction with the norm of the sound, "zero" a zero vector. "random" and None
+            leave the sound. The same sound always gets the same noise.
 
     Returns:
-        (B, D) in the dtype of `f_a`.
+        (B, D) in the dtype and on the device of `f_a`.
     """
     if control == "zero":
         return torch.zeros_like(f_a)
@@ -52,7 +52,7 @@ def fill(f_a: Tensor, control: Control | None) -> Tensor:
 
 
 class RandomSubstituter(AudioTokenSubstituter):
-    """Keeps k random patches, the same ones each time for the same sound.
+    """Keeps k random patches, always the same ones for the same sound.
 
     It is the baseline for every figure about k, since random patches are often as good (UniPruneBench). The
     similarities stay those of the sound.
@@ -67,7 +67,7 @@ class RandomSubstituter(AudioTokenSubstituter):
 
 
 def _generator(row: Tensor) -> torch.Generator:
-    """A generator that a sound alone decides; rounded, since its numbers differ a little from batch to batch."""
+    """A generator seeded by the sound alone. The sound is rounded, since it differs slightly from batch to batch."""
     numbers = row.detach().float().cpu()
     rounded = (numbers / numbers.abs().amax().clamp_min(1e-12) * 100).round().to(torch.int8)
     return torch.Generator().manual_seed(zlib.crc32(rounded.numpy().tobytes()))

@@ -1,4 +1,4 @@
-"""Short names for weights and towers, so that files made with one model are not used with another."""
+"""Short names of weights and towers, so that files made with one model are not used with another."""
 
 import hashlib
 from collections.abc import Mapping
@@ -9,9 +9,9 @@ from torch import Tensor
 
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:
-    """8 hex digits that tell one training from another, the same for every file format and device.
+    """8 hex digits that identify trained weights, independent of file format and device.
 
-    They cover all matrices and kernels, rounded to float16. Vectors are left out, and so are integers.
+    They cover all matrices and kernels, rounded to float16. Vectors and integers are left out.
     """
     digest = hashlib.sha256()
     for _, tensor in sorted(tensors.items()):
@@ -21,7 +21,7 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str:
 
 
 def clip_fingerprint(config: Any) -> str:
-    """Name a CLIP vision tower by its architecture, from its config: the same for any way of loading it."""
+    """Name a CLIP vision tower by the architecture in its config. The name doesn't depend on how it was loaded."""
     return (
         f"{config.model_type}-w{config.hidden_size}-l{config.num_hidden_layers}"
         f"-p{config.patch_size}-i{config.image_size}"

@@ -1,4 +1,4 @@
-"""A LLaVA by its name: loaded, and patched. The miniature is one of them."""
+"""Loading a LLaVA by its name, with or without patching it. The miniature is one of the names."""
 
 from __future__ import annotations
 
@@ -34,20 +34,21 @@ def load_llava(model_id: str, *, device: str | None = None, dtype: str = "auto")
 
     Args:
         model_id: Hub id or folder.
-        device: such as "cuda:1", or "auto" to spread it; by default the accelerator, if there is one.
-        dtype: "auto" for the one in which it was saved, or "float32", "float16", "bfloat16".
+        device: such as "cuda:1", or "auto" to spread the model over devices; by default the accelerator, if there is
+            one.
+        dtype: "auto" for the dtype in which it was saved, or "float32", "float16", "bfloat16".
 
     Returns:
         The model and its processor.
 
     Raises:
-        TypeError: if it is no model that `patch` takes. Its weights aren't downloaded to find that out.
-        OSError: if it can't be found or reached.
+        TypeError: if `patch` doesn't support the model; raised before its weights are downloaded.
+        OSError: if the model can't be found or reached.
     """
     import transformers
 
     architectures = transformers.AutoConfig.from_pretrained(model_id).architectures or []
-    # The original package's models are patched by a program that loads them, not from here.
+    # Models of the original package aren't loaded here; a program that loads one can patch it.
     supported = [name for name in supported_models() if hasattr(transformers, name)]
     known = [name for name in architectures if name in supported]
     if not known:
@@ -55,7 +56,7 @@ def load_llava(model_id: str, *, device: str | None = None, dtype: str = "auto")
             f"{model_id} is a {' or '.join(architectures) or 'model without a name'}; "
             f"supported are {', '.join(supported)}"
         )
-    # A large model takes a while: its bar stays where somebody may watch it.
+    # A large model takes a while, so its progress bar stays if somebody may watch.
     with nullcontext() if sys.stderr.isatty() else quiet_loading():
         model = getattr(transformers, known[0]).from_pretrained(
             model_id, dtype=dtype, device_map=device or default_device()
@@ -73,13 +74,13 @@ def load_soundclip(
 
     Args:
         model: Hub id or folder of a LLaVA, or "demo" for the miniature.
-        device: as `load_llava` takes it.
-        dtype: as `load_llava` takes it.
-        **patch_options: for `patch`, or `load_demo`.
+        device: as in `load_llava`.
+        dtype: as in `load_llava`.
+        **patch_options: for `patch`, or for `load_demo`.
 
     Raises:
-        TypeError, ValueError, OSError, ImportError: those of `load_llava`, `patch` and `load_demo`. A wrong encoder,
-            alignment or k is an error before the model is loaded.
+        TypeError, ValueError, OSError, ImportError: as in `load_llava`, `patch` and `load_demo`. A wrong encoder,
+            alignment or k is found before the model is loaded.
     """
     if isinstance(patch_options.get("encoder"), str):
         encoder_class(patch_options["encoder"])
@@ -126,17 +127,17 @@ def load_demo(
     cache: str | Path | None = None,
     **patch_options: Any,
 ) -> SoundCLIP | tuple[LlavaForConditionalGeneration, LlavaProcessor]:
-    """Load the miniature. The first call assembles it in the cache, later ones take a few seconds.
+    """Load the miniature. The first call assembles it in the cache; later calls take a few seconds.
 
-    It knows the sounds that `llava_soundclip.demo.SOUNDS` lists, and calls any other sound by one of their names.
+    It knows the sounds in `llava_soundclip.demo.SOUNDS`, and gives any other sound one of their names.
 
     Args:
-        patched: give the handle of the patched model, ready to caption; else the stock model and processor.
-        mm_projector: "prepared" was trained to listen to the CLS slot, without ever hearing a sound; "stock" as
-            LLaVA-1.5's is, on patches alone. The card compares them.
-        hub: where Whisper and SmolLM2 come from: False for their pip packages, True for the Hub, None for the
-            package of each if it is installed, else the Hub. All figures in the docs are of the packages' weights:
-            their SmolLM2 has 4 bits (Q4_1), the Hub's has bfloat16.
+        patched: whether to return the handle of the patched model, ready to caption, or the stock model and processor.
+        mm_projector: "prepared" was trained to listen to the CLS slot, without ever hearing a sound. "stock" was
+            trained on patches alone, like LLaVA-1.5's. The model card compares them.
+        hub: source of Whisper and SmolLM2: False for their pip packages, True for the Hub. None takes each from its
+            package if that is installed, else from the Hub. All figures in the docs were measured with the
+            packages' weights: their SmolLM2 has 4 bits (Q4_1), the Hub's has bfloat16.
         cache: folder for the assembled model; by default the environment variable LLAVA_SOUNDCLIP_CACHE,
             else `~/.cache/llava_soundclip`.
         **patch_options: for `patch`, such as `k=`, `tokens=` or `alignment=`.
@@ -145,16 +146,19 @@ def load_demo(
         A `SoundCLIP`, or the model and its processor.
 
     Raises:
-        FileNotFoundError: if a part is neither installed nor to be had from the Hub; the message says how to get it.
+        FileNotFoundError: if a part is neither installed nor available from the Hub; the message says how to get it.
         ImportError: if gguf isn't installed, which reads the package of SmolLM2.
-        ValueError: if a package's file is not the one that the miniature was trained with, or for an unknown
-            mm_projector.
+        TypeError: for patch options with `patched=False`.
+        ValueError: for an unknown mm_projector, or if a package's file is not the one that the miniature was trained
+            with.
     """
     if mm_projector not in get_args(MMProjector):
         known = ", ".join(map(repr, get_args(MMProjector)))
         raise ValueError(f"mm_projector must be one of {known}, not {mm_projector!r}")
     if patch_options and not patched:
-        raise TypeError(f"{', '.join(patch_options)}: these are for patch(), but patched=False was asked for")
+        raise TypeError(
+            f"{', '.join(patch_options)}: these options are for patch(), but patched=False was given"
+        )
     from llava_soundclip.demo import assemble
 
     weights = weights_folder()
@@ -178,7 +182,7 @@ def load_demo(
     if options["encoder"] in ("whisper", "whisperclip"):
         checkpoint = find_part(WHISPER, hub).parent
         options = {"checkpoint": checkpoint, "window": WINDOW} | options
-    if options["encoder"] == "whisperclip":  # another encoder is raw, unless a projector is given for it
+    if options["encoder"] == "whisperclip":  # other encoders are raw unless a projector is given
         options = {"projector": weights / "projector", "alignment": "projected"} | options
     soundclip = patch(model, **options)
     soundclip.prompt = PROMPT if mm_projector == "prepared" else STOCK_PROMPT

@@ -1,4 +1,4 @@
-"""Which patches a sound kept, as a picture."""
+"""Pictures of the patches that a sound kept."""
 
 import math
 from os import PathLike
@@ -11,15 +11,15 @@ from PIL import Image, ImageDraw, ImageFont
 if TYPE_CHECKING:
     from llava_soundclip.patching import Trace
 
-_SIDE = 672  # pixels at least of a panel
-_MARGIN = 24  # pixels round and between the parts
+_SIDE = 672  # minimum side of a panel, in pixels
+_MARGIN = 24  # pixels around and between the parts
 _INK = (16, 18, 24)  # background
 _PAPER = (238, 238, 232)  # text
 _FAINT = (150, 154, 166)  # small text
-_LIGHT = (255, 196, 61)  # outline of what is kept
-_DIMMED = 0.30  # brightness that patches outside keep
+_LIGHT = (255, 196, 61)  # outline of kept patches
+_DIMMED = 0.30  # brightness of the other patches
 
-# Least to most similar, dark to bright, so that it also reads in grey.
+# From least to most similar, dark to bright, so that it is also readable in grey.
 _HEAT = np.array([(20, 14, 54), (84, 24, 110), (170, 44, 96), (232, 96, 44), (252, 178, 60), (252, 250, 190)])
 
 
@@ -31,17 +31,17 @@ def draw_map(
     title: str = "",
     caption: str = "",
 ) -> Image.Image:
-    """Draw a frame with its kept patches lit, and how similar each patch is to the sound beside it.
+    """Draw a frame with its kept patches lit and, next to it, the similarity of each patch to the sound.
 
     Args:
-        frame: what the vision tower saw, so that the patches divide it evenly.
-        kept: (rows, columns) bool.
-        similarity: (rows, columns) cosines, for the second panel; None for one panel alone.
-        title: small line below.
-        caption: text below that, wrapped. The built-in font has Latin letters only.
+        frame: the picture as the vision tower saw it; the patches divide it evenly.
+        kept: (rows, columns) bool, true for kept patches.
+        similarity: (rows, columns) cosines, for the second panel; None for a single panel.
+        title: small line below the panels.
+        caption: text below the title, wrapped. The built-in font has Latin letters only.
 
     Returns:
-        RGB picture; a panel has 672 pixels or a little more a side.
+        RGB picture. Each side of a panel has 672 pixels or slightly more.
 
     Raises:
         ValueError: if `kept` isn't a grid, or `similarity` isn't the same grid.
@@ -61,12 +61,15 @@ def draw_map(
 
 
 def save_map(trace: "Trace", path: str | PathLike[str], caption: str = "") -> Path:
-    """Draw a trace and save it, as the path's ending says (usually ".png").
+    """Draw a trace and save it, in the format of the path's suffix (usually ".png").
 
     Args:
         trace: the trace of one sound and picture.
-        path: where to.
-        caption: what the model said, if it is to be read below.
+        path: file to write.
+        caption: the model's caption, drawn below; empty for none.
+
+    Returns:
+        The path.
     """
     title = f"{trace.encoder}   ·   k = {trace.k} of {trace.kept.size} patches kept"
     picture = draw_map(trace.frame, trace.kept, similarity=trace.similarity, title=title, caption=caption)
@@ -98,13 +101,13 @@ def _heat(frame: Image.Image, similarity: np.ndarray, kept: np.ndarray, cell: in
 
 
 def _colour(level: np.ndarray) -> np.ndarray:
-    """Levels in [0, 1] of any shape to (..., 3) of the heat colours, 0 to 255."""
+    """Heat colours of levels in [0, 1]: (...) to (..., 3), 0 to 255."""
     steps = np.linspace(0, 1, len(_HEAT))
     return np.stack([np.interp(level, steps, _HEAT[:, channel]) for channel in range(3)], axis=-1)
 
 
 def _grid(panel: Image.Image, shape: tuple[int, ...], cell: int) -> None:
-    """Hairlines between the patches."""
+    """Draw hairlines between the patches."""
     lines = Image.new("L", panel.size, 0)
     draw = ImageDraw.Draw(lines)
     for row in range(1, shape[0]):
@@ -115,7 +118,7 @@ def _grid(panel: Image.Image, shape: tuple[int, ...], cell: int) -> None:
 
 
 def _outline(panel: Image.Image, kept: np.ndarray, cell: int, colour: tuple[int, int, int]) -> None:
-    """A line wherever a kept patch meets one that isn't, or the edge."""
+    """Draw a line wherever a kept patch meets the edge or a patch that isn't kept."""
     draw = ImageDraw.Draw(panel)
     width = 3
     padded = np.pad(kept, 1)
@@ -128,7 +131,7 @@ def _outline(panel: Image.Image, kept: np.ndarray, cell: int, colour: tuple[int,
 
 
 def _scale(panel: Image.Image, low: float, high: float) -> None:
-    """A legend in the lower right corner: least and greatest cosine."""
+    """Draw a legend with the least and the greatest cosine in the lower right corner."""
     font = ImageFont.load_default(size=17)
     bar = Image.fromarray(np.tile(_colour(np.linspace(0, 1, 120))[None], (12, 1, 1)).astype(np.uint8))
     left, right = f"{low:.2f}", f"cosine {high:.2f}"
@@ -163,7 +166,7 @@ def _page(panels: list[Image.Image], title: str, caption: str) -> Image.Image:
 
 
 def _wrap(text: str, size: int, width: int) -> list[str]:
-    """Lines no wider than `width` pixels; a word that is wider by itself is cut."""
+    """Split text into lines of at most `width` pixels. A single word that is wider is cut."""
     font = ImageFont.load_default(size=size)
     lines: list[str] = []
     for paragraph in text.split("\n"):

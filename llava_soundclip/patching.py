@@ -1,4 +1,4 @@
-"""`patch` a LLaVA, hear through the handle, `unpatch` it again."""
+"""`patch` a LLaVA, let it hear through the handle, and `unpatch` it again."""
 
 import threading
 import warnings
@@ -35,7 +35,7 @@ Tokens = Literal["zero", "drop"]
 
 _MAX_NEW_TOKENS = 128
 
-# Handle -> the sounds open in this context. At module level, as contextvars want it.
+# Handle -> sounds that are open in this context. Context variables must be at module level.
 _OPEN: ContextVar[Mapping["SoundCLIP", Hearing]] = ContextVar(
     "llava_soundclip.open", default=MappingProxyType({})
 )
@@ -55,43 +55,45 @@ def patch(
     processor: Any = None,
     **encoder_options: Any,
 ) -> "SoundCLIP":
-    """Let a LLaVA hear (SoundCLIP, Algorithm 1). Nothing of it is trained or copied.
+    """Let a LLaVA hear (SoundCLIP, Algorithm 1). The model is neither trained nor copied.
 
-    Without a sound the patched model is bit for bit the stock one. Patching a model again replaces the
-    earlier patch.
+    Without a sound the patched model gives bit for bit the output of the stock model. Patching a model again replaces
+    the earlier patch.
 
     Args:
-        model: a loaded LLaVA; `supported_models()` lists the classes, subclasses and PEFT's wrapper also work.
+        model: a loaded LLaVA. `supported_models()` lists the classes; subclasses and PEFT's wrapper also work.
         encoder: a name of `available_encoders()`, or an `AudioEncoder`. Default: "whisperclip".
-        alignment: "raw" (F.2, pad or cut), "projected" (the trained MLP), or alpha in [0, 1] for a mix,
-            1 being raw (B.1). Default: "raw".
-        k: patches that keep their value, 0 to N. The paper's budgets are 150 and 15. Default: 150.
+        alignment: "raw" (pad or truncate, F.2), "projected" (the trained MLP), or alpha in [0, 1] for a mix
+            (B.1; 1 is raw). Default: "raw".
+        k: number of patches that keep their value, 0 to N. The paper's budgets are 150 and 15. Default: 150.
         projector: a `Projector`, a folder, a `.safetensors` file or a Hub id; needed unless raw.
-        tokens: "zero" keeps zeros in the place of the other patches (the paper); "drop" takes them out of
-            the prompt and the KV cache, so that the LLM reads k+1 tokens per image.
-        norm: "keep" (the paper), or "match" to scale a sound to the norm of the CLS token it replaces.
-        preset: an application of the paper's (4.5), such as "dense_captioning": `presets.PRESETS` has the encoder,
-            the alignment and k that it recommends. None of those three can be given with it.
-        processor: the model's processor; only `caption` and `trace` need it, and load it themselves from
-            where the model came from if it isn't given.
-        **encoder_options: for the encoder: `checkpoint=`, `fusion=`, `backend=`, `device=`, `dtype=` ...
+        tokens: "zero" puts zeros in place of the other patches, as in the paper. "drop" removes them from the prompt
+            and the KV cache, so that the LLM reads k+1 tokens per image.
+        norm: "keep" as in the paper, or "match" to scale a sound to the norm of the CLS token that it replaces.
+        preset: one of the paper's applications (4.5), such as "dense_captioning". It sets encoder, alignment and k,
+            so none of those can be given with it; see `presets.PRESETS`.
+        processor: the model's processor, needed only by `caption` and `trace`. By default they load it from the
+            model's own Hub id or folder.
+        **encoder_options: options of the encoder: `checkpoint=`, `fusion=`, `backend=`, `device=`, `dtype=` ...
 
     Returns:
         The handle through which the model hears.
 
     Raises:
-        TypeError: for a model of another family, a `k` that isn't an int, or a module that isn't a `Projector`.
-        ValueError: for an unknown value, a `k` above N, or a projector that fits neither encoder nor tower.
+        TypeError: for an unsupported model, a `k` that isn't an int, or a module that isn't a `Projector`.
+        ValueError: for an unknown value, a `k` above N, or a projector that doesn't fit the encoder or the tower.
 
     Warns:
-        UserWarning: if no projector is given. Raw vectors are heard only by a LLaVA that was prepared for them.
+        UserWarning: if no projector is given. Only a LLaVA that was prepared for raw vectors hears them.
     """
     host = find_host(model)
     if preset is not None:
         if preset not in PRESETS:
             raise ValueError(f"preset must be one of {', '.join(map(repr, PRESETS))}, not {preset!r}")
         if (encoder, alignment, k) != (None, None, None):
-            raise ValueError(f"preset={preset!r} says encoder, alignment and k: give either it or these")
+            raise ValueError(
+                f"preset={preset!r} sets encoder, alignment and k: give either the preset or these"
+            )
         encoder, alignment, k = PRESETS[preset].encoder, PRESETS[preset].alignment, PRESETS[preset].k
     encoder = "whisperclip" if encoder is None else encoder
     alignment = "raw" if alignment is None else alignment
@@ -99,7 +101,7 @@ def patch(
     if isinstance(encoder, AudioEncoder):
         if encoder_options:
             raise ValueError(
-                f"{', '.join(encoder_options)}: options go with an encoder's name, this one is loaded"
+                f"{', '.join(encoder_options)}: options need an encoder's name, but this encoder is loaded already"
             )
     else:
         encoder_options.setdefault("device", getattr(model, "device", None))
@@ -129,11 +131,15 @@ def patch(
 
 
 def unpatch(model: nn.Module, *, missing_ok: bool = False) -> None:
-    """Give a patched model back as it was; the same as `unpatch` of its handle.
+    """Restore a patched model; the same as `unpatch` of its handle.
+
+    Args:
+        model: the model that was patched.
+        missing_ok: whether to ignore a model that isn't patched.
 
     Raises:
         ValueError: if the model isn't patched, unless `missing_ok`.
-        RuntimeError: if somebody wrapped a method again after the patch; nothing is undone then.
+        RuntimeError: if a method was wrapped again after the patch; then nothing is undone.
     """
     handle = _HANDLES.get(inner_model(model))
     soundclip = handle() if handle is not None else None
@@ -145,13 +151,13 @@ def unpatch(model: nn.Module, *, missing_ok: bool = False) -> None:
 
 @dataclass(frozen=True)
 class Trace:
-    """Which patches a sound kept.
+    """The patches that a sound kept in a picture.
 
     Attributes:
         frame: the picture as the tower saw it, resized and cropped.
-        similarity: (rows, columns) float32 cosines of the sound with the patches.
+        similarity: (rows, columns) float32 cosines of the sound with each patch.
         kept: (rows, columns) bool, true where a patch keeps its value.
-        k: how many are kept.
+        k: number of kept patches.
         encoder: name of the audio encoder.
     """
 
@@ -171,17 +177,17 @@ class Trace:
 
 
 class SoundCLIP:
-    """A LLaVA's hearing, the handle that `patch` returns.
+    """The handle that `patch` returns, through which the model hears.
 
     `k`, `alignment`, `norm`, `tokens` and `control` can be changed between calls.
 
     Attributes:
         model: the patched model.
-        host: the model's vision side: `grid`, `patches` and `width`, its `vision_tower`, and `tower_tokens` of pictures.
+        host: the model's vision side, with `grid`, `patches`, `width`, `vision_tower` and `tower_tokens`.
         encoder: the audio encoder.
         projector: the trained projector, or None.
-        processor: the model's processor, loaded when it is first needed.
-        prompt: the question of `caption` by default.
+        processor: the model's processor, loaded on first use.
+        prompt: the default question of `caption`.
     """
 
     prompt = "What is the main object that is sounding in this image? Describe it and its sound."
@@ -214,7 +220,7 @@ class SoundCLIP:
         self.processor: Any = None
         self.host = host
         self._undo = Undo()
-        self._opened: list[Hearing] = []  # in any context, for threads that have none of their own
+        self._opened: list[Hearing] = []  # in any context, for threads without one of their own
         self._lock = threading.Lock()
         self._is_installed = False
         self.k = k
@@ -276,8 +282,10 @@ class SoundCLIP:
 
     @property
     def control(self) -> Control | None:
-        """The control in place of the sound's own effect: "noise" or "zero" in the CLS slot,
-        "random" patches, or None, the usual. See `llava_soundclip.controls`."""
+        """None by default. "noise" or "zero" fill the CLS slot instead of the sound; "random" keeps random patches.
+
+        See `llava_soundclip.controls`.
+        """
         return self._control
 
     @control.setter
@@ -295,17 +303,17 @@ class SoundCLIP:
     ) -> Iterator["SoundCLIP"]:
         """Let every call inside the block hear: one sound per image, in the order of the images.
 
-        A call in another thread hears its own context's sound; a thread started without a context hears the
-        only sound that is open on this handle.
+        A call in another thread hears the sound of its own context. A thread that was started without a context hears
+        the sound that is open on this handle, if there is only one.
 
         Args:
-            sounds: one sound or a list of them. A sound is a path, bytes, a binary file, or an array or
-                tensor, (samples,) or (channels, samples), float in [-1, 1].
-            sampling_rate: Hz of arrays and tensors, or of each; files know their own.
+            sounds: a sound or a list of sounds. A sound is a path, bytes, a binary file, an array or a tensor. Arrays
+                and tensors are (samples,) or (channels, samples), float in [-1, 1].
+            sampling_rate: sampling rate of arrays and tensors in Hz, or a list with one per sound; files know theirs.
 
         Raises:
             MediaError: if a file can't be decoded.
-            TypeError, ValueError: for an array without a rate, or one that is empty, holds NaN or integers.
+            TypeError, ValueError: for an array that has no rate, is empty, or holds NaN or integers.
             RuntimeError: if the model was unpatched.
         """
         hearing = Hearing(self.embed(sounds, sampling_rate=sampling_rate))
@@ -319,13 +327,13 @@ class SoundCLIP:
                 self._opened = [other for other in self._opened if other is not hearing]
 
     def embed(self, sounds: Any, *, sampling_rate: int | Sequence[int] | None = None) -> Tensor:
-        """Encode sounds: (n, d_a) float32, z_a of Algorithm 1. Arguments and errors are those of `audio`."""
+        """Encode sounds to z_a of Algorithm 1: (n, d_a) float32. Arguments and errors are those of `audio`."""
         if not self._is_installed:
             raise RuntimeError("the model was unpatched, or patched again: this handle hears no more")
         return self.encoder.embed(*as_waveforms(sounds, sampling_rate, self.encoder.decoding_rate))
 
     def align(self, embeddings: Tensor) -> Tensor:
-        """f_a of Algorithm 1: (n, d_a) to (n, D), raw, projected or mixed as `alignment` says."""
+        """Align z_a (n, d_a) to f_a (n, D) of Algorithm 1: raw, projected or mixed, depending on `alignment`."""
         if embeddings.is_inference() and not torch.is_inference_mode_enabled():
             embeddings = embeddings.clone()  # so that a gradient may flow into the projector
         device = next(self._align.parameters(), embeddings).device  # where the user has the projector
@@ -339,17 +347,20 @@ class SoundCLIP:
         image_sizes: Any = None,
         sampling_rate: int | Sequence[int] | None = None,
     ) -> Tensor | list[Tensor]:
-        """The tokens behind the mm_projector that the language model would read, for other engines.
+        """The output of the mm_projector that the language model would read, for use in other engines.
 
         Args:
             pixel_values: (n, 3, H, W) from the stock image processor; (n, tiles, 3, H, W) for LLaVA-NeXT.
             sounds: one sound per image; see `audio`.
-            image_sizes: sizes of images in tiles, from their processor: (n, 2) for LLaVA-NeXT.
-            sampling_rate: Hz of arrays and tensors, or of each.
+            image_sizes: (n, 2) sizes of the images from the processor, for LLaVA-NeXT only.
+            sampling_rate: see `audio`.
 
         Returns:
-            (n, N+1, hidden) with tokens="zero", (n, k+1, hidden) with "drop"; the sound's token first. With
-            `image_sizes` a list of (tokens, hidden), one per image: they differ in length.
+            (n, N+1, hidden) with tokens="zero", (n, k+1, hidden) with "drop"; the sound's token is first. With
+            `image_sizes`, a list of (tokens, hidden), one per image, since their lengths differ.
+
+        Raises:
+            MediaError, TypeError, ValueError, RuntimeError: as in `audio`.
         """
         with self.audio(sounds, sampling_rate=sampling_rate):
             visual = self.host.visual_tokens(pixel_values, image_sizes)
@@ -370,13 +381,18 @@ class SoundCLIP:
         Args:
             source: a video or a sound (see `audio`), or a list of them.
             prompt: the question; by default `self.prompt`.
-            picture: the picture in place of the video's own frame: a path, a PIL image, an array; or a list.
-            frame: which frame of a video: "middle", "first" or seconds.
-            sampling_rate: Hz of arrays and tensors, or of each.
+            picture: a picture in place of the video's own frame: a path, a PIL image, an array, or a list of them.
+            frame: the frame of a video to use: "middle", "first" or its time in seconds.
+            sampling_rate: see `audio`.
             **generate_kwargs: for `model.generate`; `max_new_tokens` is 128 unless given.
 
         Returns:
-            The caption; a list of them for a list.
+            The caption, or a list of captions for a list of sources.
+
+        Raises:
+            MediaError: if a file can't be decoded.
+            TypeError, ValueError: as in `audio`, or for a sound without a picture.
+            RuntimeError: if the model was unpatched.
         """
         sources = as_list(source)
         pictures = pictures_for(sources, picture, frame)
@@ -404,14 +420,14 @@ class SoundCLIP:
         *,
         sampling_rate: int | Sequence[int] | None = None,
     ) -> Trace:
-        """Which patches a sound keeps: similarities and choice on the tower's grid, with the frame it saw.
+        """The patches that a sound keeps: similarities and choice on the tower's grid, with the frame.
 
-        Arguments are those of `caption`, for one source.
+        Arguments and errors are those of `caption`, for a single source.
         """
         processor = self.load_processor()
         seen = pictures_for([source], picture, frame)[0]
         pixel_values = processor.image_processor(seen, return_tensors="pt")["pixel_values"]
-        pixel_values = pixel_values.flatten(0, -4)[:1]  # the first tile, which shows all of the picture
+        pixel_values = pixel_values.flatten(0, -4)[:1]  # the first tile shows the whole picture
         with torch.no_grad():
             audio = fill(self.align(self.embed(source, sampling_rate=sampling_rate)), self.control)
             selection = self.substituter().select(self.host.tower_tokens(pixel_values), audio)
@@ -424,31 +440,33 @@ class SoundCLIP:
         )
 
     def load_processor(self) -> Any:
-        """The model's processor, loaded from where the model came from if the handle has none yet.
+        """The model's processor, loaded from the model's Hub id or folder if the handle has none yet.
 
         Raises:
-            ValueError: if the model came from nowhere (built from a config).
+            ValueError: if the model has no Hub id or folder, since it was built from a config.
         """
         if self.processor is None:
             from transformers import AutoProcessor
 
             origin = self.model.config._name_or_path
             if not origin:
-                raise ValueError("the model doesn't say where it came from: give patch its processor=")
+                raise ValueError(
+                    "the model has no Hub id or folder to load a processor from: pass processor= to patch()"
+                )
             self.processor = AutoProcessor.from_pretrained(origin)
         return self.processor
 
     def unpatch(self) -> None:
-        """Take everything away again. Twice is fine.
+        """Restore the model. A second call does nothing.
 
         Raises:
-            RuntimeError: if somebody wrapped a method again after the patch; nothing is undone then.
+            RuntimeError: if a method was wrapped again after the patch; then nothing is undone.
         """
         self._undo.close()
         self._is_installed = False
 
     def hearing(self) -> Hearing | None:
-        """The sounds that a call from here hears; None if it is to be stock.
+        """The sounds that a call from this context hears; None for a stock call.
 
         Raises:
             RuntimeError: in a thread without a sound of its own, if several are open on this handle.
@@ -476,7 +494,7 @@ class SoundCLIP:
             _OPEN.reset(token)
 
     def edit(self, layers: Sequence[Tensor], hearing: Hearing) -> list[Tensor]:
-        """Algorithm 1 on the tower's selected layers, each (n, N+1, D): chosen at the last of them."""
+        """Algorithm 1 on the tower's selected layers, each (n, N+1, D). The last one decides which patches stay."""
         audio = fill(self.align(hearing.embeddings), self.control)
         substituter = self.substituter()
         selection = substituter.select(layers[-1], audio)
@@ -489,13 +507,13 @@ class SoundCLIP:
         """Algorithm 1 on the tiles of images, for a host that lays out their patches itself.
 
         Args:
-            layers: the tower's selected layers, each (n, N+1, D), n being the number of tiles.
-            hearing: one sound a tile.
-            candidates: (n, N) bool, patches that the layout has a place for; no other is chosen.
+            layers: the tower's selected layers, each (n, N+1, D), where n is the number of tiles.
+            hearing: one sound per tile.
+            candidates: (n, N) bool, patches that have a place in the layout; only these are chosen.
 
         Returns:
-            The layers edited, with zeros for the other patches, and (n, N) bool, patches that the language
-            model reads: the candidates with tokens="zero", the chosen ones with "drop".
+            The edited layers, with zeros for the other patches; and (n, N) bool, the patches that the language model
+            reads: the candidates with tokens="zero", the chosen ones with "drop".
         """
         audio = fill(self.align(hearing.embeddings), self.control)
         substituter = self.substituter()
@@ -505,7 +523,7 @@ class SoundCLIP:
         return [substituter.zero(tokens, audio, selection) for tokens in layers], is_read
 
     def visual_tokens_per_image(self) -> int:
-        """N+1 or k+1, as `tokens` says."""
+        """N+1 with tokens="zero", k+1 with "drop"."""
         return 1 + (self.host.patches if self.tokens == "zero" else self.k)
 
     def substituter(self) -> AudioTokenSubstituter:

@@ -3,8 +3,8 @@
 Both name the same encoders and alignments. For the two retrieval applications Figure 9 leaves the budget open
 ("-") and Table 15 says 15; Appendix E compares the sound's vector with CLS, so there k changes nothing.
 
-For captions the paper contradicts itself: Appendix B.2 recommends CLAP, raw, k = 150 (1.92 by GPT-4o, the best of
-Tables 11 and 14, where WhisperCLIP has 1.87). In Table 12 and the table of 4.3 WhisperCLIP has 1.93. The presets
+For captions the paper contradicts itself. Appendix B.2 recommends CLAP, raw, k = 150, with 1.92 by GPT-4o: the best of
+Tables 11 and 14, where WhisperCLIP has 1.87. In Table 12 and the table of 4.3, WhisperCLIP has 1.93. The presets
 follow 4.5.
 """
 
@@ -15,13 +15,13 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Preset:
-    """A configuration, in the words of `patch`.
+    """A configuration, as arguments of `patch`.
 
     Attributes:
         encoder: a name of `available_encoders()`.
         alignment: "raw" or "projected".
-        k: patches that keep their value.
-        source: the paper's words and place.
+        k: number of patches that keep their value.
+        source: the place in the paper, with its wording.
     """
 
     encoder: str

@@ -1,4 +1,4 @@
-"""Prompts and pictures in the words and numbers of a model's processor."""
+"""Prompts and pictures in the format of a model's processor."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -9,9 +9,9 @@ if TYPE_CHECKING:
 
 
 def chat_prompt(processor: Any, question: str) -> str:
-    """A question about one image in the words of the model's chat template, or of LLaVA-1.5's.
+    """A prompt with a question about one image, by the model's chat template, or else by LLaVA-1.5's.
 
-    A question that has an image token already is a whole prompt and stays as it is.
+    A question that already has an image token is a whole prompt and stays unchanged.
     """
     if processor.image_token in question:
         return question

@@ -17,11 +17,11 @@ _EVERY = 10.0  # seconds between lines about progress
 
 T = TypeVar("T")
 
-_ALIKE = 4  # clips with the same reason, from which on the reason is written once
+_ALIKE = 4  # this many clips with the same reason share one line
 
 
 def command_line() -> str:
-    """The command as it was typed, for cards and provenance."""
+    """The command as the user typed it, for model cards and provenance."""
     return shlex.join([PROGRAM, *sys.argv[1:]])
 
 
@@ -37,8 +37,8 @@ def progress_bar(shown: bool, unit: str | None = None) -> "Progress":
     """Progress on the error stream: a bar with the time left on a terminal, else a line every ten seconds.
 
     Args:
-        shown: without it nothing is printed.
-        unit: the bar also tells the speed in it.
+        shown: whether anything is printed.
+        unit: unit of the speed that the bar also shows; None for no speed.
     """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
@@ -64,7 +64,7 @@ def progress_bar(shown: bool, unit: str | None = None) -> "Progress":
 
     console = Console(stderr=True)
     if shown and not console.is_terminal:
-        # Speed is estimated over minutes: a batch alone may take longer than rich's 30 s.
+        # The speed is estimated over minutes, since a single batch may take longer than rich's 30 s.
         return Lines(console=console, speed_estimate_period=600)
     speed = () if unit is None else (Speed(),)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), *speed, TimeLeft())
@@ -72,7 +72,7 @@ def progress_bar(shown: bool, unit: str | None = None) -> "Progress":
 
 
 class Ticker:
-    """Calls a function every ten seconds, in a thread of its own, so also while a single step takes long."""
+    """Calls a function every ten seconds from its own thread, so also during a long step."""
 
     def __init__(self, call: Callable[[], None]) -> None:
         self._call = call
@@ -87,7 +87,7 @@ class Ticker:
         self._thread.join()
 
     def run(self) -> None:
-        """Call until it is stopped, or nobody reads the lines any more."""
+        """Call the function until stopped, or until nobody reads the lines any more."""
         while not self._over.wait(_EVERY):
             try:
                 self._call()
@@ -112,15 +112,15 @@ def _duration(seconds: float) -> str:
 def work_through(
     items: Sequence[str], work: Callable[[Sequence[str]], Sequence[T]], batch_size: int
 ) -> Iterator[tuple[dict[str, T], dict[str, str]]]:
-    """Work in batches. The items of a batch that fails are tried one by one.
+    """Work in batches. If a batch fails, its items are tried one by one.
 
     Args:
         items: names to work on.
-        work: returns one result for each item of a batch.
+        work: function of a batch that returns one result per item.
         batch_size: items per batch.
 
     Yields:
-        The results of a batch by item, and the reasons of those that failed.
+        The results of a batch by item, and the reasons of the items that failed.
     """
     for at in range(0, len(items), batch_size):
         yield _work_on(items[at : at + batch_size], work)
@@ -131,7 +131,7 @@ def _work_on(
 ) -> tuple[dict[str, T], dict[str, str]]:
     try:
         return dict(zip(batch, work(batch), strict=True)), {}
-    except Exception as error:  # noqa: BLE001 - whatever it is, the other items are still to be worked on
+    except Exception as error:  # noqa: BLE001 - whatever it is, the other items come next
         if len(batch) == 1:
             return {}, {batch[0]: str(error) or type(error).__name__}
     results: dict[str, T] = {}
@@ -171,7 +171,7 @@ def _without_name(clip: str, reason: str) -> str:
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Write a file so that a reader sees the old one or the whole new one."""
+    """Write a file so that a reader sees either the old file or the whole new one."""
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     try:
         part.write_bytes(content)

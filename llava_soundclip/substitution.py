@@ -1,6 +1,6 @@
-"""Algorithm 1 on tensors: a sound in the CLS slot, the patches most like it, zeros for the rest.
+"""Algorithm 1 on tensors: a sound in the CLS slot, the patches most similar to it, zeros for the rest.
 
-Knows no model, no file and no encoder, and imports torch only.
+This module knows no model, file or encoder, and imports torch only.
 
 Shapes: B images, N patches, D tower width, k kept patches. The paper's V is `tokens`, its f_a `audio`.
 """
@@ -17,11 +17,11 @@ Norm = Literal["keep", "match"]
 
 @dataclass(frozen=True)
 class Selection:
-    """Which patches a sound chose (Algorithm 1, lines 8 and 9).
+    """The patches that a sound chose (Algorithm 1, lines 8 and 9).
 
     Attributes:
         similarity: (B, N) float32 cosines of the sound with each patch, in [-1, 1]; 0 for a zero vector.
-        kept: (B, k) int64 indices of the chosen patches, ascending: their spatial order.
+        kept: (B, k) int64 indices of the chosen patches, ascending, which is their spatial order.
     """
 
     similarity: Tensor
@@ -37,9 +37,10 @@ def best(scores: Tensor, k: int, candidates: Tensor | None = None) -> Tensor:
     """The patches with the k largest scores; ties go to the lower index.
 
     Args:
-        scores: (B, N).
-        k: how many, 0 to N.
-        candidates: (B, N) bool, the patches to choose from, others only if these are too few; all by default.
+        scores: (B, N) of any float dtype.
+        k: number of patches to choose, 0 to N.
+        candidates: (B, N) bool, the patches to choose from; by default all. Others are chosen only if these
+            are too few.
 
     Returns:
         (B, k) int64 indices, ascending.
@@ -50,15 +51,15 @@ def best(scores: Tensor, k: int, candidates: Tensor | None = None) -> Tensor:
 
 
 def check_k(k: int, patches: int | None = None) -> int:
-    """Return `k` if it can be a budget: an int that isn't a bool, from 0 to the number of patches.
+    """Return `k` if it is a valid budget: an int, not a bool, from 0 to the number of patches.
 
     Args:
         k: the budget.
-        patches: N; None where it isn't known yet.
+        patches: N; None if it isn't known yet.
 
     Raises:
         TypeError: for a bool, a float or anything else that isn't an int.
-        ValueError: for a negative number, or one above N; both numbers are named.
+        ValueError: for a negative number, or a number above N.
     """
     if isinstance(k, bool) or not isinstance(k, Integral):
         raise TypeError(f"k must be an int, the number of patches to keep, not {type(k).__name__} {k!r}")
@@ -70,12 +71,12 @@ def check_k(k: int, patches: int | None = None) -> int:
 
 
 class AudioTokenSubstituter:
-    """Put a sound into the CLS slot and keep the k patches most like it (Algorithm 1, lines 7 to 12).
+    """Puts a sound into the CLS slot and keeps the k patches most similar to it (Algorithm 1, lines 7 to 12).
 
     Args:
-        k: patches that keep their value, 0 to N.
-        norm: "keep" (the paper) leaves the sound as it is; "match" scales it to the norm of the CLS token
-            that it replaces.
+        k: number of patches that keep their value, 0 to N.
+        norm: "keep" leaves the sound unchanged, as in the paper; "match" scales it to the norm of the CLS token that
+            it replaces.
 
     Raises:
         TypeError, ValueError: for a `k` that isn't a non-negative int, or an unknown `norm`.
@@ -92,33 +93,33 @@ class AudioTokenSubstituter:
 
         Args:
             tokens: (B, N+1, D) tower output, CLS first. Not changed.
-            audio: (B, D) sound in the tower's space. Any float dtype; compared in float32.
+            audio: (B, D) sounds in the tower's space, of any float dtype. They are compared in float32.
 
         Returns:
             (B, N+1, D) in the dtype and on the device of `tokens`.
 
         Raises:
-            ValueError: if shapes don't fit or k is above N; the numbers are named.
+            ValueError: if shapes don't fit or k is above N; the message names the numbers.
         """
         return self.zero(tokens, audio, self.select(tokens, audio))
 
     def select(self, tokens: Tensor, audio: Tensor, candidates: Tensor | None = None) -> Selection:
         """Choose the k patches with the largest cosine; ties go to the lower index.
 
-        Other args and errors are those of a call. Nothing here carries a gradient.
+        Other arguments and errors are those of a call. No gradient flows through the choice.
 
         Args:
-            candidates: as `best` takes them.
+            candidates: as in `best`.
         """
         self._check(tokens, audio)
         with torch.no_grad():
             sound = _unit(audio.to(tokens.device))
-            # Multiplied and summed row by row, so that equal patches tie exactly in any batch.
+            # Multiply and sum row by row, so that equal patches tie exactly in any batch.
             similarity = (_unit(tokens[:, 1:]) * sound.unsqueeze(1)).sum(-1).clamp(-1, 1)
             return Selection(similarity, best(similarity, self.k, candidates))
 
     def zero(self, tokens: Tensor, audio: Tensor, selection: Selection) -> Tensor:
-        """(B, N+1, D): the sound, then the patches, zeros where `selection` doesn't keep them."""
+        """(B, N+1, D): the sound, then the patches, with zeros for those that `selection` doesn't keep."""
         patches = tokens[:, 1:].masked_fill(~selection.mask.unsqueeze(-1), 0)
         return torch.cat([self._slot(tokens, audio), patches], dim=1)
 
@@ -149,9 +150,9 @@ class AudioTokenSubstituter:
 
 
 def _unit(vectors: Tensor) -> Tensor:
-    """Vectors (..., D) scaled to length 1 in float32; a zero vector stays zero.
+    """Scale vectors (..., D) to length 1 in float32. A zero vector stays zero.
 
-    Divided by the largest entry first: the squares of very small or large values would leave float32.
+    They are first divided by their largest entry: squares of very small or large values would leave float32's range.
     """
     vectors = vectors.float()
     tiny = torch.finfo(torch.float32).tiny

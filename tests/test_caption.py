@@ -127,7 +127,7 @@ def test_mistakes(soundclip: SoundCLIP, film: Path, tmp_path: Path) -> None:
     with pytest.raises(MediaError, match=r"alone\.wav.*a sound alone needs picture="):
         soundclip.caption(tmp_path / "alone.wav")
     soundclip.processor = None
-    with pytest.raises(ValueError, match="give patch its processor="):
+    with pytest.raises(ValueError, match="pass processor= to patch"):
         soundclip.caption(film)
 
 

@@ -113,7 +113,7 @@ def test_presets_are_what_patch_takes(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_a_preset_stands_alone(tiny_llava: Any, given: dict[str, Any]) -> None:
     """What was given counts, not its value: the default, written out, contradicts a preset as any other."""
-    with pytest.raises(ValueError, match="says encoder, alignment and k: give either it or these"):
+    with pytest.raises(ValueError, match="sets encoder, alignment and k: give either the preset or these"):
         patch(tiny_llava, preset="cross_modal_retrieval", **given)
 
 

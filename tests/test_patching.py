@@ -725,7 +725,7 @@ class TestMistakes:
             patch(tiny_llava, TinyEncoder(), k=K, projector=projector, alignment="projected")
 
     def test_options_for_an_encoder_that_is_loaded(self, tiny_llava: Any) -> None:
-        with pytest.raises(ValueError, match="checkpoint: options go with an encoder's name"):
+        with pytest.raises(ValueError, match="checkpoint: options need an encoder's name"):
             patch(tiny_llava, TinyEncoder(), k=K, checkpoint="tiny")
 
     def test_an_unknown_encoder(self, tiny_llava: Any) -> None:
