@@ -1,4 +1,4 @@
-"""The alignment that a user names: "raw", "projected" or alpha."""
+"""The module for the alignment that a user names: "raw", "projected" or alpha."""
 
 from typing import TYPE_CHECKING
 
@@ -14,16 +14,16 @@ if TYPE_CHECKING:
 def build_alignment(
     alignment: str | float, *, audio_dim: int, width: int, projector: "Projector | None" = None
 ) -> nn.Module:
-    """The module that takes z_a (B, d_a) to f_a (B, D).
+    """Build the module that maps z_a (B, d_a) to f_a (B, D).
 
     Args:
         alignment: "raw", "projected", or alpha in [0, 1] (B.1: 1 is raw, 0 is projected).
-        audio_dim: d_a of the encoder.
-        width: D of the tower.
+        audio_dim: d_a, the encoder's width.
+        width: D, the tower's width.
         projector: needed unless raw.
 
     Raises:
-        ValueError: if `alignment` is none of these, or the projector is missing or of other widths.
+        ValueError: for another `alignment`, or if the projector is missing or has other widths.
     """
     raw = RawPad(width)
     alpha = check_alignment(alignment)
@@ -46,7 +46,7 @@ def check_alignment(alignment: str | float) -> float:
     """The alpha of an alignment: 1 for "raw", 0 for "projected", else the number itself.
 
     Raises:
-        ValueError: if it is none of these.
+        ValueError: for anything but "raw", "projected" or a number in [0, 1].
     """
     named = {"raw": 1.0, "projected": 0.0}
     if isinstance(alignment, str) and alignment in named:

@@ -1,4 +1,4 @@
-"""A projector's files: found here or on the Hub, and read so that a wrong one says what is wrong with it."""
+"""A projector's files: found on disk or on the Hub, and read with errors that say what is wrong with a file."""
 
 import hashlib
 import json
@@ -36,10 +36,10 @@ _FILE_SUFFIXES = {".safetensors", ".json", ".gguf", ".npz", ".onnx", ".zip"} | _
 
 
 def find(source: str | Path, **hub_options: Any) -> tuple[Path, Path | None]:
-    """The weights of a folder, a file or a Hub id, and where their config.json would be.
+    """The path of the weights for a folder, a file or a Hub id, and the path of their config.json.
 
     Raises:
-        FileNotFoundError: if it is a path that doesn't exist, or has no weights.
+        FileNotFoundError: if a path doesn't exist or has no weights.
         OSError: if the Hub can't be reached or refuses.
     """
     path = Path(os.path.expanduser(source))
@@ -60,7 +60,7 @@ def _find_weights(folder: Path) -> Path:
 
 
 def _checked_repo_id(source: str | Path) -> str:
-    """A Hub id; anything that is rather a path which doesn't exist is refused before any request."""
+    """Return a Hub id. What looks like a missing path is refused before any request."""
     name = str(source)
     path_like = (
         isinstance(source, Path)
@@ -88,7 +88,7 @@ def _download(repo_id: str, *, revision: str | None, **options: Any) -> tuple[Pa
         raise _unreachable(where, error) from error
     except EntryNotFoundError as error:
         raise FileNotFoundError(
-            f"The Hub's {where} holds no {WEIGHTS}, and nothing else is opened (a pickle least of all): "
+            f"The Hub's {where} holds no {WEIGHTS}, and no other file is opened, least of all a pickle: "
             "is it a projector? Projector.push_to_hub uploads one."
         ) from error
     except HfHubHTTPError as error:
@@ -96,10 +96,10 @@ def _download(repo_id: str, *, revision: str | None, **options: Any) -> tuple[Pa
             f"\nThis was for the projector {where}. A private or gated one needs token= or `hf auth login`."
         )
         raise
-    except Exception as error:  # whichever HTTP library this version of huggingface_hub is built on
+    except Exception as error:  # from whichever HTTP library this huggingface_hub uses
         raise _unreachable(where, error) from error
     _check_sum(repo_id, weights)
-    commit = weights.parent.name  # of the cache's snapshot: the branch may have moved on since
+    commit = weights.parent.name  # of the cached snapshot, since the branch may have moved
     try:
         return weights, Path(hf_hub_download(repo_id, CONFIG, revision=commit, **options))
     except EntryNotFoundError:
@@ -107,7 +107,7 @@ def _download(repo_id: str, *, revision: str | None, **options: Any) -> tuple[Pa
 
 
 def _unreachable(where: str, error: Exception) -> OSError:
-    """The error for the user: huggingface_hub's often names neither the repository nor what went wrong."""
+    """The error for the user. huggingface_hub's own often names neither the repository nor the cause."""
     return OSError(
         f"The projector {where} isn't in the cache and couldn't be fetched. Check the connection, HF_HUB_OFFLINE "
         f"and local_files_only, and try again, or give a folder. The Hub's answer: {error.__cause__ or error}"
@@ -115,7 +115,7 @@ def _unreachable(where: str, error: Exception) -> OSError:
 
 
 def _check_sum(repo_id: str, weights: Path) -> None:
-    """Compare with the Hub's sha256, which the cache keeps as the name of the file (of LFS files)."""
+    """Compare with the Hub's sha256. For LFS files it is the name of the file in the cache."""
     expected = weights.resolve().name
     if re.fullmatch("[0-9a-f]{64}", expected):
         found = hashlib.sha256(weights.read_bytes()).hexdigest()
@@ -136,14 +136,14 @@ def load(
     """Build a projector from its file, with every name, shape and number checked.
 
     Args:
-        build: makes the module from the arguments in its config.
+        build: function that builds the module from the arguments in its config.
         arguments: names that a config may have.
         weights: a safetensors file.
-        config_file: its config.json; where it is None or doesn't exist, the metadata of the weights do.
-        dtype: dtype of the result.
+        config_file: its config.json. If this is None or doesn't exist, the metadata of the weights are used.
+        dtype: dtype of the loaded weights.
 
     Raises:
-        ValueError: if the file is cut, of another format or another model, or its config is wrong.
+        ValueError: if the file is truncated, in another format or from another model, or its config is wrong.
     """
     if dtype not in _DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(map(str, _DTYPES))}, got {dtype!r}.")
@@ -153,16 +153,16 @@ def load(
         with safe_open(weights, "pt") as file:
             config = _read_config(arguments, weights, file.metadata() or {}, config_file)
             try:
-                with torch.device("meta"):  # allocates nothing, and draws no random numbers
+                with torch.device("meta"):  # without allocating memory or drawing random numbers
                     projector = build(**config)
             except ValueError as error:
                 raise ValueError(f"The config of {weights} is wrong: {error}") from error
             _check_tensors(weights, file, projector)
-            # Copies, since a file's tensors may stay mapped to it.
+            # Copies, since loaded tensors may stay mapped to the file.
             state = {name: file.get_tensor(name).to(dtype, copy=True) for name in projector.state_dict()}
     except SafetensorError as error:
         raise ValueError(
-            f"{weights} isn't a whole safetensors file ({error}): it is cut, damaged or of another format. "
+            f"{weights} isn't a whole safetensors file ({error}): it is truncated, damaged or in another format. "
             "Copy or download it again (force_download=True)."
         ) from error
     broken = [name for name, tensor in state.items() if not tensor.isfinite().all()]
@@ -175,13 +175,15 @@ def load(
 def _read_config(
     arguments: Collection[str], weights: Path, metadata: Mapping[str, str], config_file: Path | None
 ) -> dict[str, Any]:
-    """The arguments of the projector, from the metadata, `config.json` or both, which then must agree."""
+    """The arguments of the projector, from the metadata or `config.json`. If there are both, they must agree."""
     found: dict[str, str | bytes] = {}
     if METADATA_KEY in metadata:
         found[f"the metadata of {weights}"] = metadata[METADATA_KEY]
     if config_file is not None and config_file.is_file():
         if config_file.stat().st_size > _MAX_CONFIG_BYTES:
-            raise ValueError(f"{config_file} is larger than {_MAX_CONFIG_BYTES} bytes: not a projector's.")
+            raise ValueError(
+                f"{config_file} is larger than {_MAX_CONFIG_BYTES} bytes, so it isn't a projector's config."
+            )
         found[str(config_file)] = config_file.read_bytes()
     if not found:
         raise ValueError(
@@ -192,7 +194,7 @@ def _read_config(
     differing = [key for key in {**configs[0], **configs[-1]} if configs[0].get(key) != configs[-1].get(key)]
     if differing:
         raise ValueError(
-            f"{' and '.join(found)} disagree on {', '.join(differing)}: they aren't from one projector. "
+            f"{' and '.join(found)} disagree on {', '.join(differing)}: they are from different projectors. "
             "Remove the wrong one, or save again."
         )
     return configs[0]
@@ -202,25 +204,25 @@ def _parse_config(arguments: Collection[str], name: str, text: str | bytes) -> d
     try:
         config = json.loads(text, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"In {name} is no valid JSON ({error}).") from error
+        raise ValueError(f"{name} isn't valid JSON ({error}).") from error
     config = config if isinstance(config, dict) else {}
     version = config.pop("library_version", None)
     missing = {"audio_dim", "width", "hidden"} - config.keys()
     unknown = config.keys() - set(arguments)
     if missing or unknown:
         raise ValueError(
-            f"{name} isn't that of a projector as llava_soundclip {__version__} knows it (it says version "
+            f"{name} isn't the config of a projector that llava_soundclip {__version__} knows (it says version "
             f"{version!r}): {_named(missing=missing, unknown=unknown)}."
         )
     return config
 
 
 def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON")  # but Python's parser takes NaN and Infinity
+    raise ValueError(f"{name} isn't JSON")  # but Python's parser accepts NaN and Infinity
 
 
 def _check_tensors(weights: Path, file: Any, projector: nn.Module) -> None:
-    """Names, shapes and dtypes, all from the file's header: before a tensor is read."""
+    """Check names, shapes and dtypes from the file's header, before reading a tensor."""
     expected = {name: list(tensor.shape) for name, tensor in projector.state_dict().items()}
     names = file.keys()
     present = {name: file.get_slice(name) for name in names}
@@ -239,7 +241,7 @@ def _check_tensors(weights: Path, file: Any, projector: nn.Module) -> None:
 
 
 def _named(**groups: Iterable[str]) -> str:
-    """ "missing a, b; unknown c". A foreign model's thousand keys are cut short."""
+    """ "missing a, b; unknown c". The many keys of a foreign model are cut short."""
     parts = []
     for what, keys in groups.items():
         names = sorted(keys)

@@ -1,4 +1,4 @@
-"""The trained way into CLIP's token space: the paper's MLP, its file, and its place on the Hub."""
+"""The trained projector into CLIP's token space: the paper's MLP, its file, and its upload to the Hub."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -51,30 +51,30 @@ class Projector(
 
     with the exact GELU and dropout after each activation, in training only (Appendix E).
 
-    The keyword arguments from `encoder` on say what the projector was trained on. They are kept in
-    `config.json` and in the file of weights, and `check` compares them; one that is None is unknown and
-    compared with nothing.
+    The keyword arguments after `dropout` are labels: they say what the projector was trained on. They are stored in
+    `config.json` and in the weights file, and `check` compares them. A label that is None is unknown and isn't
+    compared.
 
     Args:
         audio_dim: d_a, the encoder's width.
         width: D, the width of the tower's tokens.
         hidden: width of the two hidden layers.
-        dropout: in [0, 1).
-        encoder: the encoder's name, as `patch` takes it.
-        checkpoint: which weights of the encoder.
-        fusion: how its blocks were fused.
-        pooling: which frames were averaged.
-        window: how a sound was windowed.
-        encoder_options: what else the encoder's signature says, such as AudioCLIP's amplitude; strings by name.
-        tower: the vision tower whose space this is.
-        tower_layer: the layer of the tower, or several.
-        loss: what it was trained with.
-        layers: L, only with fusion "weighted_sum": `layer_weights` (L,), the logits of the softmax over
-            the encoder's blocks, is then trained and stored with the projector.
+        dropout: dropout probability in [0, 1).
+        encoder: the encoder's name, as in `patch`.
+        checkpoint: the encoder's weights.
+        fusion: the fusion of the encoder's blocks.
+        pooling: the pooling over frames.
+        window: the windowing of a sound.
+        encoder_options: the rest of the encoder's signature, such as AudioCLIP's amplitude; strings by name.
+        tower: the vision tower that it was trained for.
+        tower_layer: the layer of the tower, or several layers.
+        loss: the training loss.
+        layers: L, the number of the encoder's blocks; only with fusion "weighted_sum". Then `layer_weights` (L,), the
+            logits of the softmax over the blocks, is trained and stored with the projector.
 
     Raises:
         ValueError: if a width isn't a positive int, `dropout` is out of range, a label has a wrong type,
-            or `layers` and `fusion` don't go together.
+            or `layers` doesn't match `fusion`.
     """
 
     ARGUMENTS: ClassVar[tuple[str, ...]] = (
@@ -129,19 +129,19 @@ class Projector(
         self.norm2 = nn.LayerNorm(hidden)
         self.linear3 = nn.Linear(hidden, width)
         if layers is not None:
-            self.layer_weights = nn.Parameter(torch.zeros(layers))  # equal weights to begin with
+            self.layer_weights = nn.Parameter(torch.zeros(layers))  # equal weights at first
 
     def forward(self, z: Tensor) -> Tensor:
-        """(B, d_a) of any float dtype to (B, D), computed and returned in the weights' dtype.
+        """Map (B, d_a) of any float dtype to (B, D), computed and returned in the weights' dtype.
 
         Raises:
-            ValueError: if `z` isn't a 2-D tensor of floats of the width `audio_dim`.
+            ValueError: if `z` isn't a 2-D float tensor of width `audio_dim`.
         """
         check_vectors(z)
         if z.shape[1] != self.audio_dim:
             raise ValueError(
                 f"The projector takes vectors of width {self.audio_dim}, got {z.shape[1]}: "
-                "give it those of the encoder that it was trained on."
+                "give it vectors of the encoder that it was trained on."
             )
         z = z.to(self.linear1.weight.dtype)
         h = F.dropout(F.gelu(self.norm1(self.linear1(z))), self.dropout, self.training)
@@ -172,19 +172,20 @@ class Projector(
         """Refuse an encoder and a tower that this projector wasn't trained on.
 
         Args:
-            signature: what `AudioEncoder.signature()` gives. A key that one side lacks isn't compared.
+            signature: the result of `AudioEncoder.signature()`. A key that one side lacks isn't compared.
             audio_dim: the encoder's `dim`.
             width: the width of the tower's tokens.
-            tower: the tower's name, None if it has none.
-            tower_layer: the layer that its tokens come from.
+            tower: the tower's name; None if it has none.
+            tower_layer: the layer or layers that the tokens come from.
+
 
         Raises:
-            ValueError: that names every field that differs, with both values, or a weight that isn't float.
+            ValueError: if a field differs or a weight isn't float. The message names every such field with both values.
         """
         for name, weight in self.named_parameters():
             if not weight.is_floating_point():
                 raise ValueError(
-                    f"The projector's {name} is {weight.dtype}: it was quantised. It is small, load it as float: "
+                    f"The projector's {name} is {weight.dtype}: it was quantised. It is small, so load it as float: "
                     "Projector.from_pretrained(..., dtype=torch.float16)."
                 )
         here = {
@@ -207,7 +208,7 @@ class Projector(
             )
 
     @classmethod
-    def from_pretrained(  # type: ignore[override]  # every argument of the mixin's that means something here
+    def from_pretrained(  # type: ignore[override]  # the mixin's arguments that apply here
         cls,
         pretrained_model_name_or_path: str | Path,
         *,
@@ -218,21 +219,21 @@ class Projector(
         force_download: bool = False,
         dtype: torch.dtype = torch.float32,
     ) -> "Projector":
-        """Load a projector in evaluation mode. Only safetensors is opened, and every key must be right.
+        """Load a projector in evaluation mode. Only safetensors files are opened, and all keys must match.
 
         Args:
             pretrained_model_name_or_path: a folder, a `.safetensors` file that `save_pretrained` wrote, or
                 a Hub id, "user/name".
             revision: branch, tag or commit on the Hub.
-            token: for private repositories; by default the one of `hf auth login`.
-            cache_dir: where downloads are kept; by default the Hub's cache.
-            local_files_only: take the cached files and send no request.
-            force_download: download again what is cached.
-            dtype: dtype of the loaded weights. Half-precision files are widened by default.
+            token: for private repositories; by default the token of `hf auth login`.
+            cache_dir: folder for downloads; by default the Hub's cache.
+            local_files_only: use the cached files and send no request.
+            force_download: download again even if the files are cached.
+            dtype: dtype of the loaded weights. By default, half-precision files are converted to float32.
 
         Raises:
             FileNotFoundError: if there is no such path, or no `model.safetensors` in it.
-            ValueError: if the file is cut, of another format or another model, or its config is wrong.
+            ValueError: if the file is truncated, in another format or from another model, or its config is wrong.
             OSError: if the Hub can't be reached or refuses; often one of huggingface_hub's subclasses.
         """
         weights, config_file = files.find(

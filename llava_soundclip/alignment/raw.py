@@ -21,10 +21,10 @@ class RawPad(nn.Module):
         self.width = checked_dim("width", width)
 
     def forward(self, z: Tensor) -> Tensor:
-        """(B, d_a) of any float dtype to (B, D) of the same one.
+        """Map (B, d_a) of any float dtype to (B, D) of the same dtype.
 
         Raises:
-            ValueError: if `z` isn't a 2-D tensor of floats.
+            ValueError: if `z` isn't a 2-D float tensor.
         """
         check_vectors(z)
         return F.pad(z[:, : self.width], (0, max(0, self.width - z.shape[1])))
@@ -34,12 +34,12 @@ class RawPad(nn.Module):
 
 
 class Mix(nn.Module):
-    """alpha x raw + (1 - alpha) x projected (B.1). At alpha 1 and 0 only the one side is computed.
+    """alpha x raw + (1 - alpha) x projected (B.1). At alpha 1 and 0 only one side is computed.
 
     Args:
         alpha: in [0, 1]; 1 is raw, 0 is projected.
-        raw: (B, d_a) to (B, D).
-        projected: (B, d_a) to (B, D).
+        raw: module that maps (B, d_a) to (B, D).
+        projected: module that maps (B, d_a) to (B, D).
 
     Raises:
         ValueError: if `alpha` isn't a number in [0, 1].
@@ -52,7 +52,7 @@ class Mix(nn.Module):
         self.projected = projected
 
     def forward(self, z: Tensor) -> Tensor:
-        """(B, d_a) to (B, D), in the dtype that torch promotes the two sides to."""
+        """Map (B, d_a) to (B, D), in the dtype that torch promotes the two sides to."""
         if self.alpha == 1:
             return self.raw(z)
         if self.alpha == 0:

@@ -287,7 +287,7 @@ class TestPickles:
 
     def test_as_config(self, bomb: bytes, folder: Path, marker: Path) -> None:
         (folder / "config.json").write_bytes(bomb)
-        with pytest.raises(ValueError, match=r"config.json is no valid JSON"):
+        with pytest.raises(ValueError, match=r"config.json isn't valid JSON"):
             Projector.from_pretrained(folder)
         assert not marker.exists()
 
@@ -315,7 +315,9 @@ class TestBrokenFiles:
     @pytest.mark.parametrize("keep", [0, 1, 7, 8, 100, -1])
     def test_cut(self, file: Path, keep: int) -> None:
         file.write_bytes(file.read_bytes()[:keep])
-        self.refused(file, "isn't a whole safetensors file", "cut, damaged or of another format", "again")
+        self.refused(
+            file, "isn't a whole safetensors file", "truncated, damaged or in another format", "again"
+        )
 
     @pytest.mark.parametrize("length", [2**63, 2**64 - 1, 10**9, 0, 2])
     def test_absurd_header_length(self, file: Path, length: int) -> None:
@@ -362,7 +364,7 @@ class TestBrokenFiles:
     )
     def test_metadata_that_is_no_json(self, file: Path, text: str) -> None:
         rewrite(file, metadata={"llava_soundclip": text})
-        self.refused(file, "is no valid JSON")
+        self.refused(file, "isn't valid JSON")
 
     @pytest.mark.parametrize("text", ["[]", "3", "null", '"audio_dim"', "{}"])
     def test_metadata_that_is_no_config(self, file: Path, text: str) -> None:
@@ -471,10 +473,10 @@ class TestConfigJson:
     @pytest.mark.parametrize(
         ("content", "message"),
         [
-            (b"", "config.json is no valid JSON"),
-            (b"\xff\xfe\x00", "config.json is no valid JSON"),
-            (b"[" * 100_000, "config.json is no valid JSON"),
-            (b'{"audio_dim": 3}', "config.json isn't that of a projector.*missing hidden, width"),
+            (b"", "config.json isn't valid JSON"),
+            (b"\xff\xfe\x00", "config.json isn't valid JSON"),
+            (b"[" * 100_000, "config.json isn't valid JSON"),
+            (b'{"audio_dim": 3}', "config.json isn't the config of a projector.*missing hidden, width"),
             (b"[1]", "missing audio_dim, hidden, width"),
             (b" " * (2**20 + 1), "larger than 1048576 bytes"),
         ],
