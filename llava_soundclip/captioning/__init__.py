@@ -1,4 +1,4 @@
-"""Captions of many clips: the loop, its options and settings, and the rows that it writes and others read."""
+"""Captions of many clips: the loop, its options and settings, and the reader and writer of its rows."""
 
 from llava_soundclip.captioning.many import Captioned, caption_clips, next_clips
 from llava_soundclip.captioning.rows import Caption, CaptionFile, read_captions

@@ -1,4 +1,4 @@
-"""JSON Lines with one row per clip, read so that every fault is named."""
+"""A reader of JSON Lines with one row per clip, which names every fault of a file."""
 
 import json
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def rows_of(file: str | PathLike[str], faults: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Rows with their line numbers, from 1 on. Lines that are no JSON objects are added to the faults."""
+    """Rows with their line numbers, which begin at 1. Lines that aren't JSON objects are added to the faults."""
     with open(file, encoding="utf-8-sig") as lines:
         for number, line in enumerate(lines, 1):
             if line.strip():
@@ -18,11 +18,11 @@ def rows_of(file: str | PathLike[str], faults: list[str]) -> Iterator[tuple[int,
                 if isinstance(row, dict):
                     yield number, row
                 else:
-                    faults.append(f"line {number} is no JSON object")
+                    faults.append(f"line {number} isn't a JSON object")
 
 
 def clip_of(row: dict[str, Any]) -> str | None:
-    """The clip that a row names by a text or a number; 7 and "7" are the same."""
+    """The clip that a row names, by a string or a number: 7 and "7" are the same."""
     clip = row.get("id", row.get("clip"))
     return str(clip) if isinstance(clip, str | int) and not isinstance(clip, bool) and clip != "" else None
 
@@ -34,6 +34,6 @@ def raise_for(file: str | PathLike[str], faults: list[str]) -> None:
 
 
 def listed(things: list[str], limit: int = 10) -> str:
-    """The first of many things, and how many more there are."""
+    """The first few of many things, and the number of the others."""
     more = f" and {len(things) - limit} more" if len(things) > limit else ""
     return "; ".join(things[:limit]) + more

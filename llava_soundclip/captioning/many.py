@@ -1,4 +1,4 @@
-"""Many clips, captioned in batches: the one loop that commands, evaluations and servers share."""
+"""The one loop that captions many clips in batches. Commands and evaluations share it."""
 
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 
-FRAMES = "frames"  # folder beside the rows, for pictures of clips that are parts of files
+FRAMES = "frames"  # folder next to the rows, for pictures of clips that are parts of files
 
 
 @dataclass
 class Captioned:
-    """The result of a run.
+    """The result of `caption_clips`.
 
     Attributes:
-        rows: one per clip and setting that this run captioned.
-        bad: reasons of clips that could not be captioned, by id.
+        rows: one row per clip and setting that this run captioned.
+        bad: for each clip that could not be captioned, the reason, by id.
     """
 
     rows: list[Row] = field(default_factory=list)
@@ -56,30 +56,30 @@ def caption_clips(
 
         captioned = caption_clips(soundclip, read_clips(["clips/"]), "captions.jsonl")
 
-    A row has "clip", "caption", and what it was made with: "encoder", "alignment", "k", "tokens", "model", and
-    "setting", "control", "heard" (the clip whose sound was played instead), "image" and "map" where there are any.
+    A row has "clip" and "caption", and says how the caption was made: "encoder", "alignment", "k" and "tokens". If they
+    apply, it also has "model", "setting", "control", "heard" (the clip whose sound was played instead), "image" and
+    "map".
 
     Args:
-        soundclip: the handle. Its alignment, k and control are as before afterwards.
-        clips: what is captioned, with ids of their own; see `read_clips`.
-        out: JSON Lines file that rows are added to. Clips in it are done already, so an interrupted run resumes.
-        options: prompt, frame, lengths.
-        settings: with names of their own; by default one, the handle's own.
+        soundclip: the handle. Its alignment, k and control are restored afterwards.
+        clips: clips with unique ids; see `read_clips`.
+        out: JSON Lines file to which rows are added. Clips in it are done already, so an interrupted run resumes.
+        options: prompt, frame, lengths and batch size.
+        settings: settings with unique names; by default one without a name, with the handle's own values.
         model: the model's name in rows.
-        picture: file of the picture that is seen with sounds that have none.
-        heard: for the control "another": given the good clips, the id of the clip whose sound is played with each
-            clip's picture, by id. By default `next_clips`.
+        picture: picture file for sounds that have no picture.
+        heard: for the control "another", a function of the clips that could be decoded. It returns for each clip's id
+            the id of the clip whose sound is played. By default `next_clips`.
         maps: folder for a picture of each clip's kept patches, in the first setting.
-        mapped: ids of the clips that get one; by default all.
-        on_rows: called with the rows of each batch, after they were written.
-        on_clips: called with the number of captions that are done, or failed, since the last call.
+        mapped: ids of the clips that get such a picture; by default all.
+        on_rows: called with the rows of each batch, after they are written.
+        on_clips: called with the number of captions that were done or failed since the last call.
 
     Returns:
         The new rows, and the bad clips.
 
     Raises:
-        ValueError: for an option that can't be, two clips with one id, or a file that holds something else than
-            captions.
+        ValueError: for an invalid option, two clips with one id, or a file that doesn't hold captions.
         MediaError: if `picture` can't be decoded.
         OSError: if a file can't be read or written.
     """
@@ -92,7 +92,7 @@ def caption_clips(
         raise ValueError("the control another needs two clips or more")
     captioned = Captioned()
     if plays_others or len(settings) > 1:
-        # First, so that no clip is heard in place of another that can't be, and all settings have the same clips.
+        # Decode all clips first: every setting gets the same clips, and only clips that decode are played for others.
         captioned.bad |= run.undecodable()
         on_clips(len(captioned.bad) * len(settings))
     good = [clip for clip in clips if clip.id not in captioned.bad]
@@ -117,7 +117,7 @@ def caption_clips(
 
 
 def next_clips(clips: Sequence[Clip]) -> dict[str, str]:
-    """The next clip of another source after each clip, by id. The last one is followed by the first."""
+    """For each clip's id, the id of the next clip from another source. The first clip follows the last."""
     found = {}
     for row, clip in enumerate(clips):
         others = [*clips[row + 1 :], *clips[:row]] or [clip]
@@ -157,7 +157,7 @@ class _CaptionRun:
         self.soundclip = soundclip
         self.clips = {clip.id: clip for clip in clips}
         if len(self.clips) < len(clips):
-            raise ValueError("two clips have one id: each needs one of its own")
+            raise ValueError("two clips have the same id: each clip needs its own")
         self.options = options
         self.folder = None if out is None else Path(out).parent
         self.picture = None if picture is None else os.fspath(picture)
@@ -165,10 +165,10 @@ class _CaptionRun:
         self.mapped = self.clips.keys() if mapped is None else mapped
         self.heard: dict[str, str] = {}
         if self.picture is not None:
-            load_frame(self.picture)  # an error now, rather than for each clip
+            load_frame(self.picture)  # one error now instead of one per clip
 
     def undecodable(self) -> dict[str, str]:
-        """Reasons of clips that have no sound or no picture, by id."""
+        """For each clip without a sound or a picture that decodes, the reason, by id."""
 
         def decode(ids: Sequence[str]) -> list[None]:
             for id in ids:
@@ -180,7 +180,7 @@ class _CaptionRun:
         return {id: why for _, failed in work_through([*self.clips], decode, 1) for id, why in failed.items()}
 
     def caption(self, ids: Sequence[str], *, setting: Setting, draws: bool) -> list[Row]:
-        """The rows of a batch, without what all rows share."""
+        """The rows of a batch, without the fields that all rows share."""
         shown = [self._shown(id) for id in ids]
         pictures = [frame_of(clip, self.options.frame) for clip in shown]
         played = [self._shown(self.heard[id]) if setting.control == ANOTHER else clip
@@ -208,7 +208,7 @@ class _CaptionRun:
         return rows
 
     def _shown(self, id: str) -> Clip:
-        """A clip ready to decode: read from its dataset, and with the run's picture if it has none."""
+        """A clip ready to decode: fetched from its dataset, and with the run's picture if it has none."""
         from llava_soundclip.media import probe
 
         clip = self.clips[id].fetched()
@@ -239,5 +239,5 @@ class _CaptionRun:
 
 
 def _file_for(clip: Clip) -> str:
-    """A name for a clip's pictures. A file that was named by another path has the same one."""
+    """The file name of a clip's pictures. It is the same for any path to one file."""
     return file_name(os.path.abspath(clip.sound) if clip.sound == clip.id else clip.id)

@@ -1,4 +1,4 @@
-"""Rows of captions: written batch by batch, so that a run can resume, and read for scores and reports."""
+"""Rows of captions: written batch by batch so that a run can resume, and read for scores and reports."""
 
 import json
 import os
@@ -24,14 +24,14 @@ ONLY_SETTING = "captions"  # the setting of a file that names none
 class CaptionFile:
     """A JSON Lines file of captions, one row per clip and setting, written batch by batch.
 
-    A run may end at any moment. A row that was half written then is taken away.
+    An interrupted run may leave an incomplete last row, which is removed.
 
     Args:
         path: the file.
         setting: the name of this run's setting in its rows; rows of other settings don't count as done.
 
     Raises:
-        ValueError: if a whole line is no row; such a file isn't touched.
+        ValueError: if a whole line isn't a row; such a file isn't changed.
     """
 
     def __init__(self, path: Path, setting: str | None = None) -> None:
@@ -41,13 +41,13 @@ class CaptionFile:
         whole, newline, rest = content.rpartition(b"\n")
         rows = [_row_of(line) for line in whole.split(b"\n")] if newline else []
         if None in rows:
-            raise ValueError(f"line {rows.index(None) + 1} of {path} is no row of captions")
+            raise ValueError(f"line {rows.index(None) + 1} of {path} isn't a row of captions")
         if rest:
             rows.append(_row_of(rest))
             with open(path, "r+b") as file:
                 if rows[-1] is None:
                     file.truncate(len(content) - len(rest))
-                else:  # only its end of line is missing
+                else:  # only its line end is missing
                     file.seek(0, os.SEEK_END)
                     file.write(b"\n")
         self._done = {os.path.abspath(row[0]) for row in rows if row is not None and row[1] == setting}
@@ -56,7 +56,7 @@ class CaptionFile:
         return os.path.abspath(clip) in self._done
 
     def add(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Write rows, through to the file system."""
+        """Append rows to the file."""
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         with open(self.path, "a", encoding="utf-8", newline="\n") as file:
             file.write(text)
@@ -68,11 +68,11 @@ class Caption:
 
     Attributes:
         id: the clip's id, the same in every setting and in the references.
-        text: the caption; may be empty, which is scored as such.
-        setting: such as "raw".
+        text: the caption. An empty one is scored as empty.
+        setting: name of the setting, such as "raw".
         image: path of the clip's picture or video, for CLIPScore.
         heard: id of the clip whose sound was played instead of its own.
-        is_deaf: whether no clip's sound was played: noise or a zero vector had its place.
+        is_deaf: whether noise or a zero vector took the place of any clip's sound.
     """
 
     id: str
@@ -84,7 +84,7 @@ class Caption:
 
     @property
     def played(self) -> str | None:
-        """The clip whose sound was played."""
+        """Id of the clip whose sound was played; None if no sound was."""
         return None if self.is_deaf else self.heard or self.id
 
 
@@ -92,17 +92,17 @@ def read_captions(file: str | PathLike[str]) -> list[Caption]:
     """Read captions, one per row.
 
     Rows are {"id": ..., "caption": ..., "setting": ..., "image": ...}; the last two are optional. The output of
-    `llava-soundclip caption --out` is read as it is: "clip" is the id, and "heard" the clip whose sound was played
-    instead. Its options make the name of a setting that has none, such as "clap-raw-150tk" or
+    `llava-soundclip caption --out` is also read: there "clip" is the id, and "heard" the clip whose sound was played
+    instead. A setting without a name is named by its options, such as "clap-raw-150tk" or
     "clap-raw-150tk-drop-noise". Other fields are ignored.
 
     Args:
-        file: JSON Lines. Relative paths of pictures begin where it is.
+        file: JSON Lines. Paths of pictures are relative to its folder.
 
     Raises:
-        ValueError: if rows aren't such, name a clip twice in one setting, or some have a setting and some
-            none; all of them are named.
-        OSError: if it can't be read.
+        ValueError: if rows lack a field or name a clip twice in one setting, or if only some have a setting. The
+            message names the lines.
+        OSError: if the file can't be read.
     """
     captions: list[Caption] = []
     faults: list[str] = []
@@ -160,7 +160,7 @@ def _picture_of(row: dict[str, Any], folder: Path) -> Path | None:
 
 
 def _row_of(line: bytes) -> tuple[str, str | None] | None:
-    """The clip and the setting of a row, None if the line isn't a row."""
+    """The clip and the setting of a row; None if the line isn't a row."""
     try:
         row = json.loads(line)
         return str(row["clip"]), row.get("setting")

@@ -1,4 +1,4 @@
-"""How clips are captioned: the options of a run, and settings that are compared with each other."""
+"""The options of a captioning run, and the settings that it compares."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,13 +18,13 @@ class CaptionOptions:
 
     Attributes:
         prompt: the question; None for the handle's own.
-        frame: which frame of a video is seen: "middle", "first", or seconds.
-        max_new_tokens: maximum length of a caption.
+        frame: the frame of a video to use: "middle", "first", or its time in seconds.
+        max_new_tokens: maximum length of a caption, in tokens.
         batch_size: clips per batch.
         do_sample: whether to sample; None leaves it to the model's generation config.
 
     Raises:
-        ValueError: if a number is below 1, or for another `frame`.
+        ValueError: if a number is below 1, or for an unknown `frame`.
     """
 
     prompt: str | None = None
@@ -47,12 +47,13 @@ class Setting:
 
     Attributes:
         alignment: "raw", "projected" or alpha; None for the handle's own.
-        k: patches that keep their value; None for the handle's own.
-        control: "another" clip's sound, "noise" or "zero" in the sound's place, "random" patches; None for none.
-        name: its name in rows and figures; None for rows without one.
+        k: number of patches that keep their value; None for the handle's own.
+        control: "another" for another clip's sound, "noise" or "zero" in the sound's place, or "random" for random
+            patches; None for no control.
+        name: its name in rows and figures; None for rows without a name.
 
     Raises:
-        ValueError: for another control.
+        ValueError: for an unknown control.
     """
 
     alignment: str | float | None = None
@@ -63,12 +64,12 @@ class Setting:
     def __post_init__(self) -> None:
         if self.control is not None and self.control not in get_args(CaptionControl):
             raise ValueError(
-                f"control is {', '.join(get_args(CaptionControl))} or none, not {self.control!r}"
+                f"control must be {', '.join(get_args(CaptionControl))} or None, not {self.control!r}"
             )
 
     @contextmanager
     def applied_to(self, soundclip: "SoundCLIP") -> Iterator[None]:
-        """Set a handle's alignment, k and control inside a block. Afterwards they are as before."""
+        """Set a handle's alignment, k and control inside a block. They are restored afterwards."""
         before = soundclip.alignment, soundclip.k, soundclip.control
         try:
             if self.alignment is not None:

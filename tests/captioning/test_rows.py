@@ -33,7 +33,7 @@ def test_a_file_cut_inside_a_letter(tmp_path):
 def test_a_file_of_something_else_is_not_touched(tmp_path):
     path = tmp_path / "notes.txt"
     path.write_text('{"clip": "a"}\nmy notes\nmore')
-    with pytest.raises(ValueError, match="line 2 of .*notes.txt is no row of captions"):
+    with pytest.raises(ValueError, match="line 2 of .*notes.txt isn't a row of captions"):
         CaptionFile(path)
     assert path.read_text() == '{"clip": "a"}\nmy notes\nmore'
 

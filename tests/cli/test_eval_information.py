@@ -211,7 +211,7 @@ def test_labels_are_read(tmp_path):
         ([{"id": "00001", "references": ["x"]}], "it has no labels"),
         (
             ["[1]", {"kind": "dog"}, "{"],
-            'line 1 is no JSON object; line 2 has no "id"; line 3 is no JSON object',
+            "line 1 isn't a JSON object; line 2 has no \"id\"; line 3 isn't a JSON object",
         ),
         ([{"id": "00001", "kind": {"a": 1}}], "line 1 has an object in 'kind', not a text, a number"),
         (
@@ -250,7 +250,7 @@ def test_labels_that_are_refused(features, tmp_path, rows, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nowhere"], "is no features folder"),
+        (["nowhere"], "isn't a features folder"),
         (["{features}", "--projector", "{other}"], "audio_dim is 5 in the projector and 12 here"),
         (["{features}", "--labels", "nowhere.jsonl"], "nowhere.jsonl"),
         (["{features}", "--apart", "film"], "source or clip, not 'film'"),

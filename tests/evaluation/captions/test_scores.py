@@ -704,7 +704,7 @@ def test_references_are_read_in_every_form(tmp_path):
     ("rows", "message"),
     [
         ([], "it is empty"),
-        (["not json", "[1]"], "line 1 is no JSON object; line 2 is no JSON object"),
+        (["not json", "[1]"], "line 1 isn't a JSON object; line 2 isn't a JSON object"),
         (
             [{"caption": "a"}, {"id": "", "caption": "a"}, {"id": True, "caption": "a"}],
             'line 1 has no "id"; line 2',
