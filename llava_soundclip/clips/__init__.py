@@ -1,6 +1,6 @@
-"""Clips: found in files, folders, tables, tars and datasets, and decoded. Knows no model.
+"""Clips: finding them in files, folders, tables, tars and datasets, and decoding them. Knows no model.
 
-Only `clips.given` imports torch: worker processes decode without it.
+Only `clips.given` imports torch, so worker processes decode without it.
 """
 
 from llava_soundclip.clips.clip import Clip, open_media

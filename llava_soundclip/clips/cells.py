@@ -1,4 +1,4 @@
-"""Cells of tables and datasets: texts, start and end times, and ids made of them."""
+"""Cells of tables and datasets: texts, start and end times, and ids made from them."""
 
 import math
 from collections.abc import Mapping
@@ -8,14 +8,14 @@ from llava_soundclip.clips.clip import times_text
 
 
 def as_text(value: Any) -> str | None:
-    """A cell as text, None if it is empty. What isn't Unicode in a file's name is escaped."""
+    """A cell as text; None if it is empty. Bytes of a file name that aren't Unicode are escaped."""
     if value is None or value == "":
         return None
     return str(value).encode("utf-8", "surrogatepass").decode("utf-8", "backslashreplace")
 
 
 def read_times(cells: Mapping[str, Any]) -> tuple[float | None, float | None, str | None]:
-    """Start and end in seconds, and what is wrong with them."""
+    """Start and end in seconds, and the fault if they are invalid. Each is None if there is none."""
     seconds: list[float | None] = []
     for name in ("start", "end"):
         value = cells.get(name)
@@ -28,7 +28,7 @@ def read_times(cells: Mapping[str, Any]) -> tuple[float | None, float | None, st
             return None, None, f"its {name} is {value!r}, not seconds"
     start, end = seconds
     if not all(value is None or 0 <= value < math.inf for value in seconds):
-        return None, None, f"it goes {times_text(start, end)}: times are seconds, 0 or more"
+        return None, None, f"it goes {times_text(start, end)}: times must be 0 or more, in seconds"
     if end is not None and end <= (start or 0.0):
         return None, None, f"it goes {times_text(start, end)}: it ends before it begins"
     return start, end, None

@@ -1,4 +1,4 @@
-"""One clip: where its sound and picture are, and when it starts and ends."""
+"""One clip: the places of its sound and picture, and its start and end."""
 
 import io
 import os
@@ -11,7 +11,7 @@ from llava_soundclip.media import MediaError, Source
 
 @dataclass(frozen=True, slots=True)
 class TarMember:
-    """A file inside of a tar that isn't packed: where its bytes are."""
+    """A file in an uncompressed tar: the place of its bytes."""
 
     path: str
     offset: int
@@ -23,13 +23,13 @@ class TarMember:
             file.seek(self.offset)
             content = file.read(self.size)
         if len(content) < self.size:
-            raise MediaError(f"{self.path}/{self.name}: the tar is cut before its end")
+            raise MediaError(f"{self.path}/{self.name}: the tar is truncated")
         return content
 
 
 @dataclass(frozen=True, slots=True)
 class DatasetCell:
-    """A column of a row of a `datasets` dataset, read when its turn comes."""
+    """A cell of a `datasets` dataset, read when it is needed."""
 
     dataset: Any
     row: int
@@ -38,7 +38,7 @@ class DatasetCell:
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """Bytes with the name that messages call them."""
+    """Bytes, with a name for messages."""
 
     content: bytes
     name: str
@@ -52,13 +52,13 @@ class Clip:
     """One clip: a sound with its picture.
 
     Attributes:
-        id: its name in the features folder: the same in every run, and no other clip's.
+        id: its name in the features folder, unique and the same in every run.
         source: the video that it comes from; clips of one video stay together when data is split.
-        sound: the file with the sound; a path, or a part of an archive.
-        picture: the file with the picture or video; None for the sound's own.
-        start: seconds in the video; None for its beginning.
-        end: seconds in the video; None for its end.
-        fault: why it can't be used, if that is known before it is opened.
+        sound: the file with the sound: a path, or a part of an archive or dataset.
+        picture: the file with the picture or video; None for the sound's own file.
+        start: start in the video, in seconds; None for its beginning.
+        end: end in the video, in seconds; None for its end.
+        fault: the reason why it can't be used, if that is known before it is opened.
     """
 
     id: str
@@ -70,13 +70,13 @@ class Clip:
     fault: str | None = None
 
     def fetched(self) -> "Clip":
-        """The clip as a worker process gets it, without references to a dataset."""
+        """The clip for a worker process: cells of a dataset are replaced by their content."""
         try:
             sound, picture = (
                 _fetch(media) if isinstance(media, DatasetCell) else media
                 for media in (self.sound, self.picture)
             )
-        except Exception as error:  # noqa: BLE001 - of whatever kind a dataset raises
+        except Exception as error:  # noqa: BLE001 - a dataset may raise anything
             return replace(self, sound="", picture=None, fault=str(error) or type(error).__name__)
         if sound is self.sound and picture is self.picture:
             return self
@@ -85,7 +85,7 @@ class Clip:
 
 
 def open_media(media: Media) -> Source:
-    """A source that the decoders of `media` take.
+    """A source for the decoders of `media`.
 
     Raises:
         MediaError: if a tar ends before its member does.
@@ -96,7 +96,7 @@ def open_media(media: Media) -> Source:
     if isinstance(media, Content):
         return _named(media.content, media.name)
     if isinstance(media, DatasetCell):
-        raise TypeError("a dataset's cell is fetched before it is opened")
+        raise TypeError("a dataset's cell must be fetched before it is opened")
     return media
 
 
@@ -111,7 +111,7 @@ def _named(content: bytes, name: str) -> io.BytesIO:
 
 
 def _fetch(cell: DatasetCell) -> Media:
-    """The content of a dataset's cell: bytes, or a path."""
+    """The content of a dataset's cell, as bytes or a path."""
     value = cell.dataset[cell.row][cell.column]
     name = f"row {cell.row}, {cell.column}"
     if isinstance(value, Mapping):
@@ -122,15 +122,15 @@ def _fetch(cell: DatasetCell) -> Media:
     if isinstance(value, str) and value:
         return value
     raise ValueError(
-        f"{name}: it is empty" if value is None else f"{name}: it is a {type(value).__name__}, no file"
+        f"{name}: it is empty" if value is None else f"{name}: it is a {type(value).__name__}, not a file"
     )
 
 
 def collect(clips: dict[str, Clip], found: Iterable[Clip]) -> None:
-    """Add clips to those collected so far, by their ids. The same clip counts once.
+    """Add clips by their ids to the clips collected so far. The same clip is added once.
 
     Raises:
-        ValueError: if two clips have one id.
+        ValueError: if two clips have the same id.
     """
     for clip in found:
         known = clips.setdefault(clip.id, clip)
@@ -142,7 +142,7 @@ def collect(clips: dict[str, Clip], found: Iterable[Clip]) -> None:
 
 
 def _place(clip: Clip) -> str:
-    """Where a clip is, for comparing and for messages."""
+    """The place of a clip, for comparison and for messages."""
     media = clip.sound
     if isinstance(media, str):
         where = os.path.abspath(media)
@@ -154,5 +154,5 @@ def _place(clip: Clip) -> str:
 
 
 def times_text(start: float | None, end: float | None) -> str:
-    """A start and an end in words."""
+    """A start and an end as a phrase."""
     return f"from {0.0 if start is None else start:g} s" + ("" if end is None else f" to {end:g} s")

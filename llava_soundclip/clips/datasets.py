@@ -1,4 +1,4 @@
-"""Clips of a `datasets.Dataset`, or of one named like "dataset:NAME:SPLIT"."""
+"""Clips of a `datasets.Dataset`, given as an object or by a name like "dataset:NAME:SPLIT"."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +9,7 @@ from llava_soundclip.clips.cells import as_text, read_times
 from llava_soundclip.clips.clip import Clip, DatasetCell, collect
 from llava_soundclip.clips.tables import Columns
 
-PREFIX = "dataset:"  # of the names that `read_named_dataset` takes
+PREFIX = "dataset:"  # prefix of the names for `read_named_dataset`
 
 
 def read_dataset(
@@ -20,20 +20,21 @@ def read_dataset(
     picture: str | None = None,
     columns: Columns | None = None,
 ) -> list[Clip]:
-    """The clips of a `datasets.Dataset`. Rows are read when their turn comes.
+    """The clips of a `datasets.Dataset`. Rows are read when they are needed.
 
     Args:
-        dataset: has a column of sounds or videos (`Audio`, `Video` or binary), and perhaps one of pictures.
-        name: what ids begin with.
+        dataset: a dataset with a column of sounds or videos (`Audio`, `Video` or binary), and optionally a column of
+            pictures.
+        name: prefix of the ids.
         sound: the column of sounds or videos.
-        picture: the column of pictures; None for the videos' own.
-        columns: for `id`, `source`, `start` and `end`.
+        picture: the column of pictures; None to use frames of the videos.
+        columns: the columns of `id`, `source`, `start` and `end`.
 
     Returns:
-        The clips. A row without an id has its number.
+        The clips. A row without an id gets its number.
 
     Raises:
-        ValueError: if a column is missing, or two clips have one id.
+        ValueError: if a column is missing, or two clips have the same id.
     """
     there = list(dataset.column_names)
     for column in (sound, *([] if picture is None else [picture])):
@@ -44,7 +45,7 @@ def read_dataset(
     wanted = replace(columns or Columns(), path=sound, picture="")
     meanings = {key: column for key, column in wanted.resolve(there, "the dataset").items() if key != "path"}
     values = dataset.select_columns(list(meanings.values()))[:] if meanings else {}
-    sounds = dataset.select_columns([sound])  # so that a row doesn't bring the other columns along
+    sounds = dataset.select_columns([sound])  # so that reading a row doesn't read the other columns
     pictures = None if picture is None else dataset.select_columns([picture])
     clips: dict[str, Clip] = {}
     for row in range(len(dataset)):
@@ -63,13 +64,13 @@ def read_named_dataset(name: str, columns: Columns | None = None) -> list[Clip]:
     """The clips of "dataset:NAME[:SPLIT]".
 
     Args:
-        name: NAME is a Hub id, or a folder that `save_to_disk` wrote; SPLIT is "train" if it isn't given.
-        columns: `path` is the column of sounds or videos, "audio" by default; the others as in tables.
+        name: NAME is a Hub id, or a folder that `save_to_disk` wrote; SPLIT is "train" by default.
+        columns: `path` is the column of sounds or videos, by default "audio"; the others are as in tables.
 
     Raises:
         ImportError: if `datasets` isn't installed.
-        ValueError: as `read_dataset`.
-        OSError: if it can't be found or reached.
+        ValueError: as in `read_dataset`.
+        OSError: if the dataset can't be found or reached.
     """
     datasets = require("datasets", extra="datasets")
     wanted, default = columns or Columns(), Columns()

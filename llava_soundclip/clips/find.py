@@ -1,4 +1,4 @@
-"""Finding media files: by name, in folders, by patterns."""
+"""Finding media files by name, in folders, and by patterns."""
 
 import glob
 import os
@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Iterable
 from pathlib import Path
 
-# Suffixes that count in a folder. A file that is named by itself may have any.
+# Suffixes of media in folders. A file that is named directly may have any suffix.
 _VIDEOS = "mp4 m4v mov mkv webm avi flv wmv mpg mpeg ts mts m2ts 3gp ogv gif"
 _SOUNDS = "wav mp3 m4a aac flac ogg oga opus wma aif aiff ac3 amr caf mka"
 VIDEO_SUFFIXES = frozenset(f".{suffix}" for suffix in _VIDEOS.split())
@@ -17,9 +17,9 @@ PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
 
 def find_clips(names: Iterable[str]) -> list[str]:
-    """Find media files: files by name, those in folders and below, and those that patterns match; each once.
+    """Find media files: named files, all media files in and below folders, and the matches of patterns.
 
-    A name that matches nothing stays in the list, so that it is reported as a bad clip.
+    Each file is listed once. A name that matches nothing stays in the list, so that it is reported as a bad clip.
     """
     clips: dict[str, str] = {}
     for name in names:
@@ -33,13 +33,13 @@ def find_clips(names: Iterable[str]) -> list[str]:
 
 
 def file_name(name: str) -> str:
-    """A clip's path or id as the name of one file, with a few digits that tell "a/b" from "a_b"."""
+    """A clip's path or id as a file name, with a checksum that distinguishes "a/b" from "a_b"."""
     readable = re.sub(r"[^\w.-]+", "_", os.path.basename(name))[-80:]
     return f"{readable}-{zlib.crc32(name.encode('utf-8', 'surrogatepass')):08x}"
 
 
 def picture_beside(path: str) -> str | None:
-    """The picture that has a sound file's name and lies beside it, if there is one."""
+    """The picture next to a sound file with the same name, if there is one."""
     stem, suffix = os.path.splitext(path)
     if suffix.lower() not in SOUND_SUFFIXES:
         return None

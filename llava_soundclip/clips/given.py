@@ -1,4 +1,4 @@
-"""Sounds and pictures as a user hands them over: files, bytes, arrays, one or a list."""
+"""Sounds and pictures that a user passes: files, bytes or arrays, single or in a list."""
 
 from collections.abc import Sequence
 from os import PathLike
@@ -20,20 +20,20 @@ def as_list(sounds: Any) -> list[Any]:
 def as_waveforms(
     sounds: Any, sampling_rate: int | Sequence[int] | None, decoding_rate: int | None
 ) -> tuple[list[np.ndarray | Tensor], int | Sequence[int]]:
-    """Decode files, and check that arrays come with their rate.
+    """Decode files, and check that arrays come with their sampling rate.
 
     Args:
-        sounds: one sound or a list: a path, bytes, a binary file, or an array or tensor.
-        sampling_rate: Hz of arrays and tensors, or of each.
-        decoding_rate: Hz at which files are decoded; None for each one's own.
+        sounds: a sound or a list of sounds; each is a path, bytes, a binary file, an array or a tensor.
+        sampling_rate: sampling rate of arrays and tensors in Hz, or a list with one per sound.
+        decoding_rate: sampling rate in Hz at which files are decoded; None for each file's own.
 
     Returns:
-        The arguments of `AudioEncoder.embed`: the waveforms and their rate in Hz, or each one's.
+        The arguments of `AudioEncoder.embed`: the waveforms, and their rate or list of rates in Hz.
 
     Raises:
         MediaError: if a file can't be decoded.
-        TypeError: for something that isn't a sound.
-        ValueError: for arrays without `sampling_rate`, arrays mixed with files, or no sound at all.
+        TypeError: for an object that isn't a sound.
+        ValueError: for arrays without `sampling_rate`, a mix of arrays and files, or an empty list.
     """
     items = as_list(sounds)
     if not items:
@@ -62,10 +62,13 @@ def pictures_for(sources: Sequence[Any], picture: Any, frame: FrameTime) -> list
     Args:
         sources: videos or sounds.
         picture: one picture for all, a list with one per sound, or None for each video's own frame.
-        frame: which frame of a video.
+        frame: the frame of a video to use: "middle", "first" or its time in seconds.
+
+    Returns:
+        One RGB picture per sound.
 
     Raises:
-        MediaError: if a picture can't be decoded, or a sound has none.
+        MediaError: if a picture can't be decoded, or a sound file has no picture.
         ValueError: if a list's length differs, or an array has no picture.
     """
     pictures = list(picture) if isinstance(picture, list | tuple) else [picture] * len(sources)

@@ -1,4 +1,4 @@
-"""All the clips that a user names, from whatever they are in."""
+"""All clips that a user names: files, folders, patterns, tables, tars and datasets."""
 
 import os
 import re
@@ -22,24 +22,24 @@ def read_clips(
     root: str | os.PathLike[str] | None = None,
     by_path: bool = False,
 ) -> list[Clip]:
-    """All clips of files, folders, patterns, tables and tars, each once.
+    """All clips in files, folders, patterns, tables, tars and datasets, without duplicates.
 
-    Ids don't depend on where the data lies. A file's id is its folder's name and its own name. In a named folder, or
-    one that a pattern begins with, it is that folder's name and the path below it. A sound file takes the picture
-    beside it that has its name, if there is one.
+    Ids don't depend on the place of the data. A file's id is its folder's name and its own name. In a named folder, or
+    in the folder that a pattern begins with, the id is that folder's name and the path below it. A sound file gets the
+    picture next to it with the same name, if there is one.
 
     Args:
-        names: videos, sounds, folders and patterns of them; tables (.csv, .tsv, .json, .jsonl, .parquet); WebDataset
-            tars, not packed; "dataset:NAME[:SPLIT]", see `read_named_dataset`.
+        names: videos, sounds, folders and patterns of them; tables (.csv, .tsv, .json, .jsonl, .parquet); uncompressed
+            WebDataset tars; "dataset:NAME[:SPLIT]", see `read_named_dataset`.
         columns: the columns of tables and datasets.
-        root: the folder where a table's relative paths begin, instead of its own.
-        by_path: whether a file's id is its path as it was found, as rows of captions have it.
+        root: folder that a table's relative paths start from; by default the table's own folder.
+        by_path: whether a file's id is its path, as in rows of captions.
 
     Returns:
-        The clips, also those that are known to be bad.
+        The clips, including those that are known to be bad.
 
     Raises:
-        ValueError: if a table lacks a column or can't be read, a tar is packed, or two clips have one id.
+        ValueError: if a table lacks a column or can't be read, a tar is compressed, or two clips have the same id.
     """
     wanted = columns or Columns()
     clips: dict[str, Clip] = {}
@@ -54,7 +54,7 @@ def read_clips(
             found: Iterable[Clip]
             if path.lower().endswith(_PACKED_TARS):
                 raise ValueError(
-                    f"{path} is packed, so its clips can't be read one by one: unpack it to a .tar"
+                    f"{path} is compressed, so its clips can't be read one by one: decompress it to a .tar"
                 )
             if suffix == ".tar":
                 found = read_tar(path)
@@ -70,7 +70,7 @@ def read_clips(
 
 
 def _base_of(name: str) -> str:
-    """The folder whose name ids begin with."""
+    """The folder whose name is the prefix of ids."""
     path = os.path.abspath(name)
     if os.path.isdir(path):
         return path

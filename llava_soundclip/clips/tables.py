@@ -18,17 +18,17 @@ TABLE_SUFFIXES = frozenset({".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parq
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns of a table that say what its clips are.
+    """The names of a table's columns, by their meaning.
 
-    A default that a table lacks is left out (but `path`); a name of your own that it lacks is an error. "" turns a
-    column off. `path` and `picture` may be patterns of columns, like "{youtube_id}.mp4".
+    A default column may be missing from a table, except `path`; a column that you name must exist. "" turns a column
+    off. `path` and `picture` may be patterns of columns, like "{youtube_id}.mp4".
 
     Attributes:
-        path: the video or sound; a relative path begins at the table's folder, or at `root`.
+        path: the video or sound; a relative path starts from the table's folder, or from `root`.
         picture: a picture or video for the sound.
-        start: seconds.
-        end: seconds.
-        id: the clip's name; by default it is made of the path and the times.
+        start: start in seconds.
+        end: end in seconds.
+        id: the clip's name; by default it is made from the path and the times.
         source: the video's name; by default its path.
     """
 
@@ -43,7 +43,7 @@ class Columns:
         """The columns to read, by their meaning.
 
         Raises:
-            ValueError: if one that is asked for is missing; both it and the table's columns are named.
+            ValueError: if a column is missing that the user named. The message lists the table's columns.
         """
         result = {}
         for field in fields(self):
@@ -54,7 +54,7 @@ class Columns:
             if missing:
                 raise ValueError(
                     f"{table} has no column {missing[0]!r} for the {field.name}; its columns are "
-                    f"{', '.join(there) or 'none'}. Say which one it is."
+                    f"{', '.join(there) or 'none'}. Name the right one."
                 )
             result[field.name] = name
         if "path" not in result:
@@ -62,14 +62,14 @@ class Columns:
         return result
 
 
-# AVE-2's annotations name videos by their YouTube ids; the media aren't part of it.
+# AVE-2's annotations name videos by their YouTube ids; it doesn't contain the media.
 AVE2 = Columns(
     path="{youtube_id}.mp4", start="segment_start_time", end="segment_end_time", source="youtube_id"
 )
 
 
 def columns_of(name: str, meaning: str) -> list[str]:
-    """The columns that a name, or a pattern for a path, is about."""
+    """The columns in a name, or in a pattern for a path."""
     patterned = re.findall(r"\{([^{}]+)\}", name) if meaning in ("path", "picture") else []
     return patterned or ([name] if name else [])
 
@@ -96,7 +96,7 @@ def _rows_of(path: str) -> tuple[list[str], Iterable[Mapping[str, Any]]]:
     """A table's columns and rows.
 
     Raises:
-        ValueError: if it can't be read; it is named.
+        ValueError: if it can't be read; the message names it.
     """
     suffix = Path(path).suffix.lower()
     try:

@@ -1,4 +1,4 @@
-"""Clips of WebDataset tars. Nothing is unpacked."""
+"""Clips of WebDataset tars, read without unpacking them."""
 
 import os
 import tarfile
@@ -11,7 +11,7 @@ from llava_soundclip.clips.find import PICTURE_SUFFIXES, SOUND_SUFFIXES, VIDEO_S
 
 
 def read_tar(path: str) -> Iterator[Clip]:
-    """The samples of a tar: members whose names are equal up to the first dot. Nothing is unpacked."""
+    """The samples of a tar. Members whose names are equal up to the first dot are one sample."""
     samples: dict[str, dict[str, TarMember]] = {}
     whole = os.path.abspath(path)
     prefix = f"{os.path.basename(os.path.dirname(whole))}/{os.path.basename(whole)}"
@@ -26,7 +26,7 @@ def read_tar(path: str) -> Iterator[Clip]:
                     place = TarMember(path, member.offset_data, member.size, member.name)
                     samples.setdefault(key, {})[f".{extension.lower()}"] = place
     except (OSError, tarfile.TarError) as error:
-        fault = f"{path} is cut, damaged or no tar: {error}"
+        fault = f"{path} is truncated, damaged or not a tar: {error}"
     for key, members in samples.items():
         id = as_text(f"{prefix}/{key}") or prefix
         sound = _first(members, SOUND_SUFFIXES) or _first(members, VIDEO_SUFFIXES)
@@ -41,6 +41,6 @@ def read_tar(path: str) -> Iterator[Clip]:
 
 
 def _first(members: Mapping[str, TarMember], suffixes: Iterable[str]) -> TarMember | None:
-    """The member of a kind; what WebDataset calls "left.wav" is a wav."""
+    """The first member with one of the suffixes. In WebDataset "left.wav" is a wav."""
     kinds = frozenset(suffixes)
     return next((place for name, place in sorted(members.items()) if Path(f"_{name}").suffix in kinds), None)

@@ -146,9 +146,9 @@ def test_missing_columns_are_named(data):
         ({"start": "soon"}, "its start is 'soon', not seconds"),
         ({"start": "3", "end": "2"}, "it goes from 3 s to 2 s: it ends before it begins"),
         ({"end": "0"}, "ends before it begins"),
-        ({"start": "-1"}, "times are seconds, 0 or more"),
-        ({"end": "nan"}, "times are seconds"),
-        ({"end": "inf"}, "times are seconds"),
+        ({"start": "-1"}, "times must be 0 or more"),
+        ({"end": "nan"}, "times must be"),
+        ({"end": "inf"}, "times must be"),
         ({"path": ""}, "row 1 of .*table.jsonl has no path"),
     ],
 )
@@ -260,7 +260,7 @@ def test_a_clip_in_a_tar_is_decoded_as_one_outside(tmp_path, media):
     found = decoder(good)
     assert np.array_equal(found.waveform, load_audio(media["a.mkv"], sampling_rate=16_000))
     assert np.array_equal(found.pixels[0], np.asarray(load_frame(media["a.mkv"])))
-    assert decoder(bad) == f"{path}/2.mkv: it isn't a media file, or it is cut or damaged"
+    assert decoder(bad) == f"{path}/2.mkv: it isn't a media file, or it is truncated or damaged"
 
 
 def test_tars_with_links_and_paths_outside(tmp_path, media):
@@ -299,16 +299,16 @@ def test_a_cut_tar_gives_what_is_before_the_cut(tmp_path, cut):
         try:
             assert len(open_media(clip.sound).read()) in (100, 1500)
         except MediaError as error:
-            assert "the tar is cut" in str(error)
+            assert "the tar is truncated" in str(error)
     assert clips
 
 
 def test_what_is_no_tar(tmp_path):
     (tmp_path / "a.tar").write_bytes(b"nothing of the kind" * 100)
     (clip,) = read_clips([str(tmp_path / "a.tar")])
-    assert "is cut, damaged or no tar" in clip.fault
+    assert "is truncated, damaged or not a tar" in clip.fault
     (tmp_path / "a.tar.gz").touch()
-    with pytest.raises(ValueError, match="is packed"):
+    with pytest.raises(ValueError, match="is compressed"):
         read_clips([str(tmp_path / "a.tar.gz")])
 
 
@@ -359,7 +359,7 @@ def test_a_dataset(media):
         None,
         None,
         "row 2, audio: it is empty",
-        "row 3, audio: it is a int, no file",
+        "row 3, audio: it is a int, not a file",
     ]
     with pytest.raises(ValueError, match="no column 'sound'; its columns are audio, image"):
         read_dataset(dataset, name="x", sound="sound")
