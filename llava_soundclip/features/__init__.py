@@ -1,4 +1,4 @@
-"""Features: each clip's sound and picture as vectors on disk, made once and trained on many times. Knows no host."""
+"""Features: each clip's sound and picture as vectors on disk, made once for many trainings. Knows no host."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from llava_soundclip.features.store import FeatureFolder, FeatureHeader, FeatureWriter
     from llava_soundclip.features.towers import VisionTower
 
-# Module of each name. Nothing is imported before it is asked for: the worker processes decode without torch.
+# Module of each name. Imports are lazy, so that worker processes decode without torch.
 _HOMES = {
     "Clip": "clips",
     "Columns": "clips",

@@ -1,6 +1,6 @@
-"""Who works on which clip, where several processes make one folder: locks on bytes of a file, gone with the process.
+"""Claims on clips, when several processes make one folder: locks on bytes of a file, which end with the process.
 
-Clips are told apart by a hash of their ids, so that processes with different lists agree without talking.
+Groups of clips come from a hash of their ids, so that processes with different lists agree without communication.
 """
 
 import os
@@ -20,45 +20,45 @@ GROUPS = 1024
 
 
 class Claims:
-    """The clips of a run that nobody else works on, group by group.
+    """The clips of a run that no other process works on, group by group.
 
-    Where the file system or Windows has no such locks, all clips are handed out: processes that run at the same
-    time then do the same work, and the folder's reader takes each row once.
+    On Windows, and on file systems without such locks, all clips are handed out. Processes that run at the same time
+    then do the same work, and the folder's reader takes each row once.
 
     Args:
-        path: the file that is locked; made if it isn't there.
-        clips: with ids of their own.
+        path: the file to lock; created if it doesn't exist.
+        clips: clips with unique ids.
     """
 
     def __init__(self, path: Path, clips: Sequence[Clip]) -> None:
-        self._file = open(path, "ab")  # noqa: SIM115 - closing it would let go of the claims
+        self._file = open(path, "ab")  # noqa: SIM115 - closing it would release the claims
         self._groups: dict[int, list[Clip]] = {}
         for clip in clips:
             self._groups.setdefault(group_of(clip.id), []).append(clip)
-        self._open: Counter[int] = Counter()  # clips of claimed groups that aren't on the disk yet
+        self._open: Counter[int] = (
+            Counter()
+        )  # number of clips in each claimed group that aren't on the disk yet
 
     def close(self) -> None:
-        """Let go of everything."""
+        """Release all claims."""
         self._file.close()
 
     def left(self) -> bool:
-        """Whether other processes held groups back so far."""
+        """Whether other processes still hold groups of this run."""
         return bool(self._groups)
 
     def take(self, finished: Callable[[], Collection[str]], *, wait: bool) -> Iterator[tuple[Clip, bool]]:
-        """Claim group after group, as the iteration goes on.
+        """Claim one group after another during the iteration.
 
         Args:
-            finished: asked once a group is claimed: the ids on the disk by then.
-            wait: whether to wait for groups that others hold, rather than leave them for a later call. What this
-                process holds must be on the disk before it waits.
+            finished: function that returns the ids on the disk; called after each claim.
+            wait: whether to wait for groups that other processes hold, or leave them for a later call. Before a
+                call with `wait`, all rows of this process must be on the disk.
 
         Yields:
             Each clip of the claimed groups, and whether it is finished.
         """
-        for group in sorted(
-            self._groups
-        ):  # one order for all processes: none waits for one that waits for it
+        for group in sorted(self._groups):  # the same order in all processes, so that there is no deadlock
             if not self._lock(group, wait):
                 continue
             clips = self._groups.pop(group)
@@ -72,7 +72,7 @@ class Claims:
             yield from states
 
     def settle(self, ids: Collection[str]) -> None:
-        """Say that clips are on the disk, or never will be. Groups without others are let go."""
+        """Record that clips are on the disk, or never will be. Groups without open clips are released."""
         for id in ids:
             group = group_of(id)
             self._open[group] -= 1
@@ -85,7 +85,7 @@ class Claims:
             return True
         try:
             fcntl.lockf(self._file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB), 1, group, os.SEEK_SET)
-        except (BlockingIOError, PermissionError):  # both mean "held", by system
+        except (BlockingIOError, PermissionError):  # which of them means "held" depends on the system
             return False
         except OSError:
             return True

@@ -1,6 +1,6 @@
-"""Features on a Ray cluster: tasks decode, a pool of actors embeds, one process writes. With Ray Data.
+"""Features on a Ray cluster, with Ray Data: tasks decode, a pool of actors embeds, one process writes.
 
-What is heavy is imported where it is used: the processes that decode import this module, and need no torch.
+Heavy imports are inside the functions: the processes that decode import this module but don't need torch.
 """
 
 import math
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from llava_soundclip.features.store import FeatureHeader, StoredDType
     from llava_soundclip.features.towers import VisionTower
 
-_MOST_CPUS = 8  # of an actor: more are worth more as another actor
-_TRIES = 2  # of work that processes die of, before its clips are tried one by one
-_CALLS = 100  # of a process that decodes, so that what FFmpeg may leak ends with it
+_MOST_CPUS = 8  # per actor; more CPUs are better used by another actor
+_TRIES = 2  # of work whose processes die, before its clips are tried one by one
+_CALLS = 100  # per process that decodes, so that a memory leak of FFmpeg ends with the process
 
 LoadEncoder: TypeAlias = "Callable[[str], AudioEncoder]"
 LoadTower: TypeAlias = "Callable[[str], VisionTower]"
@@ -49,35 +49,36 @@ def extract_features_on_ray(
     """Make the features of clips, as `extract_features` does, on all machines of a Ray cluster.
 
     Each GPU of the cluster gets an actor with the encoder and the tower; without GPUs, actors take half of the CPUs.
-    The other CPUs decode. Only this process writes, so it alone needs the folder; the package, the clips' files and
-    the weights must be on every node, under the same names.
+    The other CPUs decode. Only this process writes, so only it needs the folder. The package, the clips' files and
+    the weights must be on every node, under the same paths.
 
-    What a process or a node that dies had in hand is made again elsewhere. A clip that processes die of is a bad one.
+    If a process or a node dies, its work is done again elsewhere. A clip that makes processes die is a bad clip.
 
     Args:
-        clips: clips with ids of their own. See `read_clips`.
+        clips: clips with unique ids. See `read_clips`.
         load_encoder: loads the encoder onto a device, "cpu" or an accelerator's name. It is sent to the nodes.
         load_tower: loads the tower onto a device, in the same way.
         out: the features folder.
-        address: "auto" for the cluster that this machine is part of, "HOST:PORT" for the one with this head, "local"
-            for a Ray of its own on this machine. None for what this process has joined, else what `ray.init()` finds.
+        address: "auto" for the cluster that this machine is part of, "HOST:PORT" for the cluster with this head node,
+            "local" to start Ray on this machine. None for the cluster that this process has joined, else the cluster
+            that `ray.init()` finds.
         frames: number of frames per clip, evenly spaced.
         patches: whether to store the patch tokens as well.
         dtype: dtype of the stored numbers.
-        shard_size: clips of a shard: as many may be lost when this process is killed.
-        batch_size: clips that an encoder and a tower get at once.
+        shard_size: clips per shard. As many may be lost if this process is killed.
+        batch_size: clips per batch of the encoder and the tower.
         progress: whether to show a progress bar.
 
     Returns:
-        What was done, with the bad clips and their reasons. Its seconds are this process's for "wait" and "write", all
-        workers' in sum for "decode", "encoder" and "tower".
+        The result, with the bad clips and their reasons. Its seconds for "wait" and "write" are those of this process;
+        for "decode", "encoder" and "tower" they are the sum over all workers.
 
     Raises:
-        ImportError: without Ray.
+        ImportError: if Ray isn't installed.
         ConnectionError: if there is no such cluster.
-        ValueError: as `extract_features`.
-        RuntimeError: if the cluster is too small, or its actors don't start, also because a node has other weights
-            than another.
+        ValueError: as in `extract_features`.
+        RuntimeError: if the cluster is too small, or its actors don't start. Different weights on two nodes are one
+            cause.
     """
     from llava_soundclip.features.ledger import Extraction, Ledger, check_ids
     from llava_soundclip.features.store import FeatureWriter
@@ -111,14 +112,16 @@ def extract_features_on_ray(
 
 @dataclass(frozen=True)
 class Pool:
-    """The actors that embed. Wherever Ray puts them, a whole CPU is left: Ray Data waits for ever for the tasks before
-    a pool that holds all.
+    """The actors that embed.
+
+    They leave at least one whole CPU, wherever Ray puts them. If they took all CPUs, the tasks that decode would never
+    start and Ray Data would wait forever.
 
     Attributes:
-        size: actors.
-        cpus: CPUs of each.
-        gpus: GPUs of each, 0 or 1.
-        left: whole CPUs for the tasks that decode.
+        size: number of actors.
+        cpus: CPUs per actor.
+        gpus: GPUs per actor, 0 or 1.
+        left: number of whole CPUs for the tasks that decode.
     """
 
     size: int
@@ -131,7 +134,7 @@ class Pool:
         """The pool of a cluster.
 
         Args:
-            nodes: CPUs and GPUs of each node.
+            nodes: numbers of CPUs and GPUs of each node.
 
         Raises:
             RuntimeError: if no CPU would be left.
@@ -139,7 +142,7 @@ class Pool:
         with_gpus = [(cpus, int(gpus)) for cpus, gpus in nodes if cpus and gpus >= 1]
         if with_gpus:
             share = min(cpus / (2 * gpus) for cpus, gpus in with_gpus)
-            each = min(1.0, math.floor(100 * share) / 100)  # Ray rounds, perhaps up
+            each = min(1.0, math.floor(100 * share) / 100)  # Ray may round up
             left = sum(int(cpus - int(gpus) * each) for cpus, gpus in nodes)
             pool = cls(sum(gpus for _, gpus in with_gpus), each, 1, left)
         else:
@@ -151,8 +154,8 @@ class Pool:
         if pool.left < 1:
             found = ", ".join(f"{cpus:g}" for cpus, _ in nodes)
             raise RuntimeError(
-                f"the cluster is too small: its nodes have {found} CPUs (`ray start --num-cpus` says how many), and "
-                "whole ones are needed for decoding beside those for the encoder and the tower: 2 in all, or more"
+                f"the cluster is too small: its nodes have {found} CPUs (`ray start --num-cpus` sets them), but "
+                "decoding needs a whole CPU besides those for the encoder and the tower: 2 or more in all"
             )
         return pool
 
@@ -174,7 +177,7 @@ class _Embedding:
 
 
 class _ClusterRun:
-    """Sends clips through the cluster, and keeps the books."""
+    """Sends clips through the cluster, and records the results in the ledger."""
 
     def __init__(self, ledger: "Ledger", decoder: Decoder, embedding: _Embedding) -> None:
         self.ledger = ledger
@@ -186,10 +189,10 @@ class _ClusterRun:
         most = SORTED_AT_ONCE * self.embedding.batch_size
         together = max(1, min(most, len(waiting) // self.embedding.pool.left))
         for group_size in sorted({together, 1}, reverse=True):
-            # What a group's processes died of time and again is found by trying its clips one by one.
+            # If a group's processes keep dying, trying its clips one by one finds the bad clip.
             for id, made in self._made(list(waiting.values()), group_size):
                 clip = waiting.pop(id, None)
-                if clip is None:  # a row that came twice
+                if clip is None:  # a duplicate row
                     continue
                 if isinstance(made, str):
                     self.ledger.fail(clip, made)
@@ -204,8 +207,10 @@ class _ClusterRun:
     def _made(
         self, clips: Sequence[Clip], group_size: int
     ) -> "Iterator[tuple[str, tuple[Tensor, Tensor] | str]]":
-        """Each clip's id with its sound and tokens, or with the reason why it is bad, as they come; those that
-        processes die of don't come."""
+        """Yield each clip's id with its sound and tokens, or with the reason why it is bad.
+
+        Clips that make processes die aren't yielded.
+        """
         import ray.data
         import torch
 
@@ -223,7 +228,7 @@ class _ClusterRun:
             _decode,
             fn_args=[tries, self.decoder, [ray.put(dataset) for dataset in sent.datasets]],
             num_cpus=1,
-            max_calls=_CALLS,  # also what keeps Ray Data from decoding in the actors, where both want one CPU
+            max_calls=_CALLS,  # this also keeps Ray Data from decoding in the actors if both need one CPU
         )
         dataset = dataset.map(
             _Embed,
@@ -252,7 +257,7 @@ class _ClusterRun:
 
 
 class _Sent:
-    """Makes clips fit for other machines: whole paths, and datasets by number, so that each is sent once.
+    """Prepares clips for other machines: absolute paths, and datasets by number, so that each is sent once.
 
     Attributes:
         datasets: datasets of the clips so far.
@@ -284,7 +289,7 @@ def _received(media: Media, datasets: Sequence[Any]) -> Media:
 
 
 class Tries:
-    """Counts how often each piece of work was begun: Ray begins what a process died of anew, in the actors for ever."""
+    """Counts the starts of each piece of work. Ray restarts work whose process died, in actors without limit."""
 
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
@@ -295,7 +300,7 @@ class Tries:
 
 
 def _given_up(tries: Any, work: str) -> bool:
-    """Begin a piece of work, or find that too many processes have died of it."""
+    """Count a start of a piece of work; whether it was started too often."""
     import ray
 
     return ray.get(tries.begin.remote(work)) > _TRIES
@@ -304,7 +309,7 @@ def _given_up(tries: Any, work: str) -> bool:
 def _decode(
     row: dict[str, bytes], tries: Any, decoder: Decoder, references: Sequence[Any]
 ) -> Iterator[dict[str, bytes]]:
-    """A group of clips, decoded; several where they are large."""
+    """Decode a group of clips; large clips are split into several groups."""
     import ray
 
     clips: list[Clip] = pickle.loads(row["clips"])
@@ -326,7 +331,7 @@ def _decode(
 
 
 class _Embed:
-    """The work of an actor."""
+    """The actor: it embeds groups of decoded clips."""
 
     def __init__(self, tries: Any, embedding: _Embedding) -> None:
         from llava_soundclip.features.embed import Embedder, header_of
@@ -336,7 +341,7 @@ class _Embed:
         own = header_of(encoder, tower, frames=header.frames, patches=header.patches, dtype=header.dtype)
         differences = header.differences(own)
         if differences:
-            raise ValueError(f"nodes have other weights than others: {'; '.join(differences)}")
+            raise ValueError(f"nodes have different weights: {'; '.join(differences)}")
         self.tries = tries
         self.batch_size = embedding.batch_size
         self.seconds: dict[str, float] = {}
@@ -365,8 +370,7 @@ class _Embed:
 def _described(
     pool: Pool, load_encoder: LoadEncoder, load_tower: LoadTower, options: Mapping[str, Any]
 ) -> "tuple[FeatureHeader, Decoder]":
-    """The header of the features, and what decodes for them: asked of the cluster, since only its nodes need the room
-    for an encoder and a tower."""
+    """The features' header and decoder, made on the cluster: only its nodes need memory for an encoder and a tower."""
     import ray
 
     task = ray.remote(**pool.reserved)(_describe)
@@ -386,7 +390,7 @@ def _describe(
 def _loaded(
     load_encoder: LoadEncoder, load_tower: LoadTower, pool: Pool
 ) -> "tuple[AudioEncoder, VisionTower]":
-    """Both, in a process that Ray started for them."""
+    """Load both in a process of Ray."""
     import torch
 
     from llava_soundclip.running import default_device
@@ -406,7 +410,7 @@ def _nodes() -> list[tuple[float, float]]:
 
 @contextmanager
 def joined(address: str | None) -> Iterator[None]:
-    """Be part of a cluster; one that this process has joined before is left as it is."""
+    """Join a cluster inside a block. A cluster that this process joined before is used and not left."""
     import ray
 
     if address is None and ray.is_initialized():
@@ -421,7 +425,7 @@ def joined(address: str | None) -> Iterator[None]:
 
 @contextmanager
 def _errors_of_ray() -> Iterator[None]:
-    """Turn what Ray raises into the error that a worker raised, or else into a RuntimeError."""
+    """Turn an error of Ray into the error that a worker raised, or else into a RuntimeError."""
     from ray.exceptions import RayError, RayTaskError
 
     try:

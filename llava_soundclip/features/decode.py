@@ -1,4 +1,4 @@
-"""Clips decoded, in worker processes: a waveform and prepared pictures each. Knows no torch."""
+"""Decoding of clips in worker processes: a waveform and prepared pictures per clip. Doesn't import torch."""
 
 import os
 import signal
@@ -20,7 +20,7 @@ from llava_soundclip.clips import Clip, load_frames, load_sound, open_media
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-SORTED_AT_ONCE = 4  # batches whose clips are sorted by length, so that each batch holds clips of one
+SORTED_AT_ONCE = 4  # batches whose clips are sorted by length, so that clips of a batch have similar lengths
 SORTED_BYTES = 2**28
 _AHEAD_BYTES = 2**28
 
@@ -31,8 +31,8 @@ class Decoded:
 
     Attributes:
         waveform: (channels, samples) float32.
-        sampling_rate: Hz.
-        pixels: (frames, 3, H, W) float32, as the tower takes them.
+        sampling_rate: sampling rate of the waveform in Hz.
+        pixels: (frames, 3, H, W) float32, the input of the tower.
         seconds: time that decoding took.
     """
 
@@ -51,9 +51,9 @@ class Decoder:
     """Decodes clips. Picklable.
 
     Attributes:
-        sampling_rate: Hz that sounds are decoded at; None for each one's own.
+        sampling_rate: sampling rate in Hz at which sounds are decoded; None for each sound's own.
         frames: number of pictures per clip.
-        prepare: makes (frames, 3, H, W) float32 of pictures, as the tower takes them.
+        prepare: function of pictures that returns (frames, 3, H, W) float32, the input of the tower.
     """
 
     sampling_rate: int | None
@@ -61,7 +61,7 @@ class Decoder:
     prepare: Callable[[Sequence[Image]], np.ndarray]
 
     def __call__(self, clip: Clip) -> Decoded | str:
-        """Decode a clip, or say why it can't be."""
+        """Decode a clip, or return the reason why it can't be decoded."""
         began = time.perf_counter()
         try:
             if clip.fault is not None:
@@ -71,27 +71,27 @@ class Decoder:
             pictured = sound if clip.picture is None else open_media(clip.picture)
             pictures = load_frames(pictured, self.frames, clip.start, clip.end)
             pixels = self.prepare(pictures)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the other clips are still to be decoded
+        except Exception as error:  # noqa: BLE001 - whatever it is, the other clips come next
             return str(error) or type(error).__name__
         return Decoded(waveform, rate, pixels, time.perf_counter() - began)
 
 
 class DecodingPool:
-    """Decodes in worker processes, some clips ahead; clips come out in the order in which they went in.
+    """Decodes in worker processes, some clips ahead. Clips keep their order.
 
-    A clip at which a worker dies is a bad clip: the pool is started anew, and the others are decoded again.
+    A clip that makes a worker die is a bad clip: the pool is restarted, and the other clips are decoded again.
 
     Args:
         decoder: the work of each worker.
-        workers: processes; 0 decodes in this one.
-        ahead: clips that are decoded, or being so, before they are asked for; fewer where they are large.
+        workers: number of processes; 0 decodes in this process.
+        ahead: number of clips to decode in advance; fewer if they are large.
     """
 
     def __init__(self, decoder: Decoder, workers: int, ahead: int) -> None:
         self._decoder = decoder
         self._workers = workers
         self._ahead = ahead
-        self._largest = 1  # bytes of a clip so far
+        self._largest = 1  # bytes of the largest clip so far
         self._pool: ProcessPoolExecutor | None = None
 
     def __enter__(self) -> "Self":
@@ -104,7 +104,7 @@ class DecodingPool:
             self._pool.shutdown(wait=True, cancel_futures=True)
 
     def decode(self, clips: Iterable[Clip]) -> Iterator[tuple[Clip, Decoded | str]]:
-        """Each clip with what it holds, or with the reason why it is bad."""
+        """Yield each clip with its decoded content, or with the reason why it is bad."""
         if self._pool is None:
             for clip in clips:
                 yield clip, self._decoder(clip.fetched())
@@ -129,7 +129,7 @@ class DecodingPool:
             return clip, future.result()
         except BrokenProcessPool:
             pass
-        # Any of those under way may be the one that it died of: this one is tried alone.
+        # Any clip in progress may have made the worker die, so this one is tried alone.
         self._restart()
         result: Decoded | str
         try:
@@ -157,10 +157,10 @@ class DecodingPool:
         )
 
     def _restart(self) -> None:
-        """Start workers after one died, and see that they come up.
+        """Restart the workers after one died, and check that they start.
 
         Raises:
-            RuntimeError: if they don't.
+            RuntimeError: if they don't start.
         """
         assert self._pool is not None
         self._pool.shutdown(wait=True, cancel_futures=True)
@@ -170,7 +170,7 @@ class DecodingPool:
         except BrokenProcessPool as error:
             raise RuntimeError(
                 "the processes that decode don't start. A script that uses them needs `if __name__ == '__main__':` "
-                "before its first call, since each process imports it; workers=0 does without them."
+                "before its first call, since each process imports it; workers=0 decodes without them."
             ) from error
 
 
@@ -178,7 +178,7 @@ _decoder: Decoder
 
 
 def _begin(decoder: Decoder) -> None:
-    """Make a new process a worker: Ctrl-C is for the main process, and without that one it ends."""
+    """Set up a worker process: it ignores Ctrl-C, which the main process handles, and ends with the main process."""
     global _decoder
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()

@@ -1,4 +1,4 @@
-"""Decoded clips to the rows that are stored of them: the encoder's vectors and the tower's tokens, batch by batch."""
+"""From decoded clips to rows of features: the encoder's vectors and the tower's tokens, batch by batch."""
 
 import time
 from collections.abc import Iterator, MutableMapping, Sequence
@@ -16,14 +16,14 @@ from llava_soundclip.features.towers import VisionTower
 
 
 class Embedder:
-    """Makes rows of batches of decoded clips.
+    """Makes rows of features from batches of decoded clips.
 
     Args:
-        encoder: hears them.
-        tower: sees them.
-        patches: whether the patch tokens are also wanted.
-        batch_size: pictures that the tower gets at once.
-        seconds: sums of the time of the stages "encoder" and "tower".
+        encoder: the audio encoder.
+        tower: the vision tower.
+        patches: whether to return the patch tokens as well.
+        batch_size: pictures per batch of the tower.
+        seconds: times by stage, to which those of "encoder" and "tower" are added.
     """
 
     def __init__(
@@ -41,11 +41,11 @@ class Embedder:
         self.seconds = seconds
 
     def __call__(self, batch: Sequence[Decoded]) -> list[tuple[Tensor, Tensor] | str]:
-        """The rows of a batch. The clips of one that fails are tried one by one.
+        """The rows of a batch. If the batch fails, its clips are tried one by one.
 
         Returns:
-            For each clip its sound, (d_a,) or (L, d_a), and its tokens, CLS first: (P+1, D), or (1, D) where no
-            patches are wanted, both float32 on the CPU. Or the reason why it has none.
+            For each clip its sound, (d_a,) or (L, d_a), and its tokens, (P+1, D) with CLS first, or (1, D) without
+            patches. Both are float32 on the CPU. For a clip that fails, the reason.
         """
         try:
             with clock(self.seconds, "encoder"):
@@ -53,14 +53,14 @@ class Embedder:
                 audio = embed_sounds(self.encoder, [clip.waveform for clip in batch], rates).cpu()
             with clock(self.seconds, "tower"):
                 tokens = self._see([torch.from_numpy(clip.pixels) for clip in batch])
-        except Exception as error:  # noqa: BLE001 - whatever it is, the other clips are still to be worked on
+        except Exception as error:  # noqa: BLE001 - whatever it is, the other clips come next
             if len(batch) == 1:
                 return [str(error) or type(error).__name__]
             return [row for clip in batch for row in self([clip])]
         return list(zip(audio, tokens, strict=True))
 
     def _see(self, pictures: Sequence[Tensor]) -> list[Tensor]:
-        """The mean tokens of each clip's pictures."""
+        """The tokens of each clip, as the mean over its pictures."""
         sizes = [len(pixels) for pixels in pictures]
         pixels = torch.cat(list(pictures))
         kept = None if self.patches else 1
@@ -71,7 +71,7 @@ class Embedder:
 def header_of(
     encoder: AudioEncoder, tower: VisionTower, *, frames: int, patches: bool, dtype: StoredDType
 ) -> FeatureHeader:
-    """The header of features made with these."""
+    """The header of features made with an encoder and a tower."""
     signature = dict(encoder.signature())
     fusing = _fusing(encoder)
     if fusing is not None:
@@ -91,24 +91,24 @@ def header_of(
 
 
 def decoder_of(encoder: AudioEncoder, tower: VisionTower, *, frames: int) -> Decoder:
-    """The decoder of clips for these."""
+    """The decoder of clips for an encoder and a tower."""
     return Decoder(encoder.decoding_rate, frames, prepare_like(tower.processor))
 
 
 def embed_sounds(encoder: AudioEncoder, sounds: Sequence[Any], rates: Sequence[int]) -> Tensor:
-    """The vectors to store of sounds: (B, L, d_a) of an encoder whose blocks are fused, else (B, d_a); float32."""
+    """The vectors to store: (B, L, d_a) from an encoder that fuses blocks, else (B, d_a); float32."""
     fusing = _fusing(encoder)
     return encoder.embed(sounds, rates) if fusing is None else fusing.layer_means(sounds, rates)
 
 
 def _fusing(encoder: Any) -> Any:
-    """The encoder if it makes its vector of several blocks' means, else None."""
+    """The encoder if it fuses the means of several blocks, else None."""
     return encoder if hasattr(encoder, "layer_means") and hasattr(encoder, "fuse") else None
 
 
 @contextmanager
 def clock(seconds: MutableMapping[str, float], stage: str) -> Iterator[None]:
-    """Add the time that a block takes to a stage's."""
+    """Add the duration of a block to the seconds of a stage."""
     began = time.perf_counter()
     try:
         yield

@@ -1,4 +1,4 @@
-"""Clips to features: decoded in worker processes, embedded in full batches, written shard by shard."""
+"""From clips to features: decoded in worker processes, embedded in full batches, written shard by shard."""
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -33,30 +33,30 @@ def extract_features(
 ) -> Extraction:
     """Make the features of clips. An interrupted run resumes; several runs may share the work.
 
-    Of WhisperCLIP the means of all blocks are stored, which any fusion can use; of other encoders their vector.
-    The picture's CLS token at the tower's layer is stored; with `patches=True`, its patch tokens as well. The picture
-    is the frame in the middle, or the mean over several frames.
+    For WhisperCLIP the means of all blocks are stored, so that any fusion can use them; for other encoders their
+    vector. The picture's CLS token at the tower's layer is stored; with `patches=True`, its patch tokens as well. The
+    picture is the middle frame, or the mean over several frames.
 
     Args:
-        clips: clips with ids of their own. See `read_clips`.
+        clips: clips with unique ids. See `read_clips`.
         encoder: the audio encoder.
         tower: the vision tower.
         out: the features folder.
         frames: number of frames per clip, evenly spaced.
         patches: whether to store the patch tokens as well.
         dtype: dtype of the stored numbers.
-        shard_size: clips of a shard: as many may be lost when a run is killed.
-        workers: processes that decode, 0 for none but this one; by default as many as there are cores if the tower is
-            on a GPU, else half as many. Meanwhile torch has the other cores.
-        batch_size: clips that the encoder and the tower get at once.
+        shard_size: clips per shard. As many may be lost if a run is killed.
+        workers: number of processes that decode; 0 decodes in this process. By default one per core if the tower is
+            on a GPU, else one per two cores, and torch uses the other cores.
+        batch_size: clips per batch of the encoder and the tower.
         progress: whether to show a progress bar.
 
     Returns:
-        What was done, with the bad clips and their reasons.
+        The result, with the bad clips and their reasons.
 
     Raises:
-        ValueError: for an option that can't be, two clips with one id, or a folder whose features are of another kind;
-            what differs is named.
+        ValueError: for an invalid option, two clips with the same id, or a folder with features of another kind. The
+            message names the differences.
         RuntimeError: if no worker process starts.
     """
     clips = list(clips)
@@ -108,7 +108,7 @@ class _ExtractionRun:
     def work_on(self, pool: DecodingPool, *, wait: bool) -> None:
         decoded = self._timed(pool.decode(self.ledger.todo(wait=wait)))
         good = self._good(decoded)
-        batches = 1  # few at first, so that there is something to embed as soon as may be
+        batches = 1  # few at first, so that embedding starts soon
         while group := self._group(good, batches * self.batch_size):
             group.sort(key=lambda item: item[1].waveform.shape[-1])
             for at in range(0, len(group), self.batch_size):
@@ -117,7 +117,7 @@ class _ExtractionRun:
         self.ledger.flush()
 
     def _group(self, good: Iterator[tuple[Clip, Decoded]], clips: int) -> list[tuple[Clip, Decoded]]:
-        """The next clips that are sorted together; fewer where they are large."""
+        """The next clips to sort together; fewer if they are large."""
         group: list[tuple[Clip, Decoded]] = []
         room = SORTED_BYTES
         for clip, found in islice(good, clips):
@@ -153,13 +153,13 @@ class _ExtractionRun:
 
 
 def _cores() -> int:
-    """The cores that this process may use."""
+    """The number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager
 def _torch_threads(count: int) -> Iterator[None]:
-    """Run torch on no more than so many threads: those that share a core wait for each other, 12 times as long here."""
+    """Limit torch to `count` threads. With several threads per core it was up to 12 times slower."""
     before = torch.get_num_threads()
     torch.set_num_threads(max(1, min(before, count)))
     try:

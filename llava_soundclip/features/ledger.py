@@ -1,4 +1,4 @@
-"""The books of a run: which clips are made, there, bad or under way, in step with the folder and other processes."""
+"""The state of a run's clips: made, present, bad or in progress, in step with the folder and other processes."""
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -18,15 +18,15 @@ if TYPE_CHECKING:
 
 @dataclass
 class Extraction:
-    """The result of a run.
+    """The result of an extraction.
 
     Attributes:
-        made: clips whose features this run wrote.
-        there: clips that were in the folder already, or that another process made meanwhile.
-        bad: reasons of the others, by id.
-        seconds: by stage. "decode" is the workers' time in all; "wait", "encoder", "tower" and "write" are the
-            main process's.
-        interrupted: whether Ctrl-C ended it; what was made until then is in the folder.
+        made: number of clips whose features this run wrote.
+        there: number of clips that were in the folder already, or that another process made during the run.
+        bad: for each other clip, the reason, by id.
+        seconds: duration of each stage. "decode" is the sum over the workers; "wait", "encoder", "tower" and "write"
+            are the main process's.
+        interrupted: whether Ctrl-C ended the run. The features made until then are in the folder.
     """
 
     made: int = 0
@@ -37,13 +37,13 @@ class Extraction:
 
 
 class Ledger:
-    """Hands clips out, and takes each one's row, or the reason why it has none. To be used as a context manager.
+    """Hands out clips, and takes the row of each, or the reason why it has none. Use it as a context manager.
 
     Args:
-        clips: with ids of their own. See `check_ids`.
+        clips: clips with unique ids. See `check_ids`.
         writer: writer of the folder.
         result: the result to fill in.
-        advance: told after each clip.
+        advance: called after each clip.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Ledger:
         self.result = result
         self._advance = advance
         self._claims = Claims(writer.path / "locks" / "claims", clips)
-        self._unsafe: list[str] = []  # ids that are in the writer, not yet on the disk
+        self._unsafe: list[str] = []  # ids of rows in the writer that aren't on the disk yet
 
     def __enter__(self) -> "Self":
         return self
@@ -66,14 +66,14 @@ class Ledger:
         self._claims.close()
 
     def left(self) -> bool:
-        """Whether other processes held clips back so far."""
+        """Whether other processes still hold clips of this run."""
         return self._claims.left()
 
     def todo(self, *, wait: bool) -> Iterator[Clip]:
-        """The clips that are to be made by this process, claimed as the iteration goes on.
+        """The clips for this process, claimed during the iteration.
 
         Args:
-            wait: whether to wait for those that others hold, rather than leave them for a later call.
+            wait: whether to wait for clips that other processes hold, or leave them for a later call.
         """
         for clip, finished in self._claims.take(self._finished, wait=wait):
             if finished:
@@ -86,9 +86,9 @@ class Ledger:
         """Write a clip's row.
 
         Args:
-            clip: one that was handed out, once.
-            audio: (d_a,) or (L, d_a).
-            tokens: (P+1, D), CLS first, or (1, D) in a folder without patches.
+            clip: a clip from `todo`, which is added once.
+            audio: (d_a,) or (L, d_a) float32.
+            tokens: (P+1, D) float32 with CLS first, or (1, D) in a folder without patches.
         """
         with clock(self.result.seconds, "write"):
             try:
@@ -105,13 +105,13 @@ class Ledger:
             self._settle()
 
     def fail(self, clip: Clip, reason: str) -> None:
-        """Note why a clip has no row."""
+        """Record the reason why a clip has no row."""
         self.result.bad[clip.id] = reason.encode("utf-8", "backslashreplace").decode()
         self._claims.settle([clip.id])
         self._advance()
 
     def flush(self) -> None:
-        """Bring the rows so far to the disk."""
+        """Write the rows so far to the disk."""
         with clock(self.result.seconds, "write"):
             self.writer.flush()
         self._settle()
@@ -121,17 +121,17 @@ class Ledger:
         return self.writer.finished
 
     def _settle(self) -> None:
-        """The rows so far are on the disk: others may have their groups."""
+        """Release the groups of the rows so far, which are on the disk."""
         self._claims.settle(self._unsafe)
         self._unsafe.clear()
 
 
 def check_ids(clips: Sequence[Clip]) -> None:
-    """See that each clip has an id of its own.
+    """Check that ids are unique.
 
     Raises:
-        ValueError: with the first one that two have.
+        ValueError: if two clips have the same id; the message names the first such id.
     """
     twice = [id for id, count in Counter(clip.id for clip in clips).items() if count > 1]
     if twice:
-        raise ValueError(f"two clips have the id {twice[0]!r}: each needs one of its own")
+        raise ValueError(f"two clips have the id {twice[0]!r}: each clip needs its own")

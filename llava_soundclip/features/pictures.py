@@ -1,4 +1,4 @@
-"""CLIP's preparation of pictures without transformers, so that worker processes start in a moment and stay small."""
+"""CLIP's preparation of pictures without transformers, so that worker processes start quickly and stay small."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,15 +12,15 @@ _TRIAL_SIZES = ((64, 48), (37, 91), (500, 333), (10, 10))  # (width, height)
 
 @dataclass(frozen=True)
 class ClipPictures:
-    """Does what `CLIPImageProcessor` does: resize by the shorter side, cut the middle out, normalise. Picklable.
+    """The same as `CLIPImageProcessor`: resize by the shorter side, crop the centre, normalise. Picklable.
 
     Attributes:
-        size: pixels of the shorter side.
-        crop: height and width of the result.
+        size: length of the shorter side in pixels.
+        crop: height and width of the result in pixels.
         resample: Pillow's number of the filter.
-        scale: factor for bytes.
-        mean: by channel, after scaling.
-        std: by channel.
+        scale: factor for byte values.
+        mean: mean per channel, after scaling.
+        std: standard deviation per channel, after scaling.
     """
 
     size: int
@@ -32,7 +32,7 @@ class ClipPictures:
 
     @classmethod
     def like(cls, processor: Any) -> "ClipPictures | None":
-        """The same as an image processor; None if it does something else, which is tried on pictures."""
+        """An equivalent of an image processor, tested on pictures; None if the processor differs."""
         try:
             crop = processor.crop_size["height"], processor.crop_size["width"]
             mean, std = tuple(processor.image_mean), tuple(processor.image_std)
@@ -43,7 +43,7 @@ class ClipPictures:
             return None
 
     def __call__(self, pictures: Sequence[Image.Image]) -> np.ndarray:
-        """(n, 3, H, W) float32 of RGB pictures."""
+        """Prepare RGB pictures: (n, 3, H, W) float32."""
         return np.stack([self._prepare(picture) for picture in pictures])
 
     def _prepare(self, picture: Image.Image) -> np.ndarray:
@@ -60,18 +60,18 @@ class ClipPictures:
 
 @dataclass(frozen=True)
 class ProcessorPictures:
-    """Any image processor. A worker that gets one imports transformers."""
+    """Wraps any image processor. A worker that gets one imports transformers."""
 
     processor: Any
 
     def __call__(self, pictures: Sequence[Image.Image]) -> np.ndarray:
-        """(n, 3, H, W) float32 of RGB pictures."""
+        """Prepare RGB pictures: (n, 3, H, W) float32."""
         pixels = self.processor(list(pictures), return_tensors="np")["pixel_values"]
         return np.ascontiguousarray(pixels, dtype=np.float32)
 
 
 def prepare_like(processor: Any) -> ClipPictures | ProcessorPictures:
-    """The function with which worker processes prepare pictures."""
+    """The function that prepares pictures in worker processes, from an image processor."""
     return ClipPictures.like(processor) or ProcessorPictures(processor)
 
 

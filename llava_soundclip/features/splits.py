@@ -1,4 +1,4 @@
-"""The split of clips for training and validation: by source, since neighbours from one video are nearly copies."""
+"""The split of clips for training and validation, by source: clips of one video are nearly copies."""
 
 import hashlib
 from collections.abc import Sequence
@@ -6,22 +6,22 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-RECIPE = "recipe.json"  # beside a trained projector: what its training held out of which folder
+RECIPE = "recipe.json"  # file next to a trained projector, with its features folder and held-out split
 
 
 def split_by_source(sources: Sequence[str], share: float, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Rows to train on and rows to validate on; all rows of a source are on one side.
+    """Split rows for training and validation. All rows of a source are on the same side.
 
-    The order of the rows doesn't matter: a source is drawn by a hash of its name and the seed.
+    The order of the rows doesn't matter: sources are drawn by a hash of their name and the seed.
 
     Args:
         sources: the source of each row.
-        share: held-out share of the rows, in (0, 1); met as nearly as whole sources allow, from below, with one
-            source at least.
+        share: held-out share of the rows, in (0, 1). The split has as many whole sources as fit into it, but at
+            least one.
         seed: random seed for the choice.
 
     Returns:
-        (n_train,) and (n_validation,) int64, ascending.
+        Row indices, ascending: (n_train,) and (n_validation,) int64.
 
     Raises:
         ValueError: for a share that isn't in (0, 1), or fewer than two sources.
@@ -37,7 +37,7 @@ def split_by_source(sources: Sequence[str], share: float, seed: int = 0) -> tupl
         )
     drawn = sorted(counts, key=lambda source: hashlib.sha256(f"{seed}:{source}".encode()).digest())
     kept, rows = {drawn[0]}, counts[drawn[0]]
-    for source in drawn[1:-1]:  # one is left to train on
+    for source in drawn[1:-1]:  # one source is left for training
         if rows + counts[source] <= share * len(sources):
             kept.add(source)
             rows += counts[source]

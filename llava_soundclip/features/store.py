@@ -1,14 +1,13 @@
 """Features on disk: a header, shards of tensors, and an index part for each shard.
 
-    features.json               what all rows have in common
+    features.json               properties that all rows share
     shards/<writer>-00000.safetensors    "audio" (n, d_a) or (n, L, d_a), "cls" (n, D), perhaps "patches" (n, P, D)
     index/<writer>-00000.parquet         id, source, start, end, shard, row, checksum of its n rows
-    locks/                      who is writing; empty files
+    locks/                      empty files, locked by the writers
 
-A shard is written whole under another name, then renamed, then its index part in the same way: a shard counts from
-the moment that its index part is there, and from then on it is never touched. Names begin with the writer's own id,
-so that several processes write into one folder. Should two of them have worked on the same clip, the row of the
-shard whose name comes first counts.
+A shard is written under another name and then renamed, and its index part after it in the same way. A shard counts
+once its index part exists, and is never changed afterwards. Names begin with the writer's own id, so that several
+processes can write into one folder. If two processes made the same clip, the row of the first shard by name counts.
 """
 
 import hashlib
@@ -58,7 +57,7 @@ _INDEX = pa.schema(
     ]
 )
 _SHARD_SIZE_KEY = b"shard_bytes"
-_MAX_SHARD_BYTES = 2**29  # with patches a row takes megabytes
+_MAX_SHARD_BYTES = 2**29  # with patches, a row takes megabytes
 
 
 @dataclass(frozen=True)
@@ -66,17 +65,17 @@ class FeatureHeader:
     """Properties that all rows of a features folder share.
 
     Attributes:
-        encoder: `AudioEncoder.signature()`; without "fusion" where all blocks are stored, which any fusion can use.
-        audio_dim: d_a.
-        layers: L, the blocks stored of each sound; None if the encoder's one vector is.
-        tower: the vision tower's architecture, as a projector's `tower` names it.
-        tower_weights: fingerprint of its weights.
-        tower_layer: index into its hidden states.
-        width: D.
-        frames: number of frames that a clip's CLS token is the mean of.
+        encoder: `AudioEncoder.signature()`; without "fusion" if all blocks are stored, so that any fusion can use them.
+        audio_dim: d_a, the encoder's width.
+        layers: L, the number of blocks stored per sound; None if one vector is stored.
+        tower: the vision tower's architecture, as in a projector's `tower`.
+        tower_weights: fingerprint of the tower's weights.
+        tower_layer: index into the tower's hidden states.
+        width: D, the tower's width.
+        frames: number of frames whose mean is a clip's CLS token.
         dtype: dtype of the stored numbers.
         patches: whether the shards also hold patch tokens.
-        library_version: the one that made the folder; not compared.
+        library_version: version that made the folder; not compared.
     """
 
     encoder: Mapping[str, str]
@@ -122,7 +121,7 @@ class FeatureHeader:
         return (self.audio_dim,) if self.layers is None else (self.layers, self.audio_dim)
 
     def differences(self, other: "FeatureHeader") -> list[str]:
-        """Each field that keeps rows of the two from standing in one folder, with both values."""
+        """The fields that differ, with both values. Rows with different headers can't be in one folder."""
         names = [field.name for field in fields(self) if field.name != "library_version"]
         pairs = [(name, getattr(self, name), getattr(other, name)) for name in names]
         return [
@@ -134,28 +133,28 @@ class FeatureHeader:
         """The header of a folder.
 
         Raises:
-            FileNotFoundError: if there is none.
-            ValueError: if it is broken or of a later format; the file is named.
+            FileNotFoundError: if there is no header.
+            ValueError: if it is broken or in a later format; the message names the file.
         """
         path = folder / HEADER
         try:
             content = path.read_bytes()
         except (FileNotFoundError, NotADirectoryError):
             raise FileNotFoundError(
-                f"{folder} is no features folder: it holds no {HEADER}. `llava-soundclip features` makes one."
+                f"{folder} isn't a features folder: it holds no {HEADER}. `llava-soundclip features` makes one."
             ) from None
         try:
             values = json.loads(content)
             if not isinstance(values, dict):
                 raise TypeError("not an object")
             if values.pop("format", None) != FORMAT:
-                raise ValueError(f"not format {FORMAT}, the one that this version reads")
+                raise ValueError(f"not format {FORMAT}, which this version reads")
             return cls(**values)
         except (ValueError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path} is no header of features: {error}") from error
+            raise ValueError(f"{path} isn't a header of features: {error}") from error
 
     def write(self, folder: Path) -> "FeatureHeader":
-        """Write it unless another process was first; returns the one that is there afterwards."""
+        """Write the header unless another process has. Returns the header that is in the folder afterwards."""
         path = folder / HEADER
         if not path.exists():
             text = json.dumps({"format": FORMAT, **asdict(self)}, indent=2) + "\n"
@@ -163,7 +162,7 @@ class FeatureHeader:
             part.write_text(text, encoding="utf-8")
             _sync(part)
             try:
-                os.link(part, path)  # fails if there is one by now, as a rename wouldn't
+                os.link(part, path)  # fails if the file exists by now; a rename wouldn't
             except FileExistsError:
                 pass
             except OSError:  # a file system without hard links
@@ -175,21 +174,21 @@ class FeatureHeader:
 
 
 class FeatureWriter:
-    """Adds rows to a features folder, shard by shard. To be closed, or used as a context manager.
+    """Adds rows to a features folder, shard by shard. Close it, or use it as a context manager.
 
-    What earlier runs left half-written is cleared away when nobody else writes into the folder.
+    Incomplete files of earlier runs are removed if no other process writes into the folder.
 
     Args:
-        path: the folder, made if it isn't there.
+        path: the folder; created if it doesn't exist.
         header: properties that the rows share.
-        shard_size: rows of a shard; fewer if they would take more than 512 MiB.
+        shard_size: rows per shard; fewer if they would take more than 512 MiB.
 
     Attributes:
-        finished: ids in the folder; those that other processes add come with `refresh`.
+        finished: ids in the folder. `refresh` adds those of other processes.
 
     Raises:
-        ValueError: if the folder's header differs; every field that does is named.
-        FileExistsError: if the folder holds something else.
+        ValueError: if the folder's header differs; the message names every field that differs.
+        FileExistsError: if the folder holds other files.
     """
 
     def __init__(
@@ -233,10 +232,10 @@ class FeatureWriter:
         self.close()
 
     def refresh(self) -> None:
-        """Learn which rows other processes have finished since.
+        """Read which rows other processes have finished since the last call.
 
         Raises:
-            ValueError: if an index part is broken; it is named.
+            ValueError: if an index part is broken; the message names it.
         """
         for part in _parts(self.path):
             if part.name not in self._known_parts:
@@ -254,27 +253,27 @@ class FeatureWriter:
         start: float | None = None,
         end: float | None = None,
     ) -> bool:
-        """Add a row; one whose id is there already is left out.
+        """Add a row, unless its id is in the folder already.
 
         Args:
             id: the clip's name in the folder.
             source: the video that it comes from.
-            audio: (d_a,) or (L, d_a), as the header has it.
-            cls: (D,).
-            patches: (P, D), if the header has patches, with one P in the whole shard.
+            audio: (d_a,) or (L, d_a), depending on the header; of any float dtype.
+            cls: (D,) of any float dtype.
+            patches: (P, D) if the header has patches. P must be the same in the whole shard.
             start: start in the video, in seconds; None for its beginning.
             end: end in the video, in seconds; None for its end.
 
         Returns:
-            Whether a shard was written, so that all rows added so far are safe.
+            Whether a shard was written, so that all rows so far are on the disk.
 
         Raises:
-            ValueError: for another shape, NaN or infinity, also after rounding to the folder's dtype.
+            ValueError: for a wrong shape, or for NaN or infinity, including after conversion to the folder's dtype.
         """
         row = {"audio": audio, "cls": cls} | ({} if patches is None else {"patches": patches})
         row = {name: self._checked(name, tensor) for name, tensor in row.items()}
         if ("patches" in row) != self.header.patches:
-            raise ValueError(f"the folder is one {'with' if self.header.patches else 'without'} patches")
+            raise ValueError(f"the folder is {'with' if self.header.patches else 'without'} patches")
         if id in self.finished:
             return False
         if not self._buffers:
@@ -300,11 +299,11 @@ class FeatureWriter:
         return True
 
     def flush(self) -> None:
-        """Write the rows that are waiting as a shard, through to the disk."""
+        """Write the waiting rows as a shard, and sync it to the disk."""
         if not self._rows:
             return
         name = f"{self._writer}-{self._count:05}"
-        self._count += 1  # now: should Ctrl-C come in between, the rows go into another shard
+        self._count += 1  # already now, so that after a Ctrl-C the rows go into another shard
         shard = self.path / "shards" / f"{name}.safetensors"
         tensors = {key: buffer[: len(self._rows)] for key, buffer in self._buffers.items()}
         part = _part_of(shard)
@@ -325,7 +324,7 @@ class FeatureWriter:
         self._rows.clear()
 
     def close(self) -> None:
-        """Write what is waiting, and let go of the folder."""
+        """Write the waiting rows, and release the folder."""
         try:
             self.flush()
         finally:
@@ -348,17 +347,17 @@ class FeatureWriter:
 
 
 class FeatureFolder:
-    """Reads a features folder as it is at this moment. Rows stay on disk, mapped into memory, until asked for.
+    """A reader of a features folder in its present state. Rows stay on disk, mapped into memory, until they are read.
 
-    Rows are numbered in the order of their ids. It may be sent to worker processes.
+    Rows are numbered in the order of their ids. A reader may be sent to worker processes.
 
     Attributes:
         path: the folder.
         header: properties that its rows share.
 
     Raises:
-        FileNotFoundError: if it is no features folder.
-        ValueError: if a file of it is broken or missing; it is named.
+        FileNotFoundError: if it isn't a features folder.
+        ValueError: if a file is broken or missing; the message names it.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -385,20 +384,20 @@ class FeatureFolder:
         return len(self._row)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_mapped": {}}  # mapped tensors would be sent with all their rows
+        return {**self.__dict__, "_mapped": {}}  # a mapped tensor would be sent with all its rows
 
     @cached_property
     def ids(self) -> list[str]:
-        """Each row's name, sorted."""
+        """The ids of all rows, sorted."""
         return self.table.column("id").to_pylist()
 
     @cached_property
     def sources(self) -> list[str]:
-        """The video of each row."""
+        """The source of each row."""
         return self.table.column("source").to_pylist()
 
     def digest(self) -> str:
-        """Tells these rows from others, by the header and the ids: 16 hex digits."""
+        """16 hex digits that identify the rows, from the header and the ids."""
         digest = hashlib.sha256(json.dumps(asdict(self.header), sort_keys=True).encode())
         for id in self.ids:
             digest.update(id.encode() + b"\0")
@@ -408,14 +407,14 @@ class FeatureFolder:
         """The features of some rows.
 
         Args:
-            indices: (B,) integers from 0 to len - 1, in any order, also repeated.
+            indices: (B,) integers from 0 to len - 1, in any order; they may repeat.
 
         Returns:
-            audio, (B, d_a) or (B, L, d_a), and cls, (B, D), both float32.
+            Audio (B, d_a) or (B, L, d_a), and CLS tokens (B, D), both float32.
 
         Raises:
-            IndexError: for an index outside.
-            ValueError: if a shard is broken; it is named.
+            IndexError: for an index out of range.
+            ValueError: if a shard is broken; the message names it.
         """
         return self._gather("audio", self.header.audio_shape, indices), self._gather(
             "cls", (self.header.width,), indices
@@ -424,23 +423,26 @@ class FeatureFolder:
     def patches(self, indices: Tensor) -> Tensor:
         """The patch tokens of some rows.
 
+        Args:
+            indices: as in `rows`.
+
         Returns:
             (B, P, D) float32.
 
         Raises:
-            IndexError, ValueError: as `rows`; also a ValueError if the folder has no patches.
+            IndexError, ValueError: as in `rows`; also a ValueError if the folder has no patches.
         """
         if not self.header.patches:
-            raise ValueError(f"{self.path} was made without patches: make it anew with --patches")
+            raise ValueError(f"{self.path} was made without patches: make it again with --patches")
         if not len(self):
             return torch.empty(0, 0, self.header.width)
         return self._gather("patches", tuple(self._tensors(0)["patches"].shape[1:]), indices)
 
     def verify(self) -> None:
-        """Read everything, and compare it with the checksums.
+        """Read all rows, and compare them with their checksums.
 
         Raises:
-            ValueError: that names the damaged shards.
+            ValueError: if shards are damaged; the message names them.
         """
         checksums = self.table.column("checksum").to_numpy()
         damaged = []
@@ -468,10 +470,10 @@ class FeatureFolder:
         if indices.ndim != 1 or indices.is_floating_point() or indices.dtype == torch.bool:
             raise IndexError(f"indices must be (B,) integers, not {tuple(indices.shape)} {indices.dtype}")
         if len(indices) and not 0 <= int(indices.min()) <= int(indices.max()) < len(self):
-            raise IndexError(f"an index is outside of the {len(self)} rows of {self.path}")
+            raise IndexError(f"an index is outside the {len(self)} rows of {self.path}")
         shards, rows = self._shard[indices], self._row[indices]
         result = torch.empty((len(indices), *shape), dtype=self.header.torch_dtype)
-        gathered = result.numpy()  # whose indexing, unlike torch's, starts no threads for a shard's few rows
+        gathered = result.numpy()  # unlike torch's, its indexing starts no threads for a shard's few rows
         order = shards.argsort()
         numbers, counts = shards[order].unique_consecutive(return_counts=True)
         for number, places in zip(numbers.tolist(), order.split(counts.tolist()), strict=True):
@@ -491,10 +493,10 @@ class FeatureFolder:
             count = int(self._row[self._shard == number].max()) + 1
             shapes = {"audio": self.header.audio_shape, "cls": (self.header.width,)}
             try:
-                with safe_open(path, "pt") as file:  # its tensors stay mapped to the file
+                with safe_open(path, "pt") as file:  # the tensors stay mapped to the file
                     tensors = {name: file.get_tensor(name) for name in _tensor_names(self.header)}
             except (SafetensorError, OSError) as error:
-                raise ValueError(f"{path} is cut, damaged or missing: {error}") from error
+                raise ValueError(f"{path} is truncated, damaged or missing: {error}") from error
             for name, tensor in tensors.items():
                 shape = shapes.get(name, tuple(tensor.shape[1:]))
                 if (
@@ -510,28 +512,30 @@ class FeatureFolder:
         return self._mapped[number]
 
     def _check_part(self, part: Path, table: pa.Table) -> pa.Table:
-        """See that the shard of an index part is there, whole."""
+        """Check that the shard of an index part exists and is complete."""
         name = f"{part.stem}.safetensors"
         shard = self.path / "shards" / name
         try:
             expected = int((table.schema.metadata or {})[_SHARD_SIZE_KEY])
         except (KeyError, ValueError):
             raise ValueError(
-                f"{part} is no index part of features: it doesn't give the size of its shard"
+                f"{part} isn't an index part of features: it doesn't give the size of its shard"
             ) from None
         if pc.unique(table.column("shard")).to_pylist() not in ([name], []):
-            raise ValueError(f"{part} is no index part of features: its rows aren't those of {name}")
+            raise ValueError(f"{part} isn't an index part of features: its rows aren't those of {name}")
         try:
             size = shard.stat().st_size
         except OSError as error:
             raise ValueError(f"{shard} is missing, and {part} lists its rows: {error.strerror}") from error
         if size != expected:
-            raise ValueError(f"{shard} is cut or damaged: it has {size} bytes, and {part} says {expected}")
+            raise ValueError(
+                f"{shard} is truncated or damaged: it has {size} bytes, and {part} says {expected}"
+            )
         return table.replace_schema_metadata(None)
 
 
 def _tensor_names(header: FeatureHeader) -> tuple[str, ...]:
-    """The tensors of a shard, in the order in which checksums run over them."""
+    """The names of a shard's tensors, in the order of their checksum."""
     return ("audio", "cls", "patches") if header.patches else ("audio", "cls")
 
 
@@ -540,7 +544,7 @@ def _crc(row: Tensor, before: int) -> int:
 
 
 def _parts(folder: Path) -> list[Path]:
-    """The index parts, by name."""
+    """The index parts, sorted by name."""
     try:
         names = os.listdir(folder / "index")
     except FileNotFoundError:
@@ -554,11 +558,13 @@ def _read_part(part: Path) -> pa.Table:
         metadata = table.schema.metadata
         return table.select(_INDEX.names).cast(_INDEX).replace_schema_metadata(metadata)
     except (pa.ArrowException, OSError, KeyError, ValueError) as error:
-        raise ValueError(f"{part} is no index part of features, or it is cut or damaged: {error}") from error
+        raise ValueError(
+            f"{part} isn't an index part of features, or it is truncated or damaged: {error}"
+        ) from error
 
 
 def _part_of(path: Path) -> Path:
-    """The name that a file has while it is written."""
+    """The name of a file while it is written."""
     return path.with_name(f".{path.name}.part")
 
 
@@ -569,7 +575,7 @@ def _move(part: Path, path: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Bring a file, or a folder's list of files, to the disk."""
+    """Sync a file, or a folder's list of files, to the disk."""
     if path.is_dir() and os.name == "nt":
         return
     descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
@@ -584,8 +590,8 @@ def _has_foreign_files(folder: Path) -> bool:
 
 
 def _clean_alone(folder: Path) -> BinaryIO:
-    """Hold the folder as one of its writers; whoever is the only one clears away what dead ones left."""
-    lock = open(folder / "locks" / "writers", "ab")  # noqa: SIM115 - held as long as the writer
+    """Lock the folder as one of its writers. If it is the only writer, remove the leftovers of dead ones."""
+    lock = open(folder / "locks" / "writers", "ab")  # noqa: SIM115 - open as long as the writer
     if fcntl is None:
         return lock
     try:
@@ -602,7 +608,7 @@ def _clean_alone(folder: Path) -> BinaryIO:
 
 
 def _leftovers(folder: Path) -> list[Path]:
-    """Files that no index part vouches for."""
+    """Files of incomplete shards, which have no index part."""
     names = [path for sub in ("shards", "index") for path in (folder / sub).iterdir()]
     indexed = {part.stem for part in _parts(folder)}
     return [

@@ -1,4 +1,4 @@
-"""The vision tower by itself: CLIP's tokens of a picture, at the layer that LLaVA reads."""
+"""The vision tower without its LLaVA: CLIP's tokens of a picture, at the layer that LLaVA reads."""
 
 from os import PathLike
 from typing import Any
@@ -11,7 +11,7 @@ from llava_soundclip.demo.clip import clip_folder
 from llava_soundclip.demo.parts import DEMO
 from llava_soundclip.fingerprints import clip_fingerprint, fingerprint
 
-LLAVA_LAYER = -2  # of LLaVA-1.5 and LLaVA-NeXT
+LLAVA_LAYER = -2  # in LLaVA-1.5 and LLaVA-NeXT
 
 
 class VisionTower(nn.Module):
@@ -21,10 +21,10 @@ class VisionTower(nn.Module):
         model: the tower.
         processor: its image processor; picklable, so that worker processes prepare the pictures.
         layer: index into the tower's hidden states.
-        name: architecture, as LLaVA's hosts and projectors name it.
+        name: name of the architecture, as in hosts and projectors.
         weights: fingerprint of the weights.
-        width: D.
-        patch_count: P.
+        width: D, the width of the tokens.
+        patch_count: P, the number of patches.
     """
 
     def __init__(self, model: nn.Module, processor: Any, *, layer: int = LLAVA_LAYER) -> None:
@@ -32,15 +32,13 @@ class VisionTower(nn.Module):
         config: Any = model.config
         depth = config.num_hidden_layers
         if not -depth - 1 <= layer <= depth:
-            raise ValueError(
-                f"layer {layer} is outside of the tower's: it has {depth}, from {-depth - 1} to {depth}"
-            )
+            raise ValueError(f"layer {layer} is outside the tower's range, from {-depth - 1} to {depth}")
         self.model = model
         self.processor = processor
         self.layer = layer
-        self._read = layer % (depth + 1)  # layers below what is read
+        self._read = layer % (depth + 1)  # number of layers below the one that is read
         self.name = clip_fingerprint(config)
-        # transformers 4 has one more level of names than 5.
+        # The names in transformers 4 have one more level than in 5.
         names = {name.removeprefix("vision_model."): weight for name, weight in model.state_dict().items()}
         self.weights = fingerprint(names)
         self.width: int = config.hidden_size
@@ -59,13 +57,13 @@ class VisionTower(nn.Module):
 
         Args:
             checkpoint: Hub id or folder of a CLIP model or a CLIP vision tower, or "demo" for the miniature's.
-            layer: index into its hidden states.
-            device: device that it runs on; the CPU by default.
-            dtype: dtype of its weights.
+            layer: index into the tower's hidden states.
+            device: device that the tower runs on; by default the CPU.
+            dtype: dtype of the weights.
 
         Raises:
-            OSError: if it can't be found or reached.
-            ValueError: if it is no CLIP tower, or has no such layer.
+            OSError: if the checkpoint can't be found or reached.
+            ValueError: if it isn't a CLIP tower, or has no such layer.
         """
         import transformers
 
@@ -74,15 +72,15 @@ class VisionTower(nn.Module):
         config = transformers.AutoConfig.from_pretrained(checkpoint)
         if config.model_type not in ("clip", "clip_vision_model"):
             raise ValueError(
-                f"{checkpoint} is a {config.model_type}: a tower with a CLS token is wanted, "
+                f"{checkpoint} is a {config.model_type}: a tower with a CLS token is needed, "
                 "such as openai/clip-vit-large-patch14-336"
             )
         with quiet_loading():
             model = transformers.CLIPVisionModel.from_pretrained(checkpoint, dtype=dtype)
         processor = transformers.AutoImageProcessor.from_pretrained(checkpoint)
         tower = cls(model.eval().requires_grad_(False), processor, layer=layer)
-        encoder = getattr(model, "vision_model", model).encoder  # transformers 4 has one more level than 5
-        encoder.layers = encoder.layers[: max(1, tower._read)]  # the others would be computed for nothing
+        encoder = getattr(model, "vision_model", model).encoder  # one more level in transformers 4 than in 5
+        encoder.layers = encoder.layers[: max(1, tower._read)]  # the output of the other layers isn't read
         return tower.to(device)
 
     @property
@@ -94,10 +92,10 @@ class VisionTower(nn.Module):
         """The tower's tokens.
 
         Args:
-            pixels: (n, 3, H, W) as the image processor gives them.
+            pixels: (n, 3, H, W) floats from the image processor.
 
         Returns:
-            (n, P+1, D) float32 on the tower's device, CLS first.
+            (n, P+1, D) float32 on the tower's device, with CLS first.
         """
         dtype = next(self.model.parameters()).dtype
         output = self.model(pixels.to(self.device, dtype), output_hidden_states=True)

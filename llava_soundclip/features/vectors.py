@@ -1,4 +1,4 @@
-"""Vectors of sounds alone: one per clip, for search and for other programs."""
+"""Vectors of sounds: one per clip, for search and for other programs."""
 
 import json
 import os
@@ -18,11 +18,11 @@ from llava_soundclip.running import work_through, write_file
 
 @dataclass
 class Embedded:
-    """The result of a run.
+    """The result of `embed_clips`.
 
     Attributes:
-        vectors: (d_a,) float32 on the CPU, by clip id.
-        bad: reasons of clips that could not be embedded, by id.
+        vectors: for each clip's id, (d_a,) float32 on the CPU.
+        bad: for each clip that could not be embedded, the reason, by id.
     """
 
     vectors: dict[str, Tensor] = field(default_factory=dict)
@@ -39,10 +39,13 @@ def embed_clips(
     """Embed the sounds of clips. One bad clip doesn't stop the rest.
 
     Args:
-        clips: with ids of their own; see `read_clips`.
+        clips: clips with unique ids; see `read_clips`.
         encoder: the audio encoder.
         batch_size: clips per batch.
-        on_clips: called with the number of clips that are done, or failed, since the last call.
+        on_clips: called with the number of clips that were done or failed since the last call.
+
+    Returns:
+        The vectors, and the bad clips.
     """
     by_id = {clip.id: clip for clip in clips}
 
@@ -62,10 +65,10 @@ def save_vectors(path: str | os.PathLike[str], vectors: Mapping[str, Tensor], en
     """Write vectors as a safetensors file, with the encoder's signature in its metadata.
 
     Args:
-        path: the file.
-        vectors: (d_a,) by name.
+        path: the file to write.
+        vectors: (d_a,) float32 by name.
         encoder: the encoder that made them.
     """
     about = json.dumps({**encoder.signature(), "library_version": __version__})
-    copies = {name: vector.clone() for name, vector in vectors.items()}  # they may share one tensor's memory
+    copies = {name: vector.clone() for name, vector in vectors.items()}  # the vectors may share memory
     write_file(Path(path), save(copies, metadata={METADATA_KEY: about}))

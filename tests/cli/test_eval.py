@@ -127,7 +127,7 @@ def test_blocks_are_fused_as_the_projector_has_it(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nowhere"], "is no features folder"),
+        (["nowhere"], "isn't a features folder"),
         (["{features}", "--projector", "{other}"], "audio_dim is 5 in the projector and 12 here"),
         (["{features}", "--alphas", "0.5"], "give a projector"),
         (["{features}", "--right", "label"], "right is pair or source, not 'label'"),

@@ -97,4 +97,4 @@ def test_what_is_wrong_is_said(features, tmp_path, arguments, message):
 
 def test_a_folder_that_is_none(tmp_path):
     result = run(tmp_path, "--out", tmp_path / "out")
-    assert result.exit_code == 2 and "is no features folder" in result.stderr
+    assert result.exit_code == 2 and "isn't a features folder" in result.stderr

@@ -253,7 +253,7 @@ def test_a_still_picture_comes_once(tmp_path):
 def test_a_film_that_does_not_say_how_long_it_is(tmp_path):
     path = write(tmp_path / "a.m4v", container="m4v", pictures=picture_frames(5))
     assert len(load_frames(str(path), 1, None, None)) == 1
-    with pytest.raises(MediaError, match="doesn't say how long"):
+    with pytest.raises(MediaError, match="doesn't say its length"):
         load_frames(str(path), 2, None, None)
 
 
@@ -277,7 +277,7 @@ def test_bad_clips_are_listed_and_the_others_made(films, tower, tmp_path):
         assert FeatureFolder(tmp_path / f"f{workers}").ids == ["clips/good.mkv"]
         assert done.made == 1
         assert {id: reason.rpartition("/")[2] for id, reason in done.bad.items()} == {
-            "clips/broken.mp4": "broken.mp4: it isn't a media file, or it is cut or damaged",
+            "clips/broken.mp4": "broken.mp4: it isn't a media file, or it is truncated or damaged",
             "clips/mute.mkv": "mute.mkv: it has no sound",
             "clips/sound.wav": "sound.wav: it has no pictures",
             f"{tmp_path.name}/none.mp4": "none.mp4: No such file or directory",

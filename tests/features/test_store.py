@@ -100,7 +100,7 @@ def test_an_empty_folder(tmp_path):
 @pytest.mark.parametrize("wrong", [[2], [-1], [0, 5]])
 def test_an_index_outside(tmp_path, wrong):
     features = write_rows(tmp_path / "f", ["a", "b"])
-    with pytest.raises(IndexError, match="outside of the 2 rows"):
+    with pytest.raises(IndexError, match="outside the 2 rows"):
         features.rows(torch.tensor(wrong))
     with pytest.raises(IndexError, match="integers"):
         features.rows(torch.tensor([0.0]))
@@ -237,13 +237,13 @@ def test_a_broken_header(tmp_path, content):
     write_rows(tmp_path / "f", ["a"])
     (tmp_path / "f" / "features.json").write_bytes(content)
     for use in (FeatureFolder, lambda path: FeatureWriter(path, header())):
-        with pytest.raises(ValueError, match="features.json is no header of features"):
+        with pytest.raises(ValueError, match="features.json isn't a header of features"):
             use(tmp_path / "f")
 
 
 def test_no_features_folder(tmp_path):
     for path in (tmp_path, tmp_path / "none"):
-        with pytest.raises(FileNotFoundError, match="is no features folder"):
+        with pytest.raises(FileNotFoundError, match="isn't a features folder"):
             FeatureFolder(path)
     (tmp_path / "thesis.tex").touch()
     with pytest.raises(FileExistsError, match="holds other files"):
@@ -292,7 +292,7 @@ def test_cut_shards_are_named(tmp_path):
     write_rows(tmp_path / "f", list("abcdefg"))
     shard = shards(tmp_path / "f")[1]
     shard.write_bytes(shard.read_bytes()[:-1])
-    with pytest.raises(ValueError, match=f"{shard.name} is cut or damaged"):
+    with pytest.raises(ValueError, match=f"{shard.name} is truncated or damaged"):
         FeatureFolder(tmp_path / "f")
     shard.unlink()
     with pytest.raises(ValueError, match=f"{shard.name} is missing"):
@@ -333,7 +333,7 @@ def test_a_broken_index_part_is_named(tmp_path, content):
     part = parts(tmp_path / "f")[0]
     part.write_bytes(content)
     for use in (FeatureFolder, lambda path: FeatureWriter(path, header())):
-        with pytest.raises(ValueError, match=f"{part.name} is no index part"):
+        with pytest.raises(ValueError, match=f"{part.name} isn't an index part"):
             use(tmp_path / "f")
 
 
@@ -342,7 +342,7 @@ def test_another_table_is_no_index_part(tmp_path):
 
     write_rows(tmp_path / "f", list("abc"))
     pq.write_table(pa.table({"id": ["x"]}), tmp_path / "f" / "index" / "mine.parquet")
-    with pytest.raises(ValueError, match="mine.parquet is no index part"):
+    with pytest.raises(ValueError, match="mine.parquet isn't an index part"):
         FeatureFolder(tmp_path / "f")
 
 
@@ -387,7 +387,7 @@ def test_a_writer_that_fails_to_start_lets_go(tmp_path):
     part = parts(tmp_path / "f")[0]
     good = part.read_bytes()
     part.write_bytes(b"")
-    with pytest.raises(ValueError, match="is no index part"):
+    with pytest.raises(ValueError, match="isn't an index part"):
         FeatureWriter(tmp_path / "f", header())
     part.write_bytes(good)
     (tmp_path / "f" / "shards" / ".x.part").touch()

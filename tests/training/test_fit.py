@@ -341,7 +341,7 @@ def test_recipes_that_do_not_fit(features, blocks, tmp_path):
         train(features, tmp_path, replace(SMALL, fusion="final_only"))
     with pytest.raises(ValueError, match="n=4 is above the 3 blocks"):
         train(blocks, tmp_path, replace(SMALL, fusion="last_n", n=4))
-    with pytest.raises(FileNotFoundError, match="is no features folder"):
+    with pytest.raises(FileNotFoundError, match="isn't a features folder"):
         train(tmp_path / "nothing", tmp_path / "out", SMALL)
     with pytest.raises(ValueError, match="1 source"):
         train(write_features(tmp_path / "small", clips=3), tmp_path / "out", SMALL)
