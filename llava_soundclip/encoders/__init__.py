@@ -1,4 +1,4 @@
-"""Audio encoders by name. The table holds strings, so that listing the names imports nothing."""
+"""Audio encoders by name. The table holds strings, so listing the names imports nothing."""
 
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -21,7 +21,7 @@ _ENCODERS: dict[str, str | type[AudioEncoder]] = {
 
 
 def available_encoders() -> list[str]:
-    """Names that `load_encoder` and `patch` take: built-in encoders, registered ones and entry points."""
+    """Names for `load_encoder` and `patch`: built-in encoders, registered encoders and entry points."""
     return sorted({*_ENCODERS, *(point.name for point in entry_points(group=_GROUP))})
 
 
@@ -65,8 +65,11 @@ def load_encoder(name: str, **options: Any) -> AudioEncoder:
         name: one of `available_encoders()`.
         **options: options of the encoder, such as `checkpoint=`, `backend=`, `device=`, `dtype=`.
 
+    Returns:
+        The encoder.
+
     Raises:
-        ValueError: for an unknown name, or a checkpoint that isn't the encoder's.
+        ValueError: for an unknown name, or a checkpoint of another encoder.
         ImportError: if an optional package is missing; the message has the pip line.
     """
     encoder = encoder_class(name).load(**options)

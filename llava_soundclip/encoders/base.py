@@ -42,11 +42,11 @@ class AudioEncoder(nn.Module, ABC):
 
     Attributes:
         name: value that users pass as `encoder=`.
-        sampling_rate: rate in Hz that `_embed` takes.
+        sampling_rate: sampling rate of the input of `_embed`, in Hz.
         dim: d_a, the width of a vector.
         checkpoint: short name of the weights, the same for every file format.
         card: facts for the list of encoders; optional.
-        resamples: True if `_resample` is overridden. Files are then handed over at their own rates.
+        resamples: True if `_resample` is overridden. Files are then decoded at their own rates.
     """
 
     name: ClassVar[str]
@@ -66,15 +66,15 @@ class AudioEncoder(nn.Module, ABC):
 
     @abstractmethod
     def _embed(self, waveforms: Sequence[np.ndarray]) -> Tensor:
-        """(B, dim) float32 of B sounds, each float32 (channels, samples) at `sampling_rate`."""
+        """Encode B sounds, each float32 (channels, samples) at `sampling_rate`, to (B, dim) float32."""
 
     def signature(self) -> Mapping[str, str]:
-        """Keys and values that a projector compares with those it was trained on."""
+        """Keys and values that a projector compares with those of its training."""
         return {"encoder": self.name, "checkpoint": self.checkpoint}
 
     @property
     def decoding_rate(self) -> int | None:
-        """Hz at which files are decoded for this encoder; None for each file's own rate."""
+        """Sampling rate in Hz at which files are decoded for this encoder; None for each file's own rate."""
         return None if self.resamples else self.sampling_rate
 
     @property
@@ -90,11 +90,11 @@ class AudioEncoder(nn.Module, ABC):
         Args:
             waveforms: B sounds, each float in [-1, 1], (samples,) or (channels, samples). The encoder
                 mixes channels down as its original does.
-            sampling_rate: rate in Hz of all waveforms, or one rate per waveform. Other rates than the encoder's
-                are resampled, with soxr or as the encoder's original does.
+            sampling_rate: rate in Hz of all waveforms, or one rate per waveform. Waveforms with another rate than
+                the encoder's are resampled, with soxr or as the encoder's original does.
 
         Returns:
-            (B, dim) float32 on the encoder's device. A batch equals single runs.
+            (B, dim) float32 on the encoder's device. A sound's vector doesn't depend on its batch.
 
         Raises:
             TypeError: if a waveform isn't an array of floats.
@@ -106,7 +106,7 @@ class AudioEncoder(nn.Module, ABC):
         return self._embed(self._prepare(waveforms, sampling_rate))
 
     def _prepare(self, waveforms: Sequence[Waveform], sampling_rate: int | Sequence[int]) -> list[np.ndarray]:
-        """The checks and the resampling of `embed`: float32 (channels, samples) at the encoder's rate."""
+        """Check and resample sounds for `embed`: float32 (channels, samples) at the encoder's rate."""
         from llava_soundclip.media import check_waveform
 
         checked = [check_waveform(waveform, name=f"sound {i}") for i, waveform in enumerate(waveforms)]
@@ -118,7 +118,7 @@ class AudioEncoder(nn.Module, ABC):
         return [self._resample(waveform, rate) for waveform, rate in zip(checked, rates, strict=True)]
 
     def _resample(self, waveform: np.ndarray, sampling_rate: int) -> np.ndarray:
-        """A sound at the encoder's rate. Override this where the original's way of resampling matters."""
+        """Resample to the encoder's rate. Override this if the original's resampling matters."""
         from llava_soundclip.media import resample
 
         return resample(waveform, sampling_rate, self.sampling_rate)
@@ -128,11 +128,11 @@ class AudioEncoder(nn.Module, ABC):
 class LoadOptions:
     """Options of an encoder's `load`, with their defaults. A subclass adds its own and the default checkpoint.
 
-    None means the default. An option whose type is a Literal takes the values of the Literal only.
+    None means the default. An option whose type is a Literal takes only its values.
 
     Attributes:
         checkpoint: name of a published checkpoint, file, folder or Hub id.
-        device: device of the encoder; the CPU by default.
+        device: device of the encoder; by default the CPU.
         dtype: dtype of the weights and hidden states.
         revision: branch, tag or commit on the Hub.
 
@@ -148,7 +148,7 @@ class LoadOptions:
     def __post_init__(self) -> None:
         for field in fields(self):
             if getattr(self, field.name) is None and field.default is not MISSING:
-                object.__setattr__(self, field.name, field.default)  # the one way in a frozen class
+                object.__setattr__(self, field.name, field.default)  # the only way in a frozen class
             if get_origin(field.type) is Literal:
                 check_choice(field.name, getattr(self, field.name), field.type)
         check_dtype(self.dtype)
@@ -177,7 +177,7 @@ class AtOnce:
 
 
 def batches(lengths: Sequence[int], at_once: int) -> Iterator[list[int]]:
-    """Group inputs into batches of one length that fit into memory.
+    """Group inputs into batches that have one length and fit into memory.
 
     Args:
         lengths: lengths of the inputs.
@@ -193,10 +193,10 @@ def batches(lengths: Sequence[int], at_once: int) -> Iterator[list[int]]:
 
 
 def check_choice(option: str, value: object, choices: Any) -> None:
-    """Refuse a value that a Literal doesn't have.
+    """Refuse a value that isn't in a Literal.
 
     Raises:
-        ValueError: for another value; the message lists the known ones.
+        ValueError: for an unknown value; the message lists the known values.
     """
     known = get_args(choices)
     if value not in known:

@@ -1,4 +1,4 @@
-"""Old name of `checkpoints.py`, which docs/adding-an-encoder.md showed until version 0.1; it warns."""
+"""Old name of `checkpoints.py`, as in docs/adding-an-encoder.md before version 0.1. Its use is deprecated."""
 
 import warnings
 from typing import Any
@@ -11,7 +11,7 @@ def __getattr__(name: str) -> Any:
     home = fingerprints if name == "fingerprint" else checkpoints
     value = getattr(home, name)
     warnings.warn(
-        f"{__name__}.{name} has moved to {home.__name__}.{name}; the old name will go in 0.2",
+        f"{__name__}.{name} has moved to {home.__name__}.{name}; the old name will be removed in 0.2",
         DeprecationWarning,
         stacklevel=2,
     )

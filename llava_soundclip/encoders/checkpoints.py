@@ -1,4 +1,4 @@
-"""Checkpoint files of all encoders: finds them on disk, on the Hub or at a release, and reads them safely.
+"""Checkpoint files of all encoders: finding them on disk, on the Hub or at a release, and reading them safely.
 
 Files are safetensors, or torch's `.pt`, `.pth` and `.bin` with `weights_only=True`. They are memory-mapped, so
 that unused tensors stay on disk.
@@ -21,10 +21,10 @@ from urllib.parse import urlsplit
 import torch
 from torch import Tensor
 
-INDEX = "model.safetensors.index.json"  # of weights in several files
+INDEX = "model.safetensors.index.json"  # for weights in several files
 
 _CHUNK = 2**20  # bytes
-_TIMEOUT = 30  # seconds without a byte
+_TIMEOUT = 30  # seconds without data
 _FILES = ("model.safetensors", INDEX, "pytorch_model.bin")
 
 
@@ -57,7 +57,7 @@ class Layout:
         files: possible names of the weights on the Hub, in order of preference.
         config: name of a file that the weights need. A checkpoint is then a folder, and a published name takes
             precedence over a folder of that name: write "./small" for the folder.
-        accepted: last items in the list of accepted checkpoints, for messages.
+        accepted: last items in the list of accepted checkpoints, for error messages.
     """
 
     files: Sequence[str] = _FILES
@@ -112,6 +112,9 @@ def find_checkpoint(
         revision: branch, tag or commit on the Hub.
         layout: files of a checkpoint.
 
+    Returns:
+        Path of the file or folder.
+
     Raises:
         ValueError: for an unknown name.
         OSError: for a path that doesn't exist, and if the server can't be reached or lacks the file.
@@ -129,12 +132,12 @@ def find_checkpoint(
 
 
 def download(url: str) -> Path:
-    """Download a release's file into torch's cache, where the original packages also look for it.
+    """Download a release's file into torch's cache, which the original packages also use.
 
-    A download that fails leaves no file.
+    A failed download leaves no file.
 
     Raises:
-        OSError: if the server can't be reached, refuses, or stops in the middle.
+        OSError: if the server can't be reached, refuses, or stops during the download.
     """
     path = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlsplit(url).path).name
     if path.is_file():
@@ -170,7 +173,7 @@ def _fetch(url: str, path: Path) -> None:
 
 
 def _from_hub(repo: str, files: Sequence[str], config: str | None, revision: str | None) -> Path:
-    """Download the first of some files that a repository has. Returns the folder if there is a config."""
+    """Download the first of several possible files. Returns the folder if there is a config, else the file."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
 
@@ -178,7 +181,7 @@ def _from_hub(repo: str, files: Sequence[str], config: str | None, revision: str
     missing: Exception | None = None
     try:
         if config:
-            # The weights come from the same commit, even if the branch moves meanwhile.
+            # The weights come from the same commit, even if the branch moves during the download.
             revision = Path(hf_hub_download(repo, config, revision=revision)).parent.name
             wanted = files
         for name in wanted:
@@ -193,13 +196,13 @@ def _from_hub(repo: str, files: Sequence[str], config: str | None, revision: str
         raise missing or FileNotFoundError()
     except OSError as error:  # the Hub's errors are OSErrors
         raise OSError(
-            f"no file or folder {repo} here, and the Hub didn't give {' or '.join(wanted)} of it: "
+            f"no file or folder {repo} here, and the Hub didn't provide its {' or '.join(wanted)}: "
             f"{first_line(error)}"
         ) from error
 
 
 def read_tensors(path: Path, prefixes: Iterable[str] = ("",)) -> dict[str, Tensor]:
-    """Read the tensors of a file whose names start with one of the prefixes. All others stay on disk.
+    """Read the tensors whose names start with one of the prefixes. All others stay on disk.
 
     Weights may be inside "state_dict" or "model". A leading "module." (from DataParallel) is removed.
 
@@ -208,11 +211,11 @@ def read_tensors(path: Path, prefixes: Iterable[str] = ("",)) -> dict[str, Tenso
         prefixes: prefixes of the names.
 
     Returns:
-        Tensors by name, with the prefix. They may be mapped to the file: copy those that must outlive it.
+        Tensors by name, with the prefix. They may be mapped to the file: copy tensors that must outlive it.
 
     Raises:
-        ValueError: for a file that is cut, no checkpoint, or holds more than tensors and plain values. Also for
-            a folder without weights.
+        ValueError: for a file that is truncated, isn't a checkpoint, or holds more than tensors and plain values. Also
+            for a folder without weights.
     """
     prefixes = tuple(prefixes)
     if path.is_dir():
@@ -255,7 +258,7 @@ def _read_safetensors(path: Path, prefixes: tuple[str, ...]) -> dict[str, Tensor
             names = [name for name in file.keys() if name.startswith(prefixes)]  # noqa: SIM118 (no mapping)
             return {name: file.get_tensor(name) for name in names}
     except SafetensorError as error:
-        raise ValueError(f"{path} is cut or no safetensors file: {error}") from error
+        raise ValueError(f"{path} is truncated or isn't a safetensors file: {error}") from error
     except FileNotFoundError:
         raise ValueError(f"{path} is missing") from None
 
@@ -264,17 +267,17 @@ def unpickle_tensors(path: Path) -> dict[str, Any]:
     """Read the dict in a `.pt`, `.pth` or `.bin`: tensors and plain values. Code is refused, not run.
 
     Raises:
-        ValueError: for a file that is cut, no checkpoint, or holds anything else.
+        ValueError: for a file that is truncated, isn't a checkpoint, or holds anything else.
     """
     try:
         with torch.serialization.safe_globals(_IGNORED):
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except UnpicklingError as error:
         raise ValueError(
-            f"{path} holds more than tensors, or is no checkpoint: refused ({first_line(error)})"
+            f"{path} holds more than tensors, or isn't a checkpoint: refused ({first_line(error)})"
         ) from error
     except (RuntimeError, OSError, EOFError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is cut or no checkpoint: {first_line(error)}") from error
+        raise ValueError(f"{path} is truncated or isn't a checkpoint: {first_line(error)}") from error
     return as_dict(content, path)
 
 
@@ -287,7 +290,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is cut or no JSON: {error}") from error
+        raise ValueError(f"{path} is truncated or isn't JSON: {error}") from error
     return as_dict(content, path)
 
 
@@ -300,7 +303,7 @@ def as_dict(content: object, path: Path) -> dict[str, Any]:
 def check_tensors(
     source: object, found: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]], what: str
 ) -> None:
-    """Compare the names, shapes and types of tensors with those of a model.
+    """Compare the names, shapes and dtypes of tensors with those of a model.
 
     Args:
         source: file of the tensors, for messages.
@@ -309,7 +312,7 @@ def check_tensors(
         what: name of the model, for messages: "Whisper encoder".
 
     Raises:
-        ValueError: if they differ; the message has the number and the first three. Also if they aren't floats.
+        ValueError: if they differ; the message gives their number and the first three. Also if they aren't floats.
     """
     shapes = {name: tuple(tensor.shape) for name, tensor in found.items()}
     odd = [

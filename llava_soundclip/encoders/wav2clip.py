@@ -29,7 +29,7 @@ _SHORTEST = _N_FFT // 2 + 1  # samples that the reflection at the ends needs
 _DIM = 512
 
 _STRIDE = 32  # frames per column of the network's output
-_HALO = 7 * _STRIDE  # frames; a column sees 217 frames on either side of its first one
+_HALO = 7 * _STRIDE  # frames; a column sees 217 frames on either side of its first frame
 _FRAMES_AT_ONCE = 4096  # 90 s; bounds the memory of an hour of sound
 _BATCH = AtOnce(cpu=1024, accelerator=4 * _FRAMES_AT_ONCE)  # frames
 
@@ -48,11 +48,11 @@ class Wav2CLIPOptions(LoadOptions):
 
 
 class Wav2CLIPEncoder(AudioEncoder):
-    """Wav2CLIP: one vector per sound, as `embed_audio` gives it: after the projection, not normalised.
+    """Wav2CLIP: one vector per sound, after the projection and not normalised, as `embed_audio` returns it.
 
-    Channels are averaged, as in the original's scripts (librosa); its `embed_audio` takes a 2-D array for
-    a batch. The log spectrogram is normalised over one sound. The original normalises over all sounds of a call,
-    so that a sound's vector depends on its neighbours. This class gives the vector of a call with one sound.
+    Channels are averaged, as in the original's scripts (librosa). Its `embed_audio` treats a 2-D array as a
+    batch. The log spectrogram is normalised over one sound. The original normalises over all sounds of a call, so that
+    a sound's vector depends on its neighbours. This class gives the vector of a call with one sound.
     A sound below 257 samples, which the original refuses, is padded with zeros at its end. Silence is a
     spectrogram of zeros; in the original it is the magnified sign of a rounding error.
 
@@ -60,7 +60,7 @@ class Wav2CLIPEncoder(AudioEncoder):
     same numbers.
 
     The spectrogram is computed on the CPU in float32, its statistics in float64. With the network in float16
-    the cosine to the float32 vectors is above 0.99999, in bfloat16 above 0.9999 (drawn weights).
+    the cosine to the float32 vectors is above 0.99999, in bfloat16 above 0.9999 (random weights).
 
     Attributes:
         audio_encoder: ResNet-18 without its head, under the checkpoint's names.
@@ -97,7 +97,7 @@ class Wav2CLIPEncoder(AudioEncoder):
         """
         super().__init__()
         options = options or Wav2CLIPOptions()
-        with torch.device("meta"):  # saves memory and random numbers: the weights are replaced at once
+        with torch.device("meta"):  # without memory or random numbers: the weights are replaced at once
             self.audio_encoder = ResNet(BasicBlock, (2, 2, 2, 2), 1)
             projection = (nn.Linear(_DIM, _DIM), nn.ReLU(), nn.Identity(), nn.Linear(_DIM, _DIM))
             self.audio_transform = nn.ModuleDict({"sequential": nn.Sequential(*projection)})
@@ -106,7 +106,7 @@ class Wav2CLIPEncoder(AudioEncoder):
 
     @classmethod
     def load(cls, **options: Any) -> "Wav2CLIPEncoder":
-        """Build the encoder from a checkpoint, of which only the audio part is read.
+        """Build the encoder from the audio part of a checkpoint.
 
         Args:
             **options: options of `Wav2CLIPOptions`.
@@ -114,7 +114,7 @@ class Wav2CLIPEncoder(AudioEncoder):
         Raises:
             TypeError: for an unknown option.
             ValueError: for an unknown value of an option (before anything is read), and for a checkpoint that is
-                cut, foreign or holds code.
+                truncated, foreign or contains code.
             OSError: if the checkpoint doesn't exist, or a server can't be reached.
         """
         chosen = Wav2CLIPOptions(**options)
@@ -162,7 +162,7 @@ def frontend(waveform: np.ndarray) -> Tensor:
 
 
 def log_power(mono: Tensor) -> Tensor:
-    """(samples,), at least 257, to a (257, 1 + samples // 353) log power spectrogram."""
+    """Log power spectrogram: (samples,), at least 257, to (257, 1 + samples // 353)."""
     signal = F.pad(mono[None], (_N_FFT // 2, _N_FFT // 2), mode="reflect")[0]
     window = torch.hann_window(_N_FFT)
     frames = 1 + len(mono) // _HOP
@@ -176,7 +176,7 @@ def log_power(mono: Tensor) -> Tensor:
 
 
 def normalise(spectrogram: Tensor) -> Tensor:
-    """Normalise to mean 0 and standard deviation 1 over all values; a constant gives zeros. float32."""
+    """Normalise to mean 0 and standard deviation 1 over all values, in float32. A constant gives zeros."""
     exact = spectrogram.double()
     std, mean = torch.std_mean(exact)
     return exact.sub_(mean).div_(std + 1e-9).float()

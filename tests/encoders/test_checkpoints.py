@@ -106,7 +106,7 @@ def test_the_cache_is_enough_afterwards(hub, tmp_path, monkeypatch):
     hub.forget_connections()
     asked = len(hub.requests)
     assert find_checkpoint("somebody/mirror", KNOWN, "Some") == found
-    with pytest.raises(OSError, match="no file or folder somebody/else here, and the Hub didn't give"):
+    with pytest.raises(OSError, match="no file or folder somebody/else here, and the Hub didn't provide"):
         find_checkpoint("somebody/else", KNOWN, "Some")
     assert len(hub.requests) == asked
 
@@ -115,10 +115,10 @@ def test_what_the_hub_does_not_have(hub):
     with pytest.raises(OSError, match="no file or folder nobody/nothing here"):
         find_checkpoint("nobody/nothing", KNOWN, "Some")
     hub.commit("somebody/models", {"README.md": b""})
-    with pytest.raises(OSError, match="the Hub didn't give small.pt of it"):
+    with pytest.raises(OSError, match="the Hub didn't provide its small.pt"):
         find_checkpoint("small.pt", KNOWN, "Some")
     hub.status = 500
-    with pytest.raises(OSError, match="the Hub didn't give small.pt of it"):
+    with pytest.raises(OSError, match="the Hub didn't provide its small.pt"):
         find_checkpoint("small.pt", KNOWN, "Some")
 
 

@@ -44,8 +44,8 @@ class AudioCLIPOptions(LoadOptions):
         checkpoint: "AudioCLIP-Full-Training.pt" or "AudioCLIP-Partial-Training.pt" (releases on GitHub, stored
             in torch's cache), one of their files, a safetensors file with the same names, or a Hub id.
         dtype: dtype of the network; the transform is always float32.
-        amplitude: "int16" multiplies sounds by 32768 before the network, as the original's training and its
-            readers do; "unit" doesn't, like its demo notebook.
+        amplitude: "int16" multiplies sounds by 32768 before the network, like the original's training and its
+            readers; "unit" doesn't, like its demo notebook.
     """
 
     checkpoint: str | PathLike[str] = "AudioCLIP-Full-Training.pt"
@@ -53,22 +53,22 @@ class AudioCLIPOptions(LoadOptions):
 
 
 class AudioCLIPEncoder(AudioEncoder):
-    """AudioCLIP: one vector per sound, as `encode_audio` gives it: not normalised.
+    """AudioCLIP: one vector per sound, not normalised, as `encode_audio` returns it.
 
     A sound of up to 60 s goes through the network whole, as in the original. The attention takes maxima over
     the whole sound, so it can't run in pieces. A longer sound is cut into windows of 60 s, the last one
     shorter, and the vectors are averaged with their lengths as weights.
 
-    Each channel goes through the network alone, and the pooled features are summed, as `encode_audio` does
-    for (1, channels, samples). The original's file readers average the channels first: pass such a mean to
-    compare with them. They also resample with kaiser_best of an old librosa. Here soxr resamples, as in later
-    versions of librosa.
+    Each channel goes through the network separately, and the pooled features are summed, as `encode_audio` does
+    for (1, channels, samples). The original's file readers average the channels first: to compare
+    with them, pass such a mean. They also resample with kaiser_best of an old librosa. This class resamples with
+    soxr, like later versions of librosa.
 
     The transform is always float32. With the network in float16 the cosine to the float32 vectors is above
-    0.999, in bfloat16 above 0.99 (drawn weights; digital silence is the worst).
+    0.999, in bfloat16 above 0.99 (random weights; digital silence is the worst case).
 
     The checkpoints of full and partial training have the same tensors and shapes. Only the fingerprint in
-    `checkpoint` tells them apart.
+    `checkpoint` distinguishes them.
 
     Attributes:
         audio: network, under the checkpoint's names.
@@ -105,7 +105,7 @@ class AudioCLIPEncoder(AudioEncoder):
         """
         super().__init__()
         options = options or AudioCLIPOptions()
-        with torch.device("meta"):  # saves memory and random numbers: the weights are replaced at once
+        with torch.device("meta"):  # without memory or random numbers: the weights are replaced at once
             self.audio = AudioTower()
         assign_weights(
             self,
@@ -120,7 +120,7 @@ class AudioCLIPEncoder(AudioEncoder):
 
     @classmethod
     def load(cls, **options: Any) -> "AudioCLIPEncoder":
-        """Build the encoder from a checkpoint, of which only the audio part is read.
+        """Build the encoder from the audio part of a checkpoint.
 
         Args:
             **options: options of `AudioCLIPOptions`.
@@ -128,7 +128,7 @@ class AudioCLIPEncoder(AudioEncoder):
         Raises:
             TypeError: for an unknown option.
             ValueError: for an unknown value of an option (before anything is read), and for a checkpoint that is
-                cut, foreign or holds code.
+                truncated, foreign or contains code.
             OSError: if the checkpoint doesn't exist, or a server can't be reached.
         """
         chosen = AudioCLIPOptions(**options)

@@ -24,15 +24,15 @@ _FLOOR = 1e-18  # replaces a power of 0
 
 
 class FBSP(nn.Module):
-    """The transform, in float32 for any dtype of the network.
+    """The transform, always in float32.
 
     Attributes:
         m: (1025,) exponents of the filters' envelopes.
         fb: (1025,) bandwidths of the filters.
         fc: (1025,) frequencies of the filters.
         bias: (0,), as in the checkpoint.
-        kernel: (1025, 2048, 2) filters, real and imaginary, computed from the parameters when they are loaded. The
-            layout is the original's: another one sums a single frame in another order.
+        kernel: (1025, 2048, 2) filters, real and imaginary, computed from the parameters after loading. It has
+            the original's layout, since another layout sums a single frame in another order.
         window: (1654,) Blackman-Harris.
     """
 
@@ -49,7 +49,7 @@ class FBSP(nn.Module):
 
     @torch.no_grad()
     def rebuild(self) -> None:
-        """Compute the kernel and the window, on the CPU: other devices round sines differently."""
+        """Compute the kernel and the window on the CPU, since other devices round sines differently."""
         device = self.m.device
         self.kernel = make_kernel(self.m.cpu(), self.fb.cpu(), self.fc.cpu()).to(device)
         self.window = blackman_harris().to(device)
@@ -114,7 +114,7 @@ def sinc(x: Tensor) -> Tensor:
 
 
 def power(base: Tensor, exponent: Tensor) -> tuple[Tensor, Tensor]:
-    """Real and imaginary parts of a real number to a real power; a negative number has the phase pi."""
+    """Real and imaginary parts of real numbers to real powers. A negative number has the phase pi."""
     magnitude = ((base**2) ** 0.5) ** 2
     phase = torch.atan2(torch.zeros_like(base), base)
     size = magnitude ** (0.5 * exponent)
@@ -136,7 +136,7 @@ def scale(channel: Tensor) -> Tensor:
 
 
 def cut(signal: Tensor) -> Tensor:
-    """Cut a signal into (frames, 1654), padded with zeros on both sides so that the last frame is whole."""
+    """Cut a signal into (frames, 1654), padded with zeros on both sides so that the last frame is complete."""
     missing = (frame_count(len(signal)) - 1) * HOP + WINDOW - len(signal)
     return F.pad(signal, (missing // 2, missing - missing // 2)).unfold(0, WINDOW, HOP)
 

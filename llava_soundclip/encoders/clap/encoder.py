@@ -44,22 +44,22 @@ class CLAPOptions(LoadOptions):
 
 
 class CLAPEncoder(AudioEncoder):
-    """LAION's CLAP: HTSAT and its projection, with unit length like the original's `get_audio_embedding`.
+    """LAION's CLAP: HTSAT and its projection. Vectors have unit length, like the original's `get_audio_embedding`.
 
-    A sound of up to 10 s is treated as in the original: channels averaged, 16-bit samples, repeated as often
-    as it fits, then silence. The original takes random crops of a longer sound, so that two runs differ. Here the
-    same sound always gives the same vector:
+    A sound of up to 10 s is treated as in the original: its channels are averaged, its samples are quantised to 16
+    bits, and it is repeated as often as it fits and padded with silence. For a longer sound the original takes random
+    crops, so two runs differ. Here the same sound always gives the same vector:
 
     - Without fusion, the sound is cut into consecutive windows of 10 s. The last one is shorter, and is repeated
       like any short sound. The unit vectors of the windows are averaged with their lengths as weights, and the
       average is normalised.
     - With fusion, the network takes the whole spectrogram shrunk to 10 s, and three crops of 10 s: the first, the
-      middle and the last. They are in the thirds that the original draws from (`crop_starts`). A sound less than
-      one frame above 10 s counts as 10 s, as in the original. Up to that length the crops are not used.
+      middle and the last. They are in the thirds from which the original draws (`crop_starts`). A sound that exceeds
+      10 s by less than one frame counts as 10 s, as in the original. Up to that length the crops aren't used.
 
     The spectrogram and the first normalisation are always float32. With float16 weights a vector differs from the
     float32 vector by 0.1 % of its length (cosine 0.999999), with bfloat16 by 1 % (cosine 0.9999). This was measured
-    with drawn weights on the recordings of `tests/encoders/clap/test_parity.py`.
+    with random weights on the recordings of `tests/encoders/clap/test_parity.py`.
 
     Attributes:
         tower: network; `tower.network` is the library's module.
@@ -94,7 +94,7 @@ class CLAPEncoder(AudioEncoder):
         Raises:
             TypeError: for an unknown option.
             ValueError: for an unknown value of an option (before anything is read), and for a checkpoint that is
-                cut, foreign or holds code.
+                truncated, foreign or contains code.
             OSError: if the checkpoint doesn't exist, or the Hub can't be reached.
             ImportError: if laion_clap isn't installed; the message has the pip line.
         """

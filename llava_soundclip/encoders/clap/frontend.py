@@ -1,6 +1,6 @@
 """CLAP's input: log-mel spectrograms of 10 seconds at 48 kHz, computed in float32 on the CPU.
 
-The numbers are then the same for every device, and some devices lack the antialiased resize.
+The numbers are therefore the same for every device. Some devices also lack the antialiased resize.
 """
 
 from functools import lru_cache
@@ -15,7 +15,7 @@ N_FFT = 1024  # samples, 21 ms
 HOP = 480  # samples, 10 ms: one frame
 N_MELS = 64
 WINDOW_SAMPLES = 10 * SAMPLING_RATE
-WINDOW_FRAMES = WINDOW_SAMPLES // HOP + 1  # 1001: the first and last are centred on the ends
+WINDOW_FRAMES = WINDOW_SAMPLES // HOP + 1  # 1001: the first and the last frame are centred on the ends
 
 _LOWEST, _HIGHEST = 50.0, 14_000.0  # Hz
 _FLOOR = 1e-10  # of the power: -100 dB
@@ -38,13 +38,13 @@ def quantised(waveform: Tensor) -> Tensor:
 
 
 def repeat_pad(waveform: Tensor) -> Tensor:
-    """Repeat a sound as often as it fits into 10 s whole, then pad with silence.
+    """Repeat a sound as often as it completely fits into 10 s, then pad with silence.
 
     Args:
-        waveform: (samples,), 1 to 480,000 samples.
+        waveform: (samples,) float32, 1 to 480,000 samples.
 
     Returns:
-        (480000,).
+        (480000,) float32.
     """
     repeated = waveform.repeat(WINDOW_SAMPLES // len(waveform))
     return F.pad(repeated, (0, WINDOW_SAMPLES - len(repeated)))
@@ -55,8 +55,8 @@ def log_mel(signal: Tensor, *, fused: bool) -> Tensor:
 
     Args:
         signal: (samples,) float32, more than 512 samples.
-        fused: True for the filters of networks with fusion (HTK's scale, equal height), False for the others
-            (Slaney's scale, equal area).
+        fused: True for the filters of networks with fusion (HTK's scale, equal height), False for those of other
+            networks (Slaney's scale, equal area).
 
     Returns:
         (samples // 480 + 1, 64) float32.
@@ -108,8 +108,8 @@ def fused_input(signal: Tensor, crops: Crops | None = None) -> tuple[Tensor, boo
 def crop_starts(frames: int) -> Crops:
     """First frames of the three crops of a long sound.
 
-    The original divides the possible first frames into three equal parts and draws one from each. This function
-    takes the first of the first part, the middle of the second and the last of the third. The crops then reach
+    The original divides the possible first frames into three equal parts and draws one frame from each. This function
+    takes the first frame of the first part, the middle of the second and the last of the third. So the crops reach
     both ends, and cover a sound of up to 30 s.
 
     Args:

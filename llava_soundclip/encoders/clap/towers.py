@@ -1,4 +1,4 @@
-"""CLAP's audio network from transformers and from laion_clap, with the same numbers."""
+"""CLAP's audio network from transformers and from laion_clap, with the same results."""
 
 import sys
 import warnings
@@ -23,13 +23,13 @@ from llava_soundclip.encoders.clap.weights import (
 )
 
 _IMAGE = 256  # patches times PATCH on a side: 1024 frames of 64 bins, folded
-_FUSION = "aff_2d"  # of all released fused checkpoints
+_FUSION = "aff_2d"  # in all released fused checkpoints
 
 
 class CLAPTower(nn.Module, ABC):
     """One library's HTSAT and projection. They stay in evaluation mode because of the batch statistics.
 
-    The first normalisation and the resizing after it are float32 for any dtype of the weights.
+    The first normalisation and the resizing after it are always in float32.
 
     Attributes:
         network: module of the library, with the weights of the checkpoint.
@@ -129,7 +129,7 @@ class TransformersTower(CLAPTower):
             projection_dim=weights.dim,
             enable_fusion=weights.fused,
         )
-        with torch.device("meta"):  # saves memory and random numbers: the weights are replaced at once
+        with torch.device("meta"):  # without memory or random numbers: the weights are replaced at once
             self.network = ClapAudioModelWithProjection(config)
 
     def _state(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -167,7 +167,7 @@ class LaionTower(CLAPTower):
         config = SimpleNamespace(
             sample_rate=SAMPLING_RATE, window_size=N_FFT, hop_size=HOP, mel_bins=N_MELS, fmin=50, fmax=14_000
         )
-        # Its constructor draws random weights, and its meshgrid makes torch warn.
+        # The constructor draws random weights, and its meshgrid makes torch warn.
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="torch.meshgrid", category=UserWarning)
             branch = laion_htsat().HTSAT_Swin_Transformer(
@@ -189,7 +189,7 @@ class LaionTower(CLAPTower):
             )
         if weights.fused:
             branch.patch_embed.fusion_model.register_forward_pre_hook(_in_one_dtype)
-        # Embeddings use neither its spectrogram nor its classifier.
+        # Embeddings need neither the spectrogram nor the classifier of HTSAT.
         for name in ("spectrogram_extractor", "logmel_extractor", "tscam_conv", "head"):
             setattr(branch, name, nn.Identity())
         self.network = nn.ModuleDict({"audio_branch": branch, "audio_projection": projection})
@@ -202,10 +202,10 @@ TOWERS: dict[str, type[CLAPTower]] = {"transformers": TransformersTower, "laion"
 
 
 def laion_htsat() -> Any:
-    """Import laion_clap's module of HTSAT alone: importing the whole package asks the Hub for tokenizers.
+    """Import only laion_clap's module of HTSAT, since importing the whole package loads tokenizers from the Hub.
 
     Raises:
-        ImportError: with the pip line, if the package isn't installed.
+        ImportError: if the package isn't installed; the message has the pip line.
     """
     bare = []
     try:
@@ -222,7 +222,7 @@ def laion_htsat() -> Any:
 
 
 def _fold(original: Callable[[Tensor], Tensor], patches: nn.Conv2d, mel: Tensor) -> Tensor:
-    """Fold a spectrogram into an image with the library's method, on the CPU if the device lacks bicubic resize.
+    """Fold a spectrogram into an image with the library's method: on the CPU if the device lacks bicubic resize.
 
     Returns:
         The image in the dtype of the next weights.
@@ -232,7 +232,7 @@ def _fold(original: Callable[[Tensor], Tensor], patches: nn.Conv2d, mel: Tensor)
 
 
 def _in_one_dtype(module: nn.Module, args: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """Cast the crops: laion_clap's padding with float32 zeros makes them float32."""
+    """Cast the crops to one dtype, since laion_clap's padding with float32 zeros makes them float32."""
     whole, crops = args
     return whole, crops.to(whole.dtype)
 

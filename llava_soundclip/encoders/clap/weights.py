@@ -1,4 +1,4 @@
-"""Weights of CLAP's audio encoder under one set of names, for any format of the file.
+"""Weights of CLAP's audio encoder under one set of names, from any file format.
 
 The names are those of LAION's checkpoints. transformers has the same tensors under other names, with separate query,
 key and value matrices instead of one `qkv`.
@@ -20,8 +20,8 @@ from llava_soundclip.encoders.checkpoints import (
 )
 from llava_soundclip.fingerprints import fingerprint
 
-STAGES = 4  # all except the last halve the grid and double the width
-ATTENTION_WINDOW = 8  # patches on a side
+STAGES = 4  # all stages except the last halve the grid and double the width
+ATTENTION_WINDOW = 8  # patches per side
 PATCH = 4  # mel bins, and frames
 
 _LAION = "lukewys/laion_clap"
@@ -122,7 +122,7 @@ class CLAPWeights:
 
     @property
     def fused(self) -> bool:
-        """True if the network fuses a long sound with three crops of it."""
+        """True if the network fuses a long sound with three of its crops."""
         return any(name.startswith("audio_branch.patch_embed.fusion_model.") for name in self.state)
 
     @property
@@ -133,7 +133,7 @@ class CLAPWeights:
 
     @property
     def identity(self) -> str:
-        """The variant and 8 hex digits that tell one training from another, the same for every file format."""
+        """The variant and 8 hex digits that identify the trained weights, independent of the file format."""
         return f"{self.variant}-{fingerprint(self.state)}"
 
 
@@ -146,7 +146,7 @@ def read_checkpoint(checkpoint: str | PathLike[str], revision: str | None = None
         revision: branch, tag or commit on the Hub.
 
     Raises:
-        ValueError: for an unknown name, and for a file that is cut, foreign or holds code.
+        ValueError: for an unknown name, and for a file that is truncated, foreign or contains code.
         OSError: for a path that doesn't exist, and if the Hub can't be reached or lacks the checkpoint.
     """
     path = find_checkpoint(checkpoint, KNOWN, "CLAP", revision)
@@ -158,7 +158,7 @@ def read_checkpoint(checkpoint: str | PathLike[str], revision: str | None = None
 
 
 def transformers_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """LAION's tensors with the names and parts of transformers; they share memory."""
+    """LAION's tensors under transformers' names, with `qkv` split. They share memory with the originals."""
     renamed: dict[str, Tensor] = {}
     for name, tensor in state.items():
         for ours, theirs in _TRANSFORMERS_NAMES.items():
@@ -174,7 +174,7 @@ def transformers_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _laion_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors of either library under LAION's names. A query without its key and value stays as it is."""
+    """Tensors of either library under LAION's names. A query without its key and value stays unchanged."""
     renamed: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         for ours, theirs in _TRANSFORMERS_NAMES.items():
@@ -193,7 +193,7 @@ def _laion_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def clap_shapes(
     width: int, depths: tuple[int, ...], heads: tuple[int, ...], dim: int, fused: bool
 ) -> dict[str, tuple[int, ...]]:
-    """Names and shapes, as in LAION's checkpoints, of all tensors that an embedding depends on."""
+    """Names and shapes of all tensors that an embedding depends on, as in LAION's checkpoints."""
     shapes: dict[str, tuple[int, ...]] = {f"bn0.{part}": (64,) for part in _BATCH_NORM}
     shapes |= _layer("patch_embed.proj", width, 1, PATCH, PATCH) | _norm("patch_embed.norm", width)
     if fused:

@@ -35,8 +35,8 @@ class ImageBindOptions(LoadOptions):
     """Options of `ImageBindEncoder.load`.
 
     Attributes:
-        checkpoint: Hub id of a mirror in safetensors (with the original's names), "imagebind_huge.pth" (from
-            Meta's server), or a file of either.
+        checkpoint: Hub id of a mirror in safetensors with the original's names, "imagebind_huge.pth" from Meta's
+            server, or a file of either.
         dtype: dtype of the weights and hidden states; the filter banks are always float32.
     """
 
@@ -44,12 +44,12 @@ class ImageBindOptions(LoadOptions):
 
 
 class ImageBindEncoder(AudioEncoder):
-    """ImageBind: the mean over front, middle and back of a sound, 2 s each.
+    """ImageBind: the mean over the front, the middle and the back of a sound, 2 s each.
 
     The rest of a sound above 6 s is ignored, as in the original. The mean over all channels is subtracted, then
     the first channel is used. Each window's vector has the length min(exp(log_logit_scale), 100), which is 20 in
     the released weights; the mean of the vectors isn't normalised. The cosine to the float32 vectors is 0.99999
-    in float16 and 0.9999 in bfloat16 (drawn weights).
+    in float16 and 0.9999 in bfloat16 (random weights).
 
     The weights are CC-BY-NC-SA 4.0: not for commercial use. In float32 on a CPU they stay mapped to their file.
 
@@ -76,7 +76,7 @@ class ImageBindEncoder(AudioEncoder):
 
     @classmethod
     def load(cls, **options: Any) -> "ImageBindEncoder":
-        """Build the encoder from a checkpoint, of which only the audio part is read.
+        """Build the encoder from the audio part of a checkpoint.
 
         Args:
             **options: options of `ImageBindOptions`.
@@ -84,14 +84,14 @@ class ImageBindEncoder(AudioEncoder):
         Raises:
             TypeError: for an unknown option.
             ValueError: for an unknown value of an option (before anything is read), and for a checkpoint that is
-                cut, foreign or holds code.
+                truncated, foreign or contains code.
             OSError: if the checkpoint doesn't exist, or a server can't be reached.
         """
         chosen = ImageBindOptions(**options)
         path = find_checkpoint(chosen.checkpoint, KNOWN, "ImageBind", chosen.revision)
         state = read_state(path)
         _say_licence()
-        with torch.device("meta"):  # saves memory and random numbers: the weights are replaced at once
+        with torch.device("meta"):  # without memory or random numbers: the weights are replaced at once
             tower = tower_for(state, path)
         tower.load_state_dict({name: t.to(chosen.torch_dtype) for name, t in state.items()}, assign=True)
         return cls(tower, f"huge-{fingerprint(state)}").to(chosen.device)

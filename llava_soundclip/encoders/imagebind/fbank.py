@@ -22,8 +22,11 @@ MEAN, SCALE = -4.268, 9.138
 _LOWEST, _HIGHEST = 20.0, 8000.0  # Hz
 _PRE_EMPHASIS = 0.97
 _FLOOR = 2.0**-23  # of an energy, before the logarithm
-_CUTOFF_WIDTH, _ROLLOFF = 6, 0.99  # of the resampler: zero crossings, share of the lower Nyquist frequency
-_KERNEL_VALUES = 2**22  # limit at a time: an odd rate would need gigabytes
+_CUTOFF_WIDTH, _ROLLOFF = (
+    6,
+    0.99,
+)  # the resampler's zero crossings, and its share of the lower Nyquist frequency
+_KERNEL_VALUES = 2**22  # kernel values at a time, since an odd rate would need gigabytes
 
 
 def resample(waveform: Tensor, from_rate: int, to_rate: int) -> Tensor:
@@ -54,7 +57,7 @@ def resample(waveform: Tensor, from_rate: int, to_rate: int) -> Tensor:
 
 
 def _sinc_kernel(step: int, phases: int, reach: int, cutoff: float, first: int, stop: int) -> Tensor:
-    """(stop - first, 1, 2 * reach + step): weights of the inputs for some outputs of a step."""
+    """Weights of the inputs for some outputs of a step: (stop - first, 1, 2 * reach + step)."""
     inputs = torch.arange(-reach, reach + step, dtype=torch.float64) / step
     outputs = torch.arange(first, stop, dtype=torch.float64) / phases
     crossings = ((inputs - outputs[:, None]) * cutoff).clamp(-_CUTOFF_WIDTH, _CUTOFF_WIDTH)
@@ -65,7 +68,7 @@ def _sinc_kernel(step: int, phases: int, reach: int, cutoff: float, first: int, 
 def windows(samples: int) -> list[tuple[int, int]]:
     """Start and end (exclusive) of the three windows in samples: front, middle, back.
 
-    A sound shorter than 2 s is each of the three windows.
+    For a sound shorter than 2 s, each of the three windows is the whole sound.
     """
     spare = max(samples - WINDOW, 0)
     return [(start, min(start + WINDOW, samples)) for start in (0, spare // 2, spare)]
@@ -75,12 +78,11 @@ def frontend(waveform: np.ndarray) -> Tensor:
     """Compute the network's input for one sound.
 
     The mean over all channels and samples of a window is subtracted from the sound in place, one window after
-    the other. A window that overlaps an earlier one has therefore also lost that one's mean. Then the first channel
-    is used.
+    another. So where windows overlap, the mean of the earlier one is also subtracted. Then the first channel is used.
 
     Args:
-        waveform: (channels, samples) float32 at 16 kHz. Below 400 samples (25 ms, one frame), where the original
-            fails, it is padded with zeros to 400.
+        waveform: (channels, samples) float32 at 16 kHz. A sound below 400 samples (25 ms, one frame), on which the
+            original fails, is padded with zeros.
 
     Returns:
         (3, 1, 128, 204) float32: windows, mel rows, time columns.

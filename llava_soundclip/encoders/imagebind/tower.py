@@ -44,7 +44,7 @@ class ImageBindTower(nn.Module):
             banks: (W, 1, 128, 204) float32.
 
         Returns:
-            (W, dim) float32, each of the length min(exp(log_logit_scale), 100).
+            (W, dim) float32. Each vector has the length min(exp(log_logit_scale), 100).
         """
         vectors = self.head(self.head_norm(self.trunk(self.tokens(banks)))).float()
         return F.normalize(vectors, dim=-1) * self.log_logit_scale.float().exp().clamp(max=_LARGEST_SCALE)
@@ -74,7 +74,7 @@ class _Attention(nn.Module):
         self.out_proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(W, tokens, width) to the same."""
+        """(W, tokens, width) to the same shape."""
         query, key, value = F.linear(x, self.in_proj_weight, self.in_proj_bias).chunk(3, dim=-1)
         key = torch.cat([key, self.bias_k.expand(len(x), -1, -1)], dim=1)
         value = torch.cat([value, self.bias_v.expand(len(x), -1, -1)], dim=1)

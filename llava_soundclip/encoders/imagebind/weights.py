@@ -1,4 +1,4 @@
-"""Weights of ImageBind's audio tower: their names in the original, and the tower of their sizes."""
+"""Weights of ImageBind's audio tower: their names in the original, and a tower with their sizes."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,7 +8,7 @@ from torch import Tensor
 from llava_soundclip.encoders.checkpoints import check_tensors, read_tensors
 from llava_soundclip.encoders.imagebind.tower import HEAD_WIDTH, ImageBindTower
 
-_ORIGINAL = {  # our name to the original's; the blocks' are below
+_ORIGINAL = {  # our name to the original's; the names in blocks are below
     "cls_token": "modality_preprocessors.audio.cls_token",
     "patches.weight": "modality_preprocessors.audio.rgbt_stem.proj.weight",
     "patches_norm.": "modality_preprocessors.audio.rgbt_stem.norm_layer.",

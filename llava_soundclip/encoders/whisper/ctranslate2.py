@@ -1,7 +1,7 @@
 """CTranslate2's `model.bin`, the format of faster-whisper.
 
-A flat list, little-endian: format version, specification name and revision, then name, shape, type and bytes of
-every variable, then aliases of variables (equal tensors are stored once).
+A flat, little-endian list: the version of the format, the name and revision of the specification, and the name, shape,
+type and bytes of every variable. At the end are aliases of variables, since equal tensors are stored once.
 """
 
 import struct
@@ -72,10 +72,10 @@ def is_ctranslate2(path: Path) -> bool:
 def read_ctranslate2(path: Path) -> WhisperWeights:
     """Read Whisper's encoder from a CTranslate2 `model.bin`. The decoder's bytes are skipped.
 
-    Weights in int8 or int16 are scaled back to float32; their rounding stays.
+    Weights in int8 or int16 are scaled back to float32, but their rounding remains.
 
     Raises:
-        ValueError: for a model other than Whisper, another version of the format, or a cut file.
+        ValueError: for a model other than Whisper, another version of the format, or a truncated file.
     """
     with path.open("rb") as file:
         reader = _Reader(file, path)
@@ -98,7 +98,7 @@ def read_ctranslate2(path: Path) -> WhisperWeights:
                     state[f"blocks.{i}.attn.{name}.{part}"] = third
             # Whisper's key has no bias; converters write zeros.
             if state.pop(f"blocks.{i}.attn.key.bias").any():
-                raise ValueError(f"{path}: {stacked}bias has a bias for the key, which Whisper doesn't have")
+                raise ValueError(f"{path}: {stacked}bias has a bias for the key, but Whisper has none")
         return WhisperWeights(
             source=path,
             state=state,
@@ -173,7 +173,7 @@ class _Reader:
     def _bytes(self, count: int) -> bytes:
         content = self._file.read(count)
         if len(content) < count:
-            raise ValueError(f"{self._path} is cut: it has {self._length} bytes, but announces more")
+            raise ValueError(f"{self._path} is truncated: it has only {self._length} bytes")
         return content
 
     def _number(self, layout: str) -> int:
@@ -184,5 +184,5 @@ class _Reader:
 
     def _skip(self, count: int) -> None:
         if self._file.tell() + count > self._length:
-            raise ValueError(f"{self._path} is cut: it has {self._length} bytes, but announces more")
+            raise ValueError(f"{self._path} is truncated: it has only {self._length} bytes")
         self._file.seek(count, 1)

@@ -51,10 +51,10 @@ class WhisperOptions(LoadOptions):
             the miniature's tiny.en. The paper recommends "small" or larger (B.2).
         dtype: dtype of the weights and hidden states; the spectrogram and the means are always float32.
         backend: library whose module runs: "transformers", or "openai" (the extra `whisper`).
-        pooling: tokens to average: "valid" for those of the sound, "all" for the whole window.
-        window: "padded" pads with silence to 30 s as Whisper does, "clip" encodes the sound alone.
-        long: treatment of a sound above 30 s: "windows" averages over its windows with their valid tokens
-            as weights, "trim" keeps the first window, as the original does.
+        pooling: tokens to average: "valid" for the tokens of the sound, "all" for the whole window.
+        window: "padded" pads with silence to 30 s, as Whisper does; "clip" encodes the sound without padding.
+        long: treatment of a sound above 30 s: "windows" averages over its windows, weighted by their
+            numbers of valid tokens; "trim" keeps the first window, as the original does.
 
     Raises:
         ValueError: for an unknown value of an option, and for options that exclude each other.
@@ -76,14 +76,14 @@ class WhisperOptions(LoadOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class WhisperCLIPOptions(WhisperOptions):
-    """Options of `WhisperCLIPEncoder.load`: those of `WhisperOptions`, and the fusion of the blocks.
+    """Options of `WhisperCLIPEncoder.load`: the options of `WhisperOptions`, and the fusion of the blocks.
 
     Attributes:
-        fusion: name of a `Fusion`; see there.
+        fusion: name of a `Fusion`.
         n: number of blocks for the fusion "last_n".
 
     Raises:
-        ValueError: also for an `n` that is missing or unwanted.
+        ValueError: as in `WhisperOptions`, or for an `n` that is missing or unwanted.
     """
 
     fusion: FusionName = "average_all"
@@ -136,7 +136,7 @@ class WhisperEncoder(AudioEncoder):
         Raises:
             TypeError: for an unknown option.
             ValueError: for an unknown value of an option (before anything is read), and for a checkpoint that is
-                cut, foreign or holds code.
+                truncated, foreign or contains code.
             OSError: if the checkpoint doesn't exist, or the Hub can't be reached.
             ImportError: if openai-whisper isn't installed; the message has the pip line.
         """
@@ -171,7 +171,7 @@ class WhisperEncoder(AudioEncoder):
         return self._means(waveforms)[:, -1]
 
     def _means(self, waveforms: Sequence[np.ndarray]) -> Tensor:
-        """(B, n_layer + 1, dim) float32: the mean of every block, then of the last one after the LayerNorm."""
+        """(B, n_layer + 1, dim) float32: the mean of every block, then the mean after the final LayerNorm."""
         windows = [(i, window) for i, waveform in enumerate(waveforms) for window in self._windows(waveform)]
         tokens = [token_count(len(window)) for _, window in windows]
         device = self._device
@@ -194,14 +194,14 @@ class WhisperEncoder(AudioEncoder):
         ]
 
     def _chunks(self, tokens: Sequence[int]) -> Iterator[list[int]]:
-        """Indices of windows that run together: they have one length and fit into memory."""
+        """Indices of windows that run together: they have the same length and fit into memory."""
         lengths = [WINDOW_TOKENS if self.window == "padded" else count for count in tokens]
         return batches(lengths, _TOKENS_AT_ONCE.on(self._device))
 
     def _window_means(self, windows: Sequence[np.ndarray], tokens: Sequence[int]) -> Tensor:
-        """(W, n_layer + 1, dim) float32 of W windows of one length, each with its own valid tokens."""
+        """`_means` of W windows of one length, each with its own valid tokens: (W, n_layer + 1, dim) float32."""
         length = WINDOW_TOKENS if self.window == "padded" else tokens[0]
-        # The convolution of the last token covers its two frames and the next one.
+        # The convolution of the last token covers its two frames and the next frame.
         frames = min(2 * length + 1, WINDOW_FRAMES)
         device = self._device
         mel = torch.stack([log_mel(torch.from_numpy(x).to(device), self.n_mels, frames) for x in windows])
@@ -217,7 +217,7 @@ class WhisperCLIPEncoder(WhisperEncoder):
     """WhisperCLIP: the means over time of Whisper's blocks, before the final LayerNorm, fused into one vector.
 
     Attributes:
-        layer_weights: (L,) for the fusion "weighted_sum", before the softmax. Zeros are equal weights.
+        layer_weights: (L,) weights for the fusion "weighted_sum", before the softmax. Zeros mean equal weights.
     """
 
     name: ClassVar[str] = "whisperclip"
@@ -244,7 +244,7 @@ class WhisperCLIPEncoder(WhisperEncoder):
         """Change the fusion.
 
         Raises:
-            ValueError: for an unknown fusion, and for an `n` that is missing, unwanted, or above the blocks.
+            ValueError: for an unknown fusion, and for an `n` that is missing, unwanted, or above the number of blocks.
         """
         chosen = Fusion(fusion, n)
         chosen.check_blocks(self.n_layer, self.checkpoint)

@@ -1,8 +1,8 @@
-"""Whisper checkpoints, by name or in any of these file formats. No code in a file is executed.
+"""Whisper checkpoints by name, or in any of these file formats. Code in a file is never executed.
 
 | format | library |
 |---|---|
-| folder with `config.json` and `model.safetensors` (also in shards) or `pytorch_model.bin` | transformers |
+| folder with `config.json`, and `model.safetensors` (also in shards) or `pytorch_model.bin` | transformers |
 | `.pt` with "dims" and "model_state_dict" | openai-whisper |
 | folder with `model.bin` | CTranslate2, faster-whisper |
 """
@@ -46,7 +46,7 @@ LAYOUT = Layout(
     accepted="a transformers or CTranslate2 folder; or an openai-whisper .pt",
 )
 
-_PREFIXES = ("model.encoder.", "encoder.")  # with and without a head, in transformers' files
+_PREFIXES = ("model.encoder.", "encoder.")  # in transformers' files with and without a head
 
 
 def read_checkpoint(checkpoint: str | PathLike[str], revision: str | None = None) -> WhisperWeights:
@@ -59,7 +59,7 @@ def read_checkpoint(checkpoint: str | PathLike[str], revision: str | None = None
         revision: branch, tag or commit on the Hub.
 
     Raises:
-        ValueError: for an unknown name, and for a file that is cut, foreign or holds code.
+        ValueError: for an unknown name, and for a file that is truncated, foreign or contains code.
         OSError: for a path that doesn't exist, and if the Hub can't be reached or lacks the checkpoint.
     """
     if checkpoint == DEMO:
@@ -85,7 +85,7 @@ def _read_openai(path: Path) -> WhisperWeights:
     dims, state = content.get("dims"), content.get("model_state_dict")
     if not isinstance(dims, dict) or not isinstance(state, dict):
         raise ValueError(  # noqa: TRY004 (the file is wrong, not the caller's type)
-            f"{path} is no openai-whisper checkpoint: it holds {sorted(map(str, content))[:5]}, "
+            f"{path} isn't an openai-whisper checkpoint: it holds {sorted(map(str, content))[:5]}, "
             "expected 'dims' and 'model_state_dict'"
         )
     n_head, n_vocab, n_text_layer = _numbers(dims, ("n_audio_head", "n_vocab", "n_text_layer"), path)

@@ -44,7 +44,7 @@ class Fusion:
         """Read the text form.
 
         Raises:
-            ValueError: for any other text.
+            ValueError: for another text.
         """
         match = re.fullmatch(r"(\w+)(?::(\d+))?", text)
         if match is None:

@@ -18,14 +18,14 @@ _SILENCE = -10.0  # log10 of the floor, 1e-10
 
 
 def token_count(samples: int) -> int:
-    """Number of valid tokens: those that the first `samples` of a window reach."""
+    """Number of valid tokens: the tokens that the first `samples` of a window reach."""
     return min(-(-samples // SAMPLES_PER_TOKEN), WINDOW_TOKENS)
 
 
 def log_mel(waveform: Tensor, n_mels: int, frames: int = WINDOW_FRAMES) -> Tensor:
     """Compute the first frames of the log-mel spectrogram of a sound that is padded with silence to 30 s.
 
-    The numbers are those of the whole padded window. The transform stops where only silence is left: all frames
+    The numbers are those of the whole padded window. The transform stops where only silence is left, since all frames
     there are the same constant.
 
     Args:
@@ -44,7 +44,7 @@ def log_mel(waveform: Tensor, n_mels: int, frames: int = WINDOW_FRAMES) -> Tenso
     spectrum = torch.stft(signal, N_FFT, HOP, window=window, return_complex=True)[:, :-1]
     power = _mel_filters(n_mels).to(signal.device) @ spectrum.abs() ** 2
     log_power = power.clamp(min=10**_SILENCE).log10()
-    loudest = log_power.max()  # of the whole window: silence is never louder
+    loudest = log_power.max()  # also of the whole window, since silence is never louder
     log_power = F.pad(log_power, (0, max(frames - heard, 0)), value=_SILENCE)[:, :frames]
     return (log_power.maximum(loudest - 8.0) + 4.0) / 4.0
 

@@ -1,4 +1,4 @@
-"""Whisper's encoder from transformers and from openai-whisper, run block by block, with the same numbers."""
+"""Whisper's encoder from transformers and from openai-whisper, run block by block, with the same results."""
 
 import inspect
 from abc import ABC, abstractmethod
@@ -28,7 +28,7 @@ class WhisperTower(nn.Module, ABC):
 
     def __init__(self, weights: WhisperWeights, dtype: torch.dtype) -> None:
         super().__init__()
-        with torch.device("meta"):  # saves memory and random numbers: the weights are replaced at once
+        with torch.device("meta"):  # without memory or random numbers: the weights are replaced at once
             self.encoder = self._build(weights)
         state = {self._name(name): tensor.to(dtype, copy=True) for name, tensor in weights.state.items()}
         self.encoder.load_state_dict(state, assign=True)
@@ -38,8 +38,8 @@ class WhisperTower(nn.Module, ABC):
         """The input of block 1, then the output of every block.
 
         Args:
-            mel: (B, n_mels, frames) log-mel.
-            tokens: number of tokens to use of those that the convolutions give.
+            mel: (B, n_mels, frames) log-mel spectrograms.
+            tokens: number of the convolutions' tokens to use.
 
         Yields:
             (B, tokens, n_state) in the weights' dtype; 1 + n_layer times.
@@ -66,7 +66,7 @@ class WhisperTower(nn.Module, ABC):
     @property
     @abstractmethod
     def ln_post(self) -> nn.Module:
-        """The final LayerNorm, in front of the decoder."""
+        """The final LayerNorm, before the decoder."""
 
     @abstractmethod
     def _build(self, weights: WhisperWeights) -> nn.Module:
@@ -109,7 +109,7 @@ class TransformersTower(WhisperTower):
             max_source_positions=WINDOW_TOKENS,
         )
         encoder = WhisperEncoder(config)
-        # Required in 4.x, refused in 5.x.
+        # This argument is required in 4.x and refused in 5.x.
         wants_head_mask = "layer_head_mask" in inspect.signature(encoder.layers[0].forward).parameters
         self._arguments = {"layer_head_mask": None} if wants_head_mask else {}
         return encoder
@@ -159,7 +159,7 @@ class OpenAITower(WhisperTower):
         return self
 
     def _keep_norms_in_float32(self) -> None:
-        """Keep float32: openai-whisper's LayerNorm computes in float32 without casting its weights."""
+        """Keep LayerNorms in float32: openai-whisper computes them in float32 without casting their weights."""
         for module in self.encoder.modules():
             if isinstance(module, nn.LayerNorm):
                 module.float()

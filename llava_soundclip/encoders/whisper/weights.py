@@ -1,4 +1,4 @@
-"""Weights of Whisper's encoder under one set of names, for any format of the file."""
+"""Weights of Whisper's encoder under one set of names, from any file format."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ _TRANSFORMERS_NAMES = {
 
 @dataclass(frozen=True)
 class WhisperWeights:
-    """Tensors of an encoder, and the sizes that can't be read from their shapes.
+    """Tensors of an encoder, and the sizes that their shapes don't show.
 
     Raises:
         ValueError: if the tensors aren't those of a Whisper encoder; the message names the first wrong ones.
@@ -52,7 +52,7 @@ class WhisperWeights:
         stem = self.state.get("conv1.weight")
         if stem is None or stem.ndim != 3:
             raise ValueError(
-                f"{self.source} holds no Whisper encoder: its conv1.weight is missing or no kernel"
+                f"{self.source} holds no Whisper encoder: its conv1.weight is missing or isn't a kernel"
             )
         expected = encoder_shapes(self.n_mels, self.n_state, self.n_layer)
         if not self.n_layer:
@@ -88,9 +88,9 @@ class WhisperWeights:
 
     @property
     def identity(self) -> str:
-        """The variant and 8 hex digits that tell one training from another, the same for every file format.
+        """The variant and 8 hex digits that identify the trained weights, independent of the file format.
 
-        A quantised file (int8) has another identity than the file that it was made from.
+        A quantised file (int8) has another identity than its original.
         """
         trained = {name: tensor for name, tensor in self.state.items() if name != "positional_embedding"}
         return f"{self.variant}-{fingerprint(trained)}"

@@ -383,7 +383,9 @@ def test_hostile_and_cut_files_are_refused(tmp_path, capsys):
     assert "this runs code" not in capsys.readouterr().out
     content = write_pth(path).read_bytes()
     path.write_bytes(content[: len(content) // 2])
-    with pytest.raises(ValueError, match="cut or no checkpoint|holds more than tensors, or is no checkpoint"):
+    with pytest.raises(
+        ValueError, match="truncated or isn't a checkpoint|holds more than tensors, or isn't a checkpoint"
+    ):
         load_encoder("imagebind", checkpoint=path)
 
 

@@ -57,11 +57,11 @@ def test_a_revision(hub, tmp_path):
 
 def test_what_the_hub_does_not_have(hub):
     with pytest.raises(
-        OSError, match="no file or folder nobody/nothing here, and the Hub didn't give config.json of"
+        OSError, match="no file or folder nobody/nothing here, and the Hub didn't provide its config.json"
     ):
         read_checkpoint("nobody/nothing")
     hub.commit("somebody/other", {"config.json": b"{}"})
-    with pytest.raises(OSError, match="the Hub didn't give model.safetensors or .* or model.bin of it: "):
+    with pytest.raises(OSError, match="the Hub didn't provide its model.safetensors or .* or model.bin: "):
         read_checkpoint("somebody/other")
 
 
@@ -73,7 +73,7 @@ def test_the_cache_is_enough_afterwards(hub, tmp_path, monkeypatch):
     hub.forget_connections()
     asked = len(hub.requests)
     assert read_checkpoint("somebody/whisper").identity == weights().identity
-    with pytest.raises(OSError, match="the Hub didn't give config.json of it"):
+    with pytest.raises(OSError, match="the Hub didn't provide its config.json"):
         read_checkpoint("somebody/else")
     assert len(hub.requests) == asked
 
