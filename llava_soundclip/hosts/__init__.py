@@ -1,4 +1,4 @@
-"""LLaVA families: a table of class names, so that none of their packages is imported to find out."""
+"""LLaVA families by class name. The table holds strings, so a look-up imports none of their packages."""
 
 from importlib import import_module
 from typing import Any, cast
@@ -20,15 +20,15 @@ _HOSTS: dict[str, str | type[Host]] = {
 
 
 def supported_models() -> list[str]:
-    """Class names of the models that `patch` takes; subclasses of them also work."""
+    """Class names of the models that `patch` supports. Subclasses also work."""
     return sorted(_HOSTS)
 
 
 def register_host(name: str, target: str | type[Host]) -> None:
-    """Make one more LLaVA family known, by the name of its class.
+    """Register a LLaVA family of your own, by the name of its class.
 
     Args:
-        name: class name of the model, looked up along its MRO.
+        name: class name of the model; classes in a model's MRO are looked up.
         target: a `Host` subclass, or "package.module:Class", imported when such a model is patched.
 
     Raises:
@@ -40,19 +40,19 @@ def register_host(name: str, target: str | type[Host]) -> None:
 
 
 def inner_model(model: nn.Module) -> nn.Module:
-    """The LLaVA inside PEFT's wrapper; any other model as it is."""
+    """The LLaVA inside PEFT's wrapper, or the model itself."""
     if any(cls.__name__ == "PeftModel" for cls in type(model).__mro__):
         return cast(Any, model).get_base_model()
     return model
 
 
 def find_host(model: nn.Module) -> Host:
-    """The host of a model, by class name along its MRO: the most special class first.
+    """The host of a model: the first class name in its MRO that is registered.
 
-    What PEFT wraps is patched inside its wrapper.
+    A model in PEFT's wrapper is patched inside the wrapper.
 
     Raises:
-        TypeError: for a model of another family; the supported ones are named.
+        TypeError: for an unsupported model; the message lists the supported ones.
     """
     model = inner_model(model)
     for cls in type(model).__mro__:

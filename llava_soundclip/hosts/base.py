@@ -1,4 +1,4 @@
-"""The interface of a LLaVA family, and tools to change a model and leave no trace."""
+"""The interface of a LLaVA family, and tools to change a model and restore it completely."""
 
 import functools
 from abc import ABC, abstractmethod
@@ -16,7 +16,7 @@ class Hearing:
 
     Attributes:
         embeddings: (n, d_a) float32, one z_a per image, in the order of the images.
-        images_per_row: images in each row of the prompt, while `generate` runs; else None.
+        images_per_row: number of images in each row of the prompt while `generate` runs; else None.
     """
 
     embeddings: Tensor
@@ -27,20 +27,21 @@ class Ear(Protocol):
     """The part of a handle that its host may use."""
 
     def hearing(self) -> Hearing | None:
-        """The sounds that the calling context hears; None leaves the model stock."""
+        """The sounds that the calling context hears; None for a stock call."""
 
     def listening(self, hearing: Hearing) -> AbstractContextManager[None]:
         """Pin the sounds of a call to the current context."""
 
     def edit(self, layers: Sequence[Tensor], hearing: Hearing) -> list[Tensor]:
-        """Algorithm 1 on the tower's selected layers, each (n, N+1, D); chosen at the last of them."""
+        """Algorithm 1 on the tower's selected layers, each (n, N+1, D). The last one decides which patches stay."""
 
     def edit_tiles(
         self, layers: Sequence[Tensor], hearing: Hearing, candidates: Tensor
     ) -> tuple[list[Tensor], Tensor]:
-        """The same for tiles whose patches the host lays out: edited (n, N+1, D), and (n, N) bool what is read.
+        """Algorithm 1 on tiles, for a host that lays out their patches itself.
 
-        `candidates`, (n, N) bool, are the patches that the layout has a place for.
+        Returns the edited layers (n, N+1, D), and the patches that the language model reads, (n, N) bool.
+        `candidates`, (n, N) bool, are the patches that have a place in the layout.
         """
 
     def visual_tokens_per_image(self) -> int:
@@ -48,13 +49,13 @@ class Ear(Protocol):
 
 
 class Host(ABC):
-    """One LLaVA family: where its vision tower is and how its vision tokens reach the language model.
+    """One LLaVA family: the place of its vision tower, and the way of its vision tokens to the language model.
 
     Raises:
-        ValueError: if the model has no weights: some are on the meta device, and accelerate didn't put them there.
+        ValueError: if weights are on the meta device, unless accelerate put them there.
     """
 
-    def __init__(self, model: Any) -> None:  # the families share no base class of their own
+    def __init__(self, model: Any) -> None:  # the families' models share no base class
         self.model = model
         empty = _find_empty(model)
         if empty is not None:
@@ -70,15 +71,15 @@ class Host(ABC):
     @property
     @abstractmethod
     def tower_layer(self) -> int:
-        """The layer that the model reads, the deepest if several: index into the tower's hidden states.
+        """Index into the tower's hidden states of the layer that the model reads, or of the deepest one.
 
-        Selection is made there.
+        Patches are selected at this layer.
         """
 
     @property
     @abstractmethod
     def tower(self) -> str:
-        """Fingerprint of the tower, compared with the one that a projector was trained for."""
+        """Fingerprint of the tower, compared with the tower in a projector's labels."""
 
     @property
     @abstractmethod
@@ -92,28 +93,28 @@ class Host(ABC):
 
     @property
     def patches(self) -> int:
-        """N, the patches of an image, or of a tile."""
+        """N, the number of patches of an image or a tile."""
         rows, columns = self.grid
         return rows * columns
 
     @abstractmethod
     def tower_tokens(self, pixel_values: Tensor) -> Tensor:
-        """(n, N+1, D): what the tower gives at `tower_layer`, CLS first, unedited."""
+        """The tower's unedited tokens at `tower_layer`: (n, N+1, D), with CLS first."""
 
     @abstractmethod
     def visual_tokens(self, pixel_values: Tensor, image_sizes: Any = None) -> list[Tensor]:
-        """The tokens that the language model reads for each image, (tokens, hidden), as the model itself makes them.
+        """The tokens that the language model reads for each image, (tokens, hidden), made by the model's own code.
 
-        Where images are cut into tiles, `image_sizes` has the size of each, as its family's processor gives it.
+        If images are cut into tiles, `image_sizes` has the size of each, as the family's processor returns it.
         """
 
     @abstractmethod
     def install(self, ear: Ear, undo: "Undo") -> None:
-        """Hook into the model; each change pushes its own removal on `undo`."""
+        """Hook into the model. Each change pushes its own removal onto `undo`."""
 
 
 def _find_empty(module: nn.Module, name: str = "") -> str | None:
-    """Name of a parameter without values. Offloaded parameters are also on the meta device, but accelerate has their values."""
+    """Name of a parameter without values. Accelerate has the values of offloaded parameters, so they don't count."""
     if hasattr(module, "_hf_hook"):
         return None
     for own, parameter in module.named_parameters(name, recurse=False):
@@ -124,17 +125,17 @@ def _find_empty(module: nn.Module, name: str = "") -> str | None:
 
 
 class Undo:
-    """The way back from everything that a host installed."""
+    """A stack of steps that undo everything that a host installed."""
 
     def __init__(self) -> None:
         self._steps: list[tuple[Callable[[], None], Callable[[], object]]] = []
 
     def push(self, undo: Callable[[], object], *, check: Callable[[], None] = lambda: None) -> None:
-        """Remember a step; `check` raises while the step can't be undone."""
+        """Add a step. `check` raises an error while the step can't be undone."""
         self._steps.append((check, undo))
 
     def close(self) -> None:
-        """Undo all steps, the last one first. If one can't be undone, none is, and its check's error says why."""
+        """Undo all steps, the last one first. If any check raises an error, nothing is undone."""
         for check, _ in self._steps:
             check()
         while self._steps:
@@ -142,7 +143,7 @@ class Undo:
 
 
 class _Shadow:
-    """Stands before a method of one instance. A deep copy of the instance gets the class's own method."""
+    """Wraps a method of one instance. A deep copy of the instance gets the class's own method."""
 
     def __init__(self, owner: nn.Module, name: str, wrap: Callable[..., Any]) -> None:
         self._owner, self._name, self._wrap = owner, name, wrap
@@ -157,10 +158,10 @@ class _Shadow:
 
 
 def shadow(owner: nn.Module, name: str, wrap: Callable[..., Any], undo: Undo) -> None:
-    """Put `wrap(stock, *args, **kwargs)` before a method of this one instance.
+    """Replace a method of this one instance by `wrap(stock, *args, **kwargs)`.
 
-    On undo the instance gets back what it held. If somebody put another wrapper on top since, ours can't be
-    taken out from under it: the check raises a RuntimeError that names the method.
+    Undo restores the attribute of the instance. If the method was wrapped again since, ours can't be removed from
+    under the new wrapper: the check raises a RuntimeError that names the method.
     """
     before = vars(owner).get(name)
     method = _Shadow(owner, name, wrap)
@@ -168,7 +169,7 @@ def shadow(owner: nn.Module, name: str, wrap: Callable[..., Any], undo: Undo) ->
     def check() -> None:
         if vars(owner).get(name) is not method:
             raise RuntimeError(
-                f"{type(owner).__name__}.{name} was replaced after the patch: take that away first, then unpatch"
+                f"{type(owner).__name__}.{name} was replaced after the patch: undo that first, then unpatch"
             )
 
     def restore() -> None:

@@ -1,4 +1,4 @@
-"""`generate` with room in the prompt, as its caller sees it: lengths, streams and callbacks are theirs."""
+"""`generate` with room in the prompt. Lengths, streamers and callbacks still refer to the caller's prompt."""
 
 import copy
 from collections.abc import Callable
@@ -10,15 +10,15 @@ from llava_soundclip.hosts.room import Room
 
 
 def adapt_generate(kwargs: dict[str, Any], room: Room, default_config: Any) -> dict[str, Any]:
-    """Arguments for a `generate` over the longer prompt that behave as on the caller's own.
+    """Arguments of `generate` for the stretched prompt that behave as with the caller's own.
 
-    `max_length` and `min_length` count the prompt, so they move with it. Streamers, logits processors,
-    stopping criteria and `prefix_allowed_tokens_fn` are shown the caller's prompt.
+    `max_length` and `min_length` count the prompt, so they change with it. Streamers, logits processors,
+    stopping criteria and `prefix_allowed_tokens_fn` see the caller's prompt.
 
     Args:
         kwargs: arguments of `generate` by name.
         room: the plan that stretched the prompt.
-        default_config: the model's generation config, used where none is given.
+        default_config: the model's generation config, used if `kwargs` has none.
     """
     kwargs = dict(kwargs)
     _move_lengths(kwargs, room.growth, default_config)
@@ -48,7 +48,7 @@ def _move_lengths(kwargs: dict[str, Any], growth: int, default_config: Any) -> N
 
 
 class _Streamer:
-    """Passes the caller's prompt, then everything that is generated."""
+    """Passes on the caller's prompt, then all generated tokens."""
 
     def __init__(self, streamer: Any, room: Room) -> None:
         self._streamer = streamer

@@ -1,15 +1,15 @@
 """The common part of the LLaVAs in transformers, 4.57 to 5.23.
 
-Three places are touched, all of this one instance:
+Three places of the patched instance are changed:
 
-- the vision tower gets a forward hook that edits the hidden states which the model reads. Where the stock code
-  then cuts the CLS token off, the hook puts a zero before the slot, which is cut in its place;
-- `model.model.get_image_features` says which layers those are and which sounds are heard: it is what `forward`
-  calls in every version, and `generate` before its prefill from 5.18 on;
-- the outer model makes room in the prompt, in `forward` by a pre-hook, in `generate` by a wrapper, so that
-  ids, streams and processors stay the caller's own.
+- The vision tower gets a forward hook that edits the hidden states which the model reads. If the stock code then
+  removes the CLS token, the hook puts a zero before the slot, which is removed instead.
+- A wrapper of `model.model.get_image_features` sets which layers these are and which sounds are heard. `forward` calls
+  that method in every version; since 5.18 `generate` also calls it before its prefill.
+- The outer model makes room in the prompt: a pre-hook in `forward`, a wrapper in `generate`. Ids, streamers and
+  processors stay the caller's own.
 
-A forward hook isn't seen by code that calls `tower.forward(x)`; transformers calls the tower itself.
+Code that calls `tower.forward(x)` would skip the forward hook, but transformers calls the tower itself.
 """
 
 import copy
@@ -32,13 +32,13 @@ from llava_soundclip.hosts.room import Room, count_images, make_room
 
 @dataclass
 class Encoding:
-    """One call of `get_image_features` that hears.
+    """One call of `get_image_features` with sounds.
 
     Attributes:
-        host: whose call it is: two models may share a tower.
-        hearing: one sound for each picture that the tower gets.
-        layers: the hidden states that the model reads, by index, the deepest last.
-        cuts_first: whether the stock code cuts the first token off.
+        host: the host of the call, since two models may share a tower.
+        hearing: one sound per picture that the tower gets.
+        layers: indices of the hidden states that the model reads, with the deepest last.
+        cuts_first: whether the stock code removes the first token.
     """
 
     host: "HuggingFaceHost"
@@ -47,7 +47,7 @@ class Encoding:
     cuts_first: bool
 
 
-# Set only around the stock `get_image_features`, so that other uses of the tower stay stock.
+# Set only during the stock `get_image_features`, so that other uses of the tower stay stock.
 _ENCODING: ContextVar[Encoding | None] = ContextVar("llava_soundclip.encoding", default=None)
 
 
@@ -60,10 +60,10 @@ def current_encoding(host: "HuggingFaceHost") -> Encoding | None:
 class HuggingFaceHost(Host):
     """A `...ForConditionalGeneration` with a CLIP tower, a projector and a language model in `model.model`.
 
-    A family says whether its code cuts the CLS token off.
+    A family says whether its code removes the CLS token.
 
     Attributes:
-        per_image: arguments of `get_image_features` with one entry an image.
+        per_image: names of arguments of `get_image_features` with one entry per image.
 
     Raises:
         TypeError: if the tower has no CLS token (SigLIP, Pixtral), so that there is no slot for a sound.
@@ -89,7 +89,7 @@ class HuggingFaceHost(Host):
 
     @property
     def selected_layers(self) -> int | Sequence[int]:
-        """The layer or layers that the model reads, as its config has them."""
+        """The layer or layers that the model reads, from its config."""
         return self.model.config.vision_feature_layer
 
     @property
@@ -108,7 +108,7 @@ class HuggingFaceHost(Host):
 
     @abstractmethod
     def cuts_first(self, arguments: dict[str, Any]) -> bool:
-        """Whether `get_image_features`, called with these arguments, cuts the first token off."""
+        """Whether `get_image_features` removes the first token, if called with these arguments."""
 
     def tower_tokens(self, pixel_values: Tensor) -> Tensor:
         pixel_values = pixel_values.to(self.model.device, self.model.dtype)
@@ -167,7 +167,7 @@ class HuggingFaceHost(Host):
         return get_image_features
 
     def encoding(self, arguments: dict[str, Any], hearing: Hearing) -> Encoding:
-        """A call of `get_image_features`, as the tower's hook needs it."""
+        """The description of a call of `get_image_features` for the tower's hook."""
         layers = arguments.get("vision_feature_layer", arguments.get("vision_feature_layers"))
         layers = self._by_depth(self.selected_layers if layers is None else layers)
         return Encoding(self, hearing, layers, self.cuts_first(arguments))
@@ -176,7 +176,7 @@ class HuggingFaceHost(Host):
         signature = inspect.signature(type(self.model).forward)
 
         def pre_hook(model: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
-            hearing = ear.hearing() if model is self.model else None  # a copy takes its hooks along
+            hearing = ear.hearing() if model is self.model else None  # a copy of the model has the same hooks
             if hearing is None or hearing.images_per_row is not None:  # `generate` has made room already
                 return None
             kwargs = arguments_by_name(signature, model, *args, **kwargs)
@@ -216,10 +216,10 @@ class HuggingFaceHost(Host):
         return generate
 
     def room(self, ear: Ear, arguments: dict[str, Any], hearing: Hearing) -> tuple[Room, tuple[int, ...]]:
-        """The plan for the prompt of a call, and the images in each of its rows; nothing is encoded yet.
+        """The plan for the prompt of a call, and the number of images in each row. Nothing is encoded yet.
 
         Raises:
-            ValueError: if sounds, images and placeholders don't agree; the numbers are named.
+            ValueError: if the numbers of sounds, images and placeholders don't match; the message names them.
         """
         ids, placeholder = arguments["input_ids"], self.model.config.image_token_id
         sounds = len(hearing.embeddings)
@@ -250,21 +250,21 @@ class HuggingFaceHost(Host):
         return room, tuple(images)
 
     def pictures(self, arguments: dict[str, Any]) -> int:
-        """How many images a call was given."""
+        """The number of images in a call."""
         return len(arguments["pixel_values"])
 
     def sizes(self, ear: Ear, arguments: dict[str, Any]) -> tuple[list[int], list[int]]:
-        """Placeholders of each image as the processor writes them, and visual tokens while it sounds."""
+        """For each image, the number of placeholders that the processor writes, and of visual tokens with a sound."""
         stock = self.patches + (not self.cuts_first(arguments))
         placeholders = int((arguments["input_ids"] == self.model.config.image_token_id).sum())
         images = math.ceil(placeholders / stock)
         return [stock] * images, [ear.visual_tokens_per_image()] * images
 
     def stretch(self, room: Room, kwargs: dict[str, Any]) -> dict[str, Any]:
-        """The arguments of a call with every one-value-a-token tensor stretched.
+        """The arguments of a call, with every tensor stretched that has one value per token.
 
         Raises:
-            ValueError: for position_ids: they follow from the attention mask, and the caller's don't fit.
+            ValueError: for position_ids. They follow from the attention mask, and the caller's don't fit.
         """
         if kwargs.get("position_ids") is not None:
             raise ValueError("leave position_ids out while a sound is given: they follow from attention_mask")
@@ -288,7 +288,7 @@ class HuggingFaceHost(Host):
 
 
 def arguments_by_name(signature: inspect.Signature, *args: Any, **kwargs: Any) -> dict[str, Any]:
-    """The arguments of a call, all of them by name."""
+    """The arguments of a call by name."""
     arguments = signature.bind(*args, **kwargs).arguments
     rest = next((p.name for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD), "")
     return {**arguments.pop(rest, {}), **arguments}
@@ -299,15 +299,15 @@ def _count(number: int, noun: str) -> str:
 
 
 def features(output: Any) -> Any:
-    """One tensor an image: `pooler_output` from 5.0 on, before that the output itself."""
+    """One tensor per image: `pooler_output` since 5.0, the output itself before."""
     return getattr(output, "pooler_output", output)
 
 
 def _beams(images: int, hearing: Hearing) -> int:
-    """How many times `generate` repeated each image for its beams; 1 outside it.
+    """The number of times that `generate` repeated each image for its beams; 1 outside `generate`.
 
     Raises:
-        ValueError: if sounds and images differ in number; both are named.
+        ValueError: if the numbers of sounds and images differ; the message names both.
     """
     sounds = len(hearing.embeddings)
     if hearing.images_per_row is not None and images % sounds == 0:
@@ -320,8 +320,8 @@ def _beams(images: int, hearing: Hearing) -> int:
 def _repeat_by_row(output: Any, hearing: Hearing, repeats: int) -> Any:
     """Repeat features for beams, row by row.
 
-    Before 5.18 transformers repeats images one by one (a a b b), which mixes up the images of a prompt that
-    has several; the ids are repeated row by row (a b a b), so the features must be as well.
+    Before 5.18, transformers repeats images one by one (a a b b), which mixes up the images of a prompt with several.
+    The ids are repeated row by row (a b a b), so the features must be as well.
     """
     once = features(output)
     repeated: Any = []

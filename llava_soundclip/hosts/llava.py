@@ -1,4 +1,4 @@
-"""LLaVA-1.5 as Hugging Face ports it: `LlavaForConditionalGeneration`."""
+"""LLaVA-1.5 in transformers: `LlavaForConditionalGeneration`."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from llava_soundclip.hosts.huggingface import HuggingFaceHost
 
 
 class LlavaHost(HuggingFaceHost):
-    """All that is special to LLaVA-1.5: its config says whether the CLS token goes or stays."""
+    """The host of LLaVA-1.5, whose config says whether the CLS token is removed."""
 
     def cuts_first(self, arguments: dict[str, Any]) -> bool:
         strategy = arguments.get("vision_feature_select_strategy")

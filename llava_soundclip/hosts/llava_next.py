@@ -1,13 +1,12 @@
-"""LLaVA-NeXT (1.6) as Hugging Face ports it: `LlavaNextForConditionalGeneration`.
+"""LLaVA-NeXT (1.6) in transformers: `LlavaNextForConditionalGeneration`.
 
-An image is a base tile, which shows all of it, and a grid of tiles in a higher resolution. The tower sees each
-tile by itself, so each has a slot: the image's sound takes all of them, and chooses k patches in every tile.
+An image is a base tile, which shows the whole image, and a grid of tiles in a higher resolution. The tower sees each
+tile separately, so each has a slot. The image's sound takes all slots, and chooses k patches in every tile.
 
-The stock code packs the tiles into rows, cuts the rows or columns off that only pad the picture, and ends each
-row with a newline token. That order is kept. The base tile's slot goes before its patches; the slots of the
-grid go, tile by tile, between the base tile and the first row. What is cut off is never chosen. With
-tokens="drop" all newlines stay, so that a prompt's length follows from `image_sizes` and the number of rows can
-still be read.
+The stock code packs the tiles into rows, removes rows or columns that only pad the picture, and ends each row with a
+newline token. That order is kept. The base tile's slot is before its patches; the slots of the grid are between the
+base tile and the first row, in the order of the tiles. Removed patches are never chosen. With tokens="drop" all
+newlines stay: so a prompt's length follows from `image_sizes`, and the number of rows is still visible.
 """
 
 import inspect
@@ -24,10 +23,10 @@ from llava_soundclip.hosts.huggingface import Encoding, HuggingFaceHost, argumen
 
 @dataclass(frozen=True)
 class Layout:
-    """How the stock code packs one image of T tiles with N patches each.
+    """The stock code's packing of one image, with T tiles of N patches each.
 
     Attributes:
-        order: (L,) int64, the patch in each place, counted through all tiles; -1 for a newline.
+        order: (L,) int64, the patch in each place, numbered over all tiles; -1 for a newline.
         has_place: (T, N) bool, false for patches that only pad the picture.
     """
 
@@ -49,10 +48,10 @@ class TiledEncoding(Encoding):
 
 
 class LlavaNextHost(HuggingFaceHost):
-    """All that is special to LLaVA-NeXT: several tiles per image, and their layout.
+    """The host of LLaVA-NeXT: several tiles per image, and their layout.
 
     Raises:
-        ValueError: with vision_feature_select_strategy="full", which the stock code can't pack.
+        ValueError: for vision_feature_select_strategy="full", which the stock code can't pack.
     """
 
     per_image = ("pixel_values", "image_sizes")
@@ -80,7 +79,7 @@ class LlavaNextHost(HuggingFaceHost):
     def sizes(self, ear: Ear, arguments: dict[str, Any]) -> tuple[list[int], list[int]]:
         self.cuts_first(arguments)
         layouts = self.layouts(self._given(arguments.get("image_sizes")))
-        kept = ear.visual_tokens_per_image() - 1  # of a tile
+        kept = ear.visual_tokens_per_image() - 1  # per tile
         wanted = []
         for layout in layouts:
             newlines = int((layout.order < 0).sum())
@@ -103,7 +102,7 @@ class LlavaNextHost(HuggingFaceHost):
         return edited
 
     def layouts(self, image_sizes: Tensor) -> list[Layout]:
-        """The layout of each image, from its (height, width): read off the stock code, which packs numbers."""
+        """The layout of each image from its (height, width), found by letting the stock code pack indices."""
         from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
         config = self.model.config
@@ -126,7 +125,7 @@ class LlavaNextHost(HuggingFaceHost):
         return layouts
 
     def _pack(self, stock: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """The stock code's sequence of patches, with the slots put in and unread patches taken out."""
+        """The stock code's sequence of patches, with the slots inserted and unread patches removed."""
         encoding = current_encoding(self)
         if not isinstance(encoding, TiledEncoding):
             return stock(*args, **kwargs)
@@ -150,7 +149,7 @@ class LlavaNextHost(HuggingFaceHost):
     def _given(self, image_sizes: Tensor | None) -> Tensor:
         if image_sizes is None:
             raise ValueError(
-                "LLaVA-NeXT's image tokens can't be counted without image_sizes: give what the processor gave, "
+                "LLaVA-NeXT's image tokens can't be counted without image_sizes: give the processor's, "
                 "also with a cache"
             )
         return image_sizes

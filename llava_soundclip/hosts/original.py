@@ -1,17 +1,18 @@
-"""The original `llava` package (haotian-liu): `LlavaLlamaForCausalLM`, its Mistral and MPT siblings.
+"""The original `llava` package (haotian-liu): `LlavaLlamaForCausalLM`, and its Mistral and MPT siblings.
 
-Its prompt holds one image token (-200) per image and becomes embeddings before the language model sees it, so
-no room has to be made in the ids. Three methods of this one instance are wrapped:
+A prompt holds one image token (-200) per image and becomes embeddings before the language model sees it, so the ids
+need no room. Three methods of the patched instance are wrapped:
 
-- `encode_images` gives the sound's token and the patches in place of the patches alone;
-- `prepare_inputs_labels_for_multimodal` gives each tile of an image its image's sound. What merges the tiles of
-  `spatial` images views them as squares of patches, so there the stock code merges the patches' indices, and
-  the tokens follow them. The base tile's slot comes first; the slots of the other tiles stand together, in tile
-  order, between the base tile's patches and the rows, so that rows, columns and newlines are stock's. Tiles of
-  `flat` images follow one another, each with its slot first;
-- `generate` refuses what can't be heard, as a forward pre-hook does for `forward`.
+- `encode_images` returns the sound's token and the patches instead of the patches only.
+- `prepare_inputs_labels_for_multimodal` gives each tile of an image the image's sound.
+- `generate` refuses calls in which a sound can't be heard, as a forward pre-hook does for `forward`.
 
-Without a sound each is the stock method. The package is never imported.
+The stock code that merges the tiles of `spatial` images needs squares of patches. So it is run on the patches' indices,
+and the tokens follow them. The base tile's slot comes first. The slots of the other tiles are between the base
+tile's patches and the rows, in the order of the tiles, so rows, columns and newlines are those of the stock code.
+Tiles of `flat` images follow one another, each with its slot first.
+
+Without a sound the wrappers call the stock methods. The package is never imported.
 """
 
 import copy
@@ -31,11 +32,11 @@ _IMAGE_TOKEN = -200  # llava.constants.IMAGE_TOKEN_INDEX
 
 
 class OriginalLlavaHost(Host):
-    """All that is special to the original package.
+    """The host of the original package's models.
 
     Raises:
         ValueError: if the tower isn't loaded yet.
-        TypeError: if there is no tower, or one without a CLS token, or one of several scales.
+        TypeError: if there is no tower, or if it has no CLS token or several scales.
     """
 
     def __init__(self, model: Any) -> None:
@@ -81,9 +82,9 @@ class OriginalLlavaHost(Host):
         side = self.vision_tower.num_patches_per_side
         return side, side
 
-    @torch.no_grad()  # as the stock tower runs
+    @torch.no_grad()  # like the stock tower
     def tower_tokens(self, pixel_values: Tensor) -> Tensor:
-        # The CLIP model inside is asked: the tower around it drops CLS, unless its select_feature is "cls_patch".
+        # Call the CLIP model inside: the tower around it drops CLS unless its select_feature is "cls_patch".
         tower = self.vision_tower
         output = tower.vision_tower(
             pixel_values.to(device=tower.device, dtype=tower.dtype), output_hidden_states=True
@@ -94,7 +95,7 @@ class OriginalLlavaHost(Host):
         images = pixel_values.to(self.model.device, self.model.dtype)
         if images.ndim == 4:
             return list(self.model.encode_images(images))
-        # Stock code packs tiles only while it makes a prompt: here one prompt per image, with one word after it.
+        # The stock code packs tiles only while it makes a prompt, so make one prompt of two tokens per image.
         ids = torch.tensor([[_IMAGE_TOKEN, 0]] * len(images), device=images.device)
         _, _, is_token, _, embeddings, _ = self.model.prepare_inputs_labels_for_multimodal(
             ids, None, torch.ones_like(ids), None, None, images, image_sizes
@@ -112,7 +113,7 @@ class OriginalLlavaHost(Host):
         signature = inspect.signature(type(self.model).forward)
 
         def pre_hook(model: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-            hearing = ear.hearing() if model is self.model else None  # a copy takes its hooks along
+            hearing = ear.hearing() if model is self.model else None  # a copy of the model has the same hooks
             if hearing is None or hearing.images_per_row is not None:  # `generate` has checked
                 return
             given = arguments_by_name(signature, model, *args, **kwargs)
@@ -153,7 +154,7 @@ class OriginalLlavaHost(Host):
                     return stock(**given)
             features = self._merge(ear, hearing, tiles, given.get("image_sizes"))
             view = _View(self.model, encode_images=lambda _: features)
-            given["images"] = tiles[0]  # stock code takes the features of a 4-D batch as they come
+            given["images"] = tiles[0]  # the stock code leaves the features of a 4-D batch unchanged
             return type(self.model).prepare_inputs_labels_for_multimodal(view, **given)
 
         return prepare
@@ -163,15 +164,16 @@ class OriginalLlavaHost(Host):
     ) -> list[Tensor]:
         """The tokens that the language model reads for images in tiles: (tokens, hidden) for each.
 
-        Only patches that the merged image has a place for are chosen from: unpadding cuts the others away.
+        Only patches with a place in the merged image can be chosen; unpadding removes the others.
 
         Args:
-            hearing: one sound a tile.
-            tiles: (tiles, 3, H, W) of each image, the base tile first.
+            ear: the handle's part that edits tiles.
+            hearing: one sound per tile.
+            tiles: (tiles, 3, H, W) for each image, with the base tile first.
             image_sizes: width and height of each picture before it was cut into tiles.
 
         Raises:
-            ValueError: if there isn't one of `image_sizes` an image.
+            ValueError: if `image_sizes` doesn't have one entry per image.
         """
         if image_sizes is None and max(map(len, tiles)) == 1:
             image_sizes = [None] * len(tiles)  # nothing is merged
@@ -180,7 +182,7 @@ class OriginalLlavaHost(Host):
             raise ValueError(
                 f"{sizes} image_sizes for {len(tiles)} images in tiles: give (width, height) of each picture"
             )
-        tokens = 1 + self.patches  # of a tile
+        tokens = 1 + self.patches  # per tile
         places = torch.arange(sum(map(len, tiles)) * tokens).view(-1, tokens)
         orders = [
             self._merged_order(image_places, size)
@@ -203,14 +205,14 @@ class OriginalLlavaHost(Host):
     def _merged_order(self, places: Tensor, image_size: Any) -> Tensor:
         """The order in which an image's tokens are read: (tokens,) int64 entries of `places`, -1 for a newline.
 
-        Stock code merges the places of the patches, (tiles, N), as if they were features of width 1.
+        The stock code merges the places of the patches, (tiles, N), as if they were features of width 1.
 
         Args:
-            places: (tiles, N+1) int64, a number for each token of the tower, the slots first.
+            places: (tiles, N+1) int64, a number for each token of the tower, with the slots first.
             image_size: width and height of the picture.
         """
         config = copy.copy(self.model.config)
-        config.tokenizer_model_max_length = None  # the whole image, though the prompt may be cut
+        config.tokenizer_model_max_length = None  # keep the whole image, even if the prompt is truncated
         core = SimpleNamespace(image_newline=torch.tensor([-1]), embed_tokens=lambda ids: ids[:, None])
         view = _View(
             self.model,
@@ -253,10 +255,10 @@ class OriginalLlavaHost(Host):
         attention_mask: Tensor | None,
         images: Tensor | Sequence[Tensor],
     ) -> list[int]:
-        """Images in each row of the prompt, after the checks that need no work.
+        """The number of images in each row of the prompt. Checks the call before anything is encoded.
 
         Raises:
-            ValueError: if sounds, images and image tokens don't agree; the numbers are named.
+            ValueError: if the numbers of sounds, images and image tokens don't match; the message names them.
         """
         is_image = ids == _IMAGE_TOKEN
         if attention_mask is not None:
@@ -266,7 +268,7 @@ class OriginalLlavaHost(Host):
             raise ValueError(
                 f"a sound is open, but the prompt has no image token ({_IMAGE_TOKEN}): a sound needs an image"
             )
-        # Stock code takes one image for a row without an image token, and skips it.
+        # For a row without an image token, the stock code takes one image and skips it.
         wanted = sum(max(images_here, 1) for images_here in per_row)
         if len(images) != wanted:
             raise ValueError(f"{len(images)} images given, but the prompt has room for {wanted}")
@@ -277,13 +279,13 @@ class OriginalLlavaHost(Host):
 
 
 def _one_a_tile(hearing: Hearing, tiles: Sequence[Tensor]) -> Hearing:
-    """The same sounds, each repeated for its image's tiles."""
+    """The same sounds, repeated for each tile of their image."""
     repeats = torch.tensor([len(image) for image in tiles], device=hearing.embeddings.device)
     return Hearing(hearing.embeddings.repeat_interleave(repeats, 0), hearing.images_per_row)
 
 
 class _View:
-    """A model with some attributes replaced, for stock code to run on; the model itself stays as it is."""
+    """A view of a model with some attributes replaced, for the stock code. The model itself isn't changed."""
 
     def __init__(self, model: Any, /, **replaced: Any) -> None:
         vars(self).update(replaced, _model=model)

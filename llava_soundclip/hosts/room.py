@@ -1,9 +1,9 @@
-"""Room in a prompt: as many placeholder tokens as an image has visual tokens while a sound is heard.
+"""Room in a prompt: one placeholder token for each visual token that an image has with a sound.
 
-A processor writes `stock` placeholders for an image. With a sound it is `wanted` visual tokens, so ids, attention
-mask and labels are stretched (or shortened) to fit, and the ids that come back are the caller's.
+A processor writes `stock` placeholders for an image. With a sound the image has `wanted` visual tokens. So ids,
+attention mask and labels are stretched or shortened to fit, and `restore` gives back the caller's ids.
 
-Shapes: B rows, L tokens as the caller has them, L' tokens with room.
+Shapes: B rows, L tokens in the caller's prompt, L' tokens with room.
 """
 
 from collections.abc import Sequence
@@ -15,16 +15,19 @@ from torch import Tensor
 
 
 def count_images(ids: Tensor, *, placeholder: int, stock: Sequence[int]) -> list[int]:
-    """Images in each row of a prompt, by its runs of placeholders; a run may hold several.
+    """The number of images in each row of a prompt, from its runs of placeholders. A run may hold several images.
 
     Args:
         ids: (B, L) int64.
         placeholder: id of the image token.
-        stock: placeholders of each image as the processor writes them, in the order of the images.
+        stock: number of placeholders that the processor writes for each image, in the order of the images.
+
+    Returns:
+        B numbers.
 
     Raises:
-        ValueError: if a run isn't a whole number of images, as after a truncation, or if there are more runs
-            than images; the numbers are named.
+        ValueError: if a run isn't a whole number of images, as after truncation, or if there are more runs than
+            images. The message names the numbers.
     """
     images = []
     left = list(reversed(stock))
@@ -51,10 +54,10 @@ def count_images(ids: Tensor, *, placeholder: int, stock: Sequence[int]) -> list
 
 @dataclass(frozen=True)
 class Room:
-    """Where each token of the longer (or shorter) prompt comes from.
+    """The plan of a stretched or shortened prompt: the origin of each token.
 
     Attributes:
-        source: (B, L') int64 position in the caller's row, -1 for padding.
+        source: (B, L') int64, the position in the caller's row; -1 for padding.
         is_new: (B, L') bool, true for added placeholders.
         ids: (B, L) int64, the caller's own prompt.
     """
@@ -65,30 +68,30 @@ class Room:
 
     @property
     def growth(self) -> int:
-        """L' - L; negative where patches leave the prompt."""
+        """L' - L; negative if patches are dropped from the prompt."""
         return self.source.shape[1] - self.ids.shape[1]
 
     @property
     def is_padded(self) -> bool:
-        """Whether rows grew unequally, so that padding came in."""
+        """Whether padding was added because rows grew by different numbers."""
         return bool((self.source < 0).any())
 
     def stretch(self, values: Tensor, *, padding: int, new: int | None = None) -> Tensor:
-        """(B, L) values at their new places, (B, L').
+        """Move values from (B, L) to their new places, (B, L').
 
         Args:
-            values: one value a token.
-            padding: the value where padding came in.
-            new: the value of added placeholders; by default that of their image's first placeholder.
+            values: one value per token.
+            padding: value for new padding.
+            new: value for added placeholders; by default the value of their image's first placeholder.
         """
         source, is_new = self.source.to(values.device), self.is_new.to(values.device)
         result = values.gather(1, source.clamp_min(0)).masked_fill(source < 0, padding)
         return result if new is None else result.masked_fill(is_new, new)
 
     def restore(self, sequences: Tensor) -> Tensor:
-        """Give sequences (R, L' + new tokens) the caller's prompt back: (R, L + new tokens).
+        """Replace the prompt of sequences by the caller's: (R, L' + new tokens) to (R, L + new tokens).
 
-        R is B times the beams or returned sequences; the rows of one prompt stand together.
+        R is B times the number of beams or returned sequences; the rows of one prompt are adjacent.
         """
         prompt = self.ids.to(sequences.device)
         prompt = prompt.repeat_interleave(len(sequences) // len(prompt), dim=0)
@@ -104,17 +107,17 @@ def make_room(
     wanted: Sequence[int],
     attention_mask: Tensor | None,
 ) -> Room:
-    """Plan `wanted` placeholders for each image where the processor wrote `stock`.
+    """Plan `wanted` placeholders for each image, for which the processor wrote `stock`.
 
-    Rows end up as long as the longest one needs. The caller's padding is used first, then new padding comes on
-    the same side; on the left, as generation needs it, if there was none.
+    All rows get the length that the longest row needs. The caller's padding is used first, then new padding is added on
+    the same side. If there was no padding, it is added on the left, as generation needs it.
 
     Args:
         ids: (B, L) int64 prompt.
         placeholder: id of the image token.
-        images: images in each row, from `count_images`.
-        stock: placeholders of each image as the processor wrote them, in the order of the images.
-        wanted: placeholders of each image as the model needs them, 1 or more.
+        images: number of images in each row, from `count_images`.
+        stock: number of placeholders that the processor wrote for each image, in the order of the images.
+        wanted: number of placeholders that the model needs for each image, 1 or more.
         attention_mask: (B, L), or None.
     """
     is_real = torch.ones_like(ids) if attention_mask is None else attention_mask
@@ -141,12 +144,12 @@ def make_room(
 
 
 def _row(is_placeholder: Tensor, is_real: Tensor, sizes: list[tuple[int, int]]) -> list[Tensor]:
-    """Positions of one row's padding before, its tokens with room, and its padding after.
+    """Positions of one row's padding before its tokens, of its tokens with room, and of its padding after them.
 
-    The first placeholder of an image repeats, or its last ones go.
+    An image's first placeholder is repeated, or its last ones are removed.
     """
     repeats = torch.ones_like(is_placeholder, dtype=torch.int64)
-    # Runs are whole images, so the row's placeholders are its images' one after the other.
+    # Runs are whole images, so the row's placeholders belong to its images one after another.
     each = [torch.tensor([1 + max(wanted - stock, 0), *[1] * (stock - 1)]) for stock, wanted in sizes]
     for image, (_, wanted) in zip(each, sizes, strict=True):
         image[wanted:] = 0
@@ -159,6 +162,6 @@ def _row(is_placeholder: Tensor, is_real: Tensor, sizes: list[tuple[int, int]]) 
 
 
 def _extent(is_real: Tensor) -> tuple[int, int]:
-    """Where the tokens of a row begin and end between its padding."""
+    """Start and end of a row's tokens, without its padding."""
     real = is_real.nonzero()[:, 0].tolist()
     return (real[0], real[-1] + 1) if real else (0, 0)
