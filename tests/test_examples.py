@@ -41,7 +41,7 @@ def test_a_clip_that_cannot_be_captioned_is_told_before_a_model_is_loaded(run, t
     make_clip("bell.mp4", picture="bell", sound="bell", seconds=1)
     assert run("nosuch.mp4") == "nosuch.mp4: No such file or directory"
     assert run("folder") == "folder: Is a directory"
-    assert run("notes.txt") == "notes.txt: it isn't a media file, or it is cut or damaged"
+    assert run("notes.txt") == "notes.txt: it isn't a media file, or it is truncated or damaged"
     assert run("bell.png") == "bell.png: it has no sound"
     assert run("bell.wav") == "bell.wav: it has no picture, give one with --picture"
     assert run("bell.wav", "--picture", "nosuch.png") == "nosuch.png: No such file or directory"

@@ -1,4 +1,4 @@
-"""Decoding of files to waveforms and pictures, with PyAV as the only decoder. Independent of models."""
+"""Decoding of files to waveforms and pictures, with PyAV as the only decoder. Knows no model."""
 
 from llava_soundclip.media.files import MediaError, MediaInfo, Source, probe
 from llava_soundclip.media.pictures import load_frame

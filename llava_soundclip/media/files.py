@@ -1,4 +1,4 @@
-"""Opening, describing and decoding files, from any time on.
+"""Opening, describing and decoding files, starting at any time.
 
 Times are seconds on the video's own clock, which starts at the container's start time.
 """
@@ -68,7 +68,7 @@ class _Bytes:
 
 
 def _is_seekable(file: BinaryIO) -> bool:
-    """Works also for minimal objects with `read`, and perhaps `seek` and `tell`."""
+    """Whether a file can seek. It may be a minimal object with `read`, and perhaps `seek` and `tell`."""
     return file.seekable() if hasattr(file, "seekable") else hasattr(file, "seek")
 
 
@@ -84,7 +84,7 @@ def name_and_file(source: Source) -> tuple[str, BinaryIO]:
     if not hasattr(source, "read") or isinstance(source, io.TextIOBase):
         raise TypeError(
             f"source must be a path, bytes or a binary file object, not {type(source).__name__}"
-            " (an array goes to check_waveform and resample)"
+            " (pass arrays to check_waveform and resample)"
         )
     return str(getattr(source, "name", "<file object>")), source
 
@@ -109,7 +109,7 @@ def opened(source: Source) -> Iterator[tuple[Any, str]]:
     except MediaError:
         raise
     except av.InvalidDataError as error:
-        raise MediaError(f"{name}: it isn't a media file, or it is cut or damaged") from error
+        raise MediaError(f"{name}: it isn't a media file, or it is truncated or damaged") from error
     except (av.FFmpegError, OSError) as error:
         raise MediaError(f"{name}: {getattr(error, 'strerror', None) or error}") from error
     finally:
@@ -123,7 +123,7 @@ def is_still(container: Any) -> bool:
 
 
 def _origin(container: Any) -> float:
-    """Start of the video's clock in seconds. Anything before zero is cut off by codecs."""
+    """Start of the video's clock in seconds. Codecs discard everything before zero."""
     return max(0.0, (container.start_time or 0) / 1e6)
 
 
@@ -133,10 +133,10 @@ def duration_of(container: Any) -> float | None:
 
 
 class Track:
-    """The best stream of a kind in an open container, decoded from any time on.
+    """The best stream of a kind in an open container, decoded starting at any time.
 
-    Packets that can't be decoded are skipped, as in players. Damage that FFmpeg can't read across ends the
-    track. `failure` holds the last of these errors, in case nothing can be decoded.
+    Packets that can't be decoded are skipped, as in players. Damage that FFmpeg can't skip ends the track.
+    `failure` holds the last of these errors, for the case that nothing can be decoded.
     """
 
     def __init__(self, container: Any, name: str, kind: Literal["audio", "video"]) -> None:
@@ -151,7 +151,7 @@ class Track:
         self.origin = _origin(container)
         self.failure: Exception | None = None
         self._untouched = True
-        # A seek fails in raw streams, which have no clock, and in covers, but it still moves the file.
+        # A seek fails in raw streams, which have no clock, and in cover pictures, but still moves the file.
         self.is_cover = bool(stream.disposition & av.stream.Disposition.attached_pic)
         has_clock = container.start_time is not None or container.duration is not None
         self._can_seek = has_clock and not self.is_cover
@@ -159,7 +159,7 @@ class Track:
     def frames(self, at: float) -> Iterator[tuple[float, Any]]:
         """Yield (seconds, frame) to the end, from a frame at or before `at` if there is one.
 
-        If a seek lands too late (no index, no key frame, data cut off), another goes further back.
+        If a seek lands too late (no index, no key frame, missing data), the next seek goes further back.
         """
         for back in (at, at - _STEP_BACK, 0.0) if self._can_seek else (0.0,):
             frames = self._frames_from(max(0.0, back))

@@ -23,11 +23,11 @@ _EXIF_ORIENTATION = 0x0112
 def load_frame(
     source: Source | Image.Image | np.ndarray, *, time: float | Literal["first", "middle"] = "middle"
 ) -> Image.Image:
-    """Decode one picture: a frame of a video, or a still picture, rotated as its metadata says.
+    """Decode one picture: a frame of a video, or a still picture, rotated according to its metadata.
 
     Args:
-        source: path, bytes or binary file object (read from its beginning) of a video or picture; or a
-            PIL picture, or a (H, W, 3) uint8 array, which are returned as RGB.
+        source: path, bytes or binary file object (read from its beginning) of a video or picture. A PIL picture or
+            an (H, W, 3) uint8 array is returned as RGB.
         time: time of the frame: seconds on the video's clock, "first" or "middle". Ignored for still pictures.
 
     Returns:
@@ -66,7 +66,7 @@ def load_frame(
 
 
 def _frame_at(track: Track, time: float) -> Any:
-    """The frame on screen at a time: the last one that starts by then, or else the first."""
+    """The frame on screen at a time: the last frame that starts by then, or else the first frame."""
     duration = duration_of(track.container)
     if duration is not None and time > duration:
         raise MediaError(f"{track.name}: it ends at {duration:.2f} s, so it has no frame at {time:g} s")
@@ -91,7 +91,7 @@ def _middle(track: Track) -> float | None:
 
 
 def _length_by_reading(source: Source) -> float:
-    """Duration in seconds of a video without one in its headers. The file is read, not decoded."""
+    """Duration in seconds of a video whose headers have none. The file is read but not decoded."""
     with opened(source) as (container, name):
         track = Track(container, name, "video")
         count, end = 0, 0.0
@@ -104,12 +104,12 @@ def _length_by_reading(source: Source) -> float:
 
 
 def _turn(pixels: np.ndarray, frame: Any) -> np.ndarray:
-    """Rotate and mirror (H, W, 3) by quarter turns, as the video's display matrix says."""
+    """Rotate and mirror (H, W, 3) by quarter turns, according to the video's display matrix."""
     try:
         matrix = np.frombuffer(frame.side_data["DISPLAYMATRIX"], np.int32)
     except KeyError:
         return pixels
-    except ValueError:  # PyAV lists no side data at all if it doesn't know one kind of it
+    except ValueError:  # PyAV lists no side data if it doesn't know one kind
         return np.rot90(pixels, round(frame.rotation / 90))
     a, b, _, c, d = matrix[:5].tolist()  # the pixel (p, q) is shown at (a p + c q, b p + d q)
     if abs(a) + abs(d) < abs(b) + abs(c):
@@ -118,7 +118,7 @@ def _turn(pixels: np.ndarray, frame: Any) -> np.ndarray:
 
 
 def _turn_as_exif(picture: Image.Image, source: Source) -> Image.Image:
-    """Rotate a still picture as its EXIF orientation says. Pillow reads the header only."""
+    """Rotate a still picture according to its EXIF orientation. Pillow reads only the header."""
     _, file = name_and_file(source)
     try:
         file.seek(0)

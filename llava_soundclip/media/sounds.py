@@ -18,10 +18,10 @@ _PREROLL = 5.0  # seconds before a cut, for lossy codecs to settle after a seek
 def load_audio(
     source: Source, *, sampling_rate: int, start: float = 0.0, duration: float | None = None
 ) -> np.ndarray:
-    """Decode the sound of a file, or a part of it. Memory grows with the part only.
+    """Decode the sound of a file, or a part of it. Memory grows only with the part.
 
-    A part equals the same slice of the whole sound (lossy codecs: nearly). No silence is added: if the sound
-    starts later than the video, or ends before `start + duration`, the result is shorter. A damaged or cut
+    A part equals the same slice of the whole sound; with lossy codecs, nearly. No silence is added: if the sound
+    starts later than the video, or ends before `start + duration`, the result is shorter. A damaged or truncated
     file gives the part that can be decoded.
 
     Args:
@@ -32,7 +32,7 @@ def load_audio(
         duration: duration in seconds; None for the rest of the sound.
 
     Returns:
-        (channels, samples) float32 in [-1, 1]; lossy codecs may overshoot a little.
+        (channels, samples) float32 in [-1, 1]; lossy codecs may overshoot slightly.
 
     Raises:
         MediaError: if the file can't be read, or has no sound in that part.
@@ -88,8 +88,8 @@ def _cut(
         raise MediaError(f"{track.name}: it claims a sampling rate of {rate} Hz")
     to_rate = rate if wanted_rate is None else wanted_rate
 
-    # Positions are samples on the video's clock. The input starts where both rates have a sample, so that the
-    # output is on the same grid as that of the whole sound.
+    # Positions are samples on the video's clock. The input starts where both rates have a sample, so the output has
+    # the same sample times as that of the whole sound.
     period = rate // math.gcd(rate, to_rate)
     position = round(time * rate)
     begin, end, low, high = position, sys.maxsize, -sys.maxsize, sys.maxsize

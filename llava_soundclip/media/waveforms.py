@@ -9,18 +9,18 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MAX_RATE = 768_000  # Hz, the highest rate of audio interfaces and formats
-QUALITY = "HQ"  # quality of soxr for all resampling
+QUALITY = "HQ"  # soxr's quality for all resampling
 
 _MAX_CHANNELS = 64  # more "channels" are a sign of a (samples, channels) array
-_MAX_PEAK = 8.0  # float sound may exceed 1 a little; far more is a sign of integer samples
+_MAX_PEAK = 8.0  # float sound may slightly exceed 1; far more is a sign of integer samples
 
 
 def check_waveform(waveform: "np.ndarray | Tensor", *, name: str = "sound") -> np.ndarray:
     """Check a sound that is an array, and convert it to the usual form.
 
     Args:
-        waveform: float16, float32, float64 or bfloat16 in [-1, 1], numpy or torch (any device),
-            (samples,) or (channels, samples). It isn't changed, but the result may share its memory.
+        waveform: numpy or torch (any device), (samples,) or (channels, samples), in float16, float32, float64 or
+            bfloat16 in [-1, 1]. It isn't changed, but the result may share its memory.
         name: name of the sound in error messages.
 
     Returns:
@@ -29,7 +29,7 @@ def check_waveform(waveform: "np.ndarray | Tensor", *, name: str = "sound") -> n
     Raises:
         TypeError: if it isn't an array of floats.
         ValueError: for no samples, a wrong number of axes, NaN or infinity, samples far outside [-1, 1],
-            or axes that look swapped. The message says what to do.
+            or axes that look swapped. The message says how to fix it.
     """
     if hasattr(waveform, "detach"):  # a torch tensor; torch needn't be imported
         tensor = waveform.detach().cpu()
@@ -71,7 +71,7 @@ def resample(waveform: np.ndarray, from_rate: float, to_rate: float) -> np.ndarr
     Args:
         waveform: (channels, samples) float32.
         from_rate: rate of `waveform` in Hz.
-        to_rate: rate of the result in Hz. The same rate gives `waveform` itself.
+        to_rate: rate of the result in Hz. For the same rate the result is `waveform` itself.
 
     Returns:
         (channels, samples') float32, at least one sample.

@@ -67,7 +67,7 @@ def test_what_is_no_source(read, source):
 
 
 def test_an_array_is_no_file():
-    with pytest.raises(TypeError, match="array goes to check_waveform"):
+    with pytest.raises(TypeError, match="pass arrays to check_waveform"):
         sound_of(np.zeros(16_000))
 
 
@@ -200,7 +200,7 @@ def test_a_cut_mp4_with_its_index_behind(tmp_path):
     path = film(tmp_path / "a.mov")
     path.write_bytes(path.read_bytes()[:5000])
     for read in (sound_of, load_frame, probe):
-        with pytest.raises(MediaError, match=r"a\.mov: it isn't a media file, or it is cut or damaged"):
+        with pytest.raises(MediaError, match=r"a\.mov: it isn't a media file, or it is truncated or damaged"):
             read(path)
 
 
