@@ -1,4 +1,4 @@
-"""The command line. Only this folder imports Typer; what is heavy is imported inside the commands."""
+"""The command line. Only this folder imports Typer. Heavy imports are inside the commands."""
 
 from llava_soundclip.cli.program import app, main
 

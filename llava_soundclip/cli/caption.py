@@ -12,7 +12,9 @@ from llava_soundclip.running import progress_bar
 
 def caption(
     clips: opt.Clips,
-    out: Annotated[Path | None, typer.Option(help="JSON Lines file; clips in it are done already.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="JSON Lines file for the captions; clips in it are skipped.")
+    ] = None,
     model: opt.Model = DEMO,
     encoder: opt.Encoder = None,
     checkpoint: opt.Checkpoint = None,
@@ -25,28 +27,34 @@ def caption(
     prompt: opt.Prompt = None,
     picture: Annotated[
         Path | None,
-        typer.Option(help="Picture for sounds that have none. One of the same name beside a sound is found."),
+        typer.Option(
+            help="Picture for sounds that have none. A picture with a sound's name next to it is found."
+        ),
     ] = None,
-    frame: Annotated[str, typer.Option(help="Frame of a video: middle, first, or seconds.")] = "middle",
+    frame: Annotated[
+        str, typer.Option(help="Frame of a video: middle, first, or a time in seconds.")
+    ] = "middle",
     batch_size: opt.Batch = 8,
     max_new_tokens: opt.MaxNewTokens = 128,
     setting: Annotated[
-        str | None, typer.Option(help="Name of this run in the rows of --out; one file may hold several.")
+        str | None, typer.Option(help="Name of this run in the rows of --out; a file may hold several runs.")
     ] = None,
     control: Annotated[
         str | None,
         typer.Option(
-            help="Baseline: another (the next clip's sound), noise or zero in the sound's place, random patches."
+            help="Baseline: another (the next clip's sound), noise or zero (in the sound's place), or random (patches)."
         ),
     ] = None,
     maps: Annotated[
         Path | None,
-        typer.Option(help="Folder for a picture of each clip's kept patches; rows of --out name it."),
+        typer.Option(
+            help="Folder for a picture of each clip's kept patches; the rows of --out name the file."
+        ),
     ] = None,
     device: opt.LLaVADevice = None,
     dtype: opt.LLaVADType = "auto",
 ) -> None:
-    """Caption clips. One bad clip doesn't stop the rest; bad ones are listed at the end (exit code 1).
+    """Caption clips. A bad clip doesn't stop the rest; bad clips are listed at the end (exit code 1).
 
     With --out, an interrupted run resumes.
     """
@@ -78,7 +86,7 @@ def caption(
     with opt.exit_codes():
         found = read_clips(clips, by_path=True)
         opt.check_found(found, clips)
-        planned = Setting(control=control, name=setting)  # type: ignore[arg-type]  # it is checked there
+        planned = Setting(control=control, name=setting)  # type: ignore[arg-type]  # checked there
         if control == "another" and len(found) < 2:
             raise ValueError("--control another needs two clips or more")
         file = None if out is None else CaptionFile(out, setting)

@@ -11,7 +11,9 @@ from llava_soundclip.running import default_device, progress_bar
 
 def embed(
     clips: opt.Clips,
-    out: Annotated[Path, typer.Option(help="Safetensors file: one vector per clip, under its name.")],
+    out: Annotated[
+        Path, typer.Option(help="Safetensors file for the vectors, one per clip, by the clip's name.")
+    ],
     encoder: Annotated[
         str, typer.Option(help="Audio encoder; see `llava-soundclip encoders`.")
     ] = "whisperclip",
@@ -19,9 +21,11 @@ def embed(
     encoder_option: opt.EncoderOption = None,
     batch_size: opt.Batch = 8,
     device: opt.Device = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16.")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="Precision of the encoder: float32, float16 or bfloat16.")
+    ] = None,
 ) -> None:
-    """Embed clips. One bad clip doesn't stop the rest; bad ones are listed at the end (exit code 1).
+    """Embed clips. A bad clip doesn't stop the rest; bad clips are listed at the end (exit code 1).
 
     The vectors are float32. The file's metadata name the encoder and its weights.
     """

@@ -13,29 +13,34 @@ from llava_soundclip.evaluation.output import interval_text, write_figures
 
 def captions(
     captions: Annotated[
-        Path, typer.Argument(help="JSON Lines, such as `llava-soundclip caption --out` writes.")
+        Path, typer.Argument(help="JSON Lines file, such as the output of `llava-soundclip caption --out`.")
     ],
     references: Annotated[
         Path | None,
         typer.Option(
-            help='JSON Lines: {"id": ..., "references": [...]}; CLIPScore needs none. Ids may also match by file name.'
+            help='JSON Lines: {"id": ..., "references": [...]}. CLIPScore needs none. Ids may also match by file name.'
         ),
     ] = None,
     metrics: opt.Metrics = "all",
     bertscore: opt.BERTScoreModel = "roberta-large",
     clipscore: opt.CLIPScoreModel = "openai/clip-vit-base-patch32",
     against: Annotated[
-        str | None, typer.Option(help="Show the difference of every setting from this one, clip by clip.")
+        str | None, typer.Option(help="Setting from which the paired differences of all others are shown.")
     ] = None,
     judge: Annotated[
-        str | None, typer.Option(help="openai:MODEL scores six dimensions from 1 to 5 (OPENAI_API_KEY).")
+        str | None,
+        typer.Option(
+            help="Judge, as openai:MODEL; it scores six dimensions from 1 to 5. Needs OPENAI_API_KEY."
+        ),
     ] = None,
     judge_url: Annotated[
-        str | None, typer.Option(help="Server that speaks OpenAI's API; OPENAI_BASE_URL by default.")
+        str | None, typer.Option(help="Server with OpenAI's API; by default OPENAI_BASE_URL.")
     ] = None,
     judged: Annotated[
         Path | None,
-        typer.Option(help="File of the judge's answers, which resumes; beside the captions by default."),
+        typer.Option(
+            help="File for the judge's answers, from which a run resumes; by default next to the captions."
+        ),
     ] = None,
     requests_per_minute: Annotated[
         float | None, typer.Option(help="Maximum rate of requests to the judge.")
@@ -50,14 +55,14 @@ def captions(
     seed: Annotated[int, typer.Option(help="Random seed for the judge's order and its intervals.")] = 0,
     out: opt.Json = None,
 ) -> None:
-    """Score captions against references and pictures (Tables 12 and 13), and by a judge (Table 11)."""
+    """Score captions against references and pictures (Tables 12 and 13), and with a judge (Table 11)."""
     from llava_soundclip.evaluation.captions import evaluate_captions
     from llava_soundclip.evaluation.judge import Judge
 
     wanted = opt.named_metrics(metrics)
     provider, _, model = (judge or "openai:").partition(":")
     if provider != "openai" or (judge is not None and not model):
-        raise typer.BadParameter(f"--judge is openai:MODEL, not {judge}")
+        raise typer.BadParameter(f"--judge must be openai:MODEL, not {judge}")
     opt.prepare_file(out, "--json")
     with opt.exit_codes():
         asked = None
@@ -82,7 +87,7 @@ def captions(
             before_judging=lambda usage: typer.echo(f"the judge: about {usage}", err=True),
         )
         typer.echo(captions_text(found, against))
-        if out is not None:  # so that pictures are found from there
+        if out is not None:  # pictures are found relative to it
             found["folder"] = os.path.relpath(captions.parent, out.parent)
         write_figures(out, found)
 
@@ -131,6 +136,6 @@ def captions_text(found: Mapping[str, Any], against: str | None = None) -> str:
 
 
 def _turned(difference: Mapping[str, Any]) -> dict[str, Any]:
-    """The same difference the other way round."""
+    """The difference with the opposite sign."""
     value, low, high = (-difference[key] for key in ("value", "high", "low"))
     return {**difference, "value": value, "low": low, "high": high}

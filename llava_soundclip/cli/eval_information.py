@@ -11,7 +11,7 @@ from llava_soundclip.cli import options as opt
 from llava_soundclip.evaluation.information.limits import LIMITS
 from llava_soundclip.evaluation.output import interval_text, write_figures
 
-WIDTH = 100  # characters of a line of prose
+WIDTH = 100  # characters per line of prose
 
 
 def information(
@@ -28,7 +28,7 @@ def information(
     apart: Annotated[
         str,
         typer.Option(
-            help="Unit that probes hold out together: source, or clip for labels that differ within a video."
+            help="Unit that is held out together for probes: source, or clip if labels differ within a video."
         ),
     ] = "source",
     seed: Annotated[int, typer.Option(help="Random seed for draws and intervals.")] = 0,
@@ -54,7 +54,7 @@ def information(
 
 
 def information_text(found: Mapping[str, Any]) -> str:
-    """The figures for a terminal, with what each can't show."""
+    """The figures for a terminal, with the limits of each."""
     shared, dimension = found["shared"], found["dimension"]
     sides = [side for side in ("raw", "projected") if side in shared]
     above = ["projected - raw"] if "gain" in shared else []
@@ -117,7 +117,7 @@ def information_text(found: Mapping[str, Any]) -> str:
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Rows in columns, the first to the left and the others to the right; they may be shorter than the head."""
+    """Rows as columns, the first aligned left and the others right. Rows may be shorter than the head."""
     widths = [max(len(row[place]) for row in (head, *rows) if place < len(row)) for place in range(len(head))]
     return [
         row[0].ljust(widths[0])
@@ -131,5 +131,5 @@ def _prose(sentence: str) -> list[str]:
 
 
 def _printable(text: str) -> str:
-    """A user's text on one line, without a terminal's control characters."""
+    """A user's text on one line, without control characters."""
     return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text)

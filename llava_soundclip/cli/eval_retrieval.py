@@ -14,23 +14,27 @@ def retrieval(
     projector: opt.MeasuredProjector = None,
     rows: opt.MeasuredRows = None,
     full: Annotated[
-        bool, typer.Option("--full", help="Rank all clips at once, not 100 of up to 500, five times.")
+        bool,
+        typer.Option(
+            "--full", help="Rank all clips at once instead of five draws of 100 from up to 500 clips."
+        ),
     ] = False,
     right: Annotated[
-        str, typer.Option(help="pair: a clip's own picture is right; source: any picture of its video.")
+        str,
+        typer.Option(
+            help="Right answer: pair for the clip's own picture, source for any picture of its video."
+        ),
     ] = "pair",
     alphas: Annotated[
         str | None,
-        typer.Option(
-            help="Mixes of raw (1) and projected (0) that are also measured, such as 0.25,0.5,0.75."
-        ),
+        typer.Option(help="Mixes of raw (1) and projected (0) to measure as well, such as 0.25,0.5,0.75."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Random seed for the draws and the intervals.")] = 0,
     ray: Annotated[
         str | None,
         typer.Option(
             metavar="ADDRESS",
-            help='With --full, rank on a Ray cluster: "auto" for the one that this machine is part of, HOST:PORT, '
+            help='Ray cluster to rank on, with --full: "auto" for the cluster of this machine, HOST:PORT, '
             'or "local" to start Ray here.',
         ),
     ] = None,
@@ -41,7 +45,7 @@ def retrieval(
     from llava_soundclip.evaluation.retrieval import evaluate_retrieval
 
     if ray is not None and not full:
-        raise typer.BadParameter("--ray goes with --full alone: draws of 100 need no cluster")
+        raise typer.BadParameter("--ray needs --full: draws of 100 clips need no cluster")
     opt.prepare_file(out, "--json")
     mixes = opt.numbers(alphas or "", float, "--alphas")
     with opt.exit_codes():

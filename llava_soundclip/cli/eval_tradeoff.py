@@ -18,7 +18,7 @@ def tradeoff(
             help='JSON Lines: {"id": ..., "references": [...], "sounding": [...], "silent": [...]}.'
         ),
     ],
-    out: Annotated[Path, typer.Option(help="Folder; what is in it is done already.")],
+    out: Annotated[Path, typer.Option(help="Folder for the results; an interrupted run in it resumes.")],
     model: opt.Model = DEMO,
     encoder: opt.Encoder = None,
     checkpoint: opt.Checkpoint = None,
@@ -26,11 +26,12 @@ def tradeoff(
     projector: opt.Projector = None,
     k: opt.Budget = None,
     budgets: Annotated[
-        str | None, typer.Option(help="Further k, such as 15,64; by default those of Table 14 that fit.")
+        str | None,
+        typer.Option(help="Further values of k, such as 15,64; by default those of Table 14 that fit."),
     ] = None,
     alphas: Annotated[
         str | None,
-        typer.Option(help='Mixes of raw (1) and projected (0); 0.25,0.5,0.75 by default; "" for none.'),
+        typer.Option(help='Mixes of raw (1) and projected (0); by default 0.25,0.5,0.75; "" for none.'),
     ] = None,
     tokens: opt.Tokens = None,
     norm: opt.Norm = None,
@@ -45,10 +46,10 @@ def tradeoff(
     device: opt.LLaVADevice = None,
     dtype: opt.LLaVADType = "auto",
 ) -> None:
-    """Measure what projecting gains in retrieval and costs in captions, for your model, with controls, in one go.
+    """Measure the gain in retrieval and the loss in captions from projecting, with controls, in one run.
 
     Writes features, figures, captions in every setting and report.html. An interrupted run resumes.
-    A judge comes after it: llava-soundclip eval captions OUT/captions.jsonl --judge ...
+    For a judge, run afterwards: llava-soundclip eval captions OUT/captions.jsonl --judge ...
     """
     hearing = opt.ModelOptions(
         model=model,
@@ -75,7 +76,7 @@ def tradeoff(
         tasks.append(bar.add_task(part, total=count or None))
 
     with opt.exit_codes(), bar:
-        start("loading the model", 0)  # whose imports alone take seconds
+        start("loading the model", 0)  # the imports alone take seconds
         from llava_soundclip.clips import read_clips
         from llava_soundclip.evaluation.tradeoff.run import REPORT, measure_tradeoff
 

@@ -19,7 +19,7 @@ DEFAULT_TOWER = "openai/clip-vit-large-patch14-336"
 
 def features(
     clips: opt.Clips,
-    out: Annotated[Path, typer.Option(help="Folder; clips in it are done already.")],
+    out: Annotated[Path, typer.Option(help="Folder for the features; clips in it are skipped.")],
     encoder: Annotated[
         str, typer.Option(help="Audio encoder; see `llava-soundclip encoders`.")
     ] = "whisperclip",
@@ -35,7 +35,9 @@ def features(
     ] = "float16",
     workers: Annotated[
         int | None,
-        typer.Option(min=0, help="Processes that decode; by default half of the cores, or all with a GPU."),
+        typer.Option(
+            min=0, help="Number of processes that decode; by default half of the cores, or all with a GPU."
+        ),
     ] = None,
     batch_size: opt.Batch = 8,
     shard_size: Annotated[int, typer.Option(min=1, help="Clips per shard.")] = 1000,
@@ -44,30 +46,32 @@ def features(
         str | None,
         typer.Option(
             metavar="ADDRESS",
-            help='Work on a Ray cluster: "auto" for the one that this machine is part of, HOST:PORT, or "local" to '
+            help='Ray cluster to work on: "auto" for the cluster of this machine, HOST:PORT, or "local" to '
             "start Ray here.",
         ),
     ] = None,
-    ave2: Annotated[bool, typer.Option("--ave2", help="Tables have AVE-2's columns.")] = False,
-    root: Annotated[Path | None, typer.Option(help="Folder where a table's relative paths begin.")] = None,
+    ave2: Annotated[bool, typer.Option("--ave2", help="Read tables with AVE-2's columns.")] = False,
+    root: Annotated[
+        Path | None, typer.Option(help="Folder that a table's relative paths start from.")
+    ] = None,
     path_column: Annotated[
         str | None,
         typer.Option(help='Column of the video or sound, or a pattern like "{youtube_id}.mp4".'),
     ] = None,
-    picture_column: Annotated[str | None, typer.Option(help="Column of a picture for the sound.")] = None,
+    picture_column: Annotated[str | None, typer.Option(help="Column of the picture for the sound.")] = None,
     start_column: Annotated[
         str | None, typer.Option(help='Column of the start in seconds; "" for none.')
     ] = None,
     end_column: Annotated[str | None, typer.Option(help='Column of the end in seconds; "" for none.')] = None,
-    id_column: Annotated[str | None, typer.Option(help="Column of the clip's name.")] = None,
+    id_column: Annotated[str | None, typer.Option(help="Column of the clip's id.")] = None,
     source_column: Annotated[
-        str | None, typer.Option(help="Column of the video that the clip is from.")
+        str | None, typer.Option(help="Column of the video that the clip comes from.")
     ] = None,
 ) -> None:
-    """Make the features that a projector is trained on. An interrupted run resumes.
+    """Make the features for training a projector. An interrupted run resumes.
 
-    One bad clip doesn't stop the rest; bad ones are listed at the end (exit code 1). Several processes may work on one
-    folder at the same time.
+    A bad clip doesn't stop the rest; bad clips are listed at the end (exit code 1). Several processes may work on the
+    same folder at the same time.
     """
     from llava_soundclip.clips import AVE2, Columns, read_clips
     from llava_soundclip.encoders import load_encoder
@@ -76,10 +80,10 @@ def features(
     from llava_soundclip.features.towers import VisionTower
 
     if dtype not in ("float16", "float32"):
-        raise typer.BadParameter(f"--dtype is float16 or float32, not {dtype}")
+        raise typer.BadParameter(f"--dtype must be float16 or float32, not {dtype}")
     if ray is not None and (workers is not None or device is not None):
         raise typer.BadParameter(
-            "--workers and --device don't go with --ray: the cluster's CPUs and GPUs are used"
+            "--workers and --device can't be combined with --ray, which uses the cluster's CPUs and GPUs"
         )
     given = {
         "path": path_column,
@@ -139,5 +143,5 @@ def features(
 
 
 def _whole(name: str) -> str:
-    """A path that the nodes of a cluster also find; other names as they are."""
+    """The absolute path of a file or folder, for the nodes of a cluster; other names unchanged."""
     return os.path.abspath(name) if name != DEMO and os.path.exists(name) else name

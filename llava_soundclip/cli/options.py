@@ -1,4 +1,4 @@
-"""Options, errors and exit codes that the commands share."""
+"""Options, errors and exit codes that commands share."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,62 +15,72 @@ if TYPE_CHECKING:
     from llava_soundclip.evaluation.captions import BERTScore, CLIPScore
     from llava_soundclip.patching import SoundCLIP
 
-# Arguments and options that several commands have. Each is described once, here.
+# Arguments and options of several commands.
 Clips = Annotated[
     list[str],
     typer.Argument(
-        help="Videos, sounds, folders of them, patterns; tables (csv, jsonl, parquet); WebDataset tars; "
+        help="Videos, sounds, folders and patterns of them; tables (csv, jsonl, parquet); WebDataset tars; "
         "dataset:NAME[:SPLIT]."
     ),
 ]
 Model = Annotated[
-    str, typer.Option(help="A LLaVA's Hub id or folder; by default the miniature, which knows 18 sounds.")
+    str, typer.Option(help="Hub id or folder of a LLaVA; by default the miniature, which knows 18 sounds.")
 ]
 Encoder = Annotated[str | None, typer.Option(help="Audio encoder; see `llava-soundclip encoders`.")]
-Checkpoint = Annotated[str | None, typer.Option(help="Weights of the encoder, or demo.")]
+Checkpoint = Annotated[
+    str | None, typer.Option(help="Weights of the encoder: name, file, folder, Hub id or demo.")
+]
 EncoderOption = Annotated[
     list[str] | None,
-    typer.Option(help="Option of the encoder, such as window=clip; may be given several times."),
+    typer.Option(help="Option of the encoder, such as window=clip; can be given several times."),
 ]
-Alignment = Annotated[str | None, typer.Option(help="raw, projected, or alpha from 0 to 1.")]
-Projector = Annotated[str | None, typer.Option(help="Folder, .safetensors file or Hub id.")]
+Alignment = Annotated[
+    str | None, typer.Option(help="Alignment of sounds: raw, projected, or alpha from 0 to 1.")
+]
+Projector = Annotated[str | None, typer.Option(help="Projector: folder, .safetensors file or Hub id.")]
 Budget = Annotated[int | None, typer.Option("--k", min=0, help="Number of patches that keep their value.")]
-Tokens = Annotated[str | None, typer.Option(help="zero or drop.")]
-Norm = Annotated[str | None, typer.Option(help="keep or match.")]
-Prompt = Annotated[str | None, typer.Option(help="Question to the model.")]
+Tokens = Annotated[
+    str | None,
+    typer.Option(help="Other patches: zero puts zeros in their place, drop removes them from the prompt."),
+]
+Norm = Annotated[
+    str | None, typer.Option(help="Norm of the sound: keep its own, or match that of the CLS token.")
+]
+Prompt = Annotated[str | None, typer.Option(help="Question for the model.")]
 Batch = Annotated[int, typer.Option("--batch-size", min=1, help="Clips per batch.")]
 MaxNewTokens = Annotated[int, typer.Option(min=1, help="Maximum length of a caption, in tokens.")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...")]
-LLaVADevice = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, auto ...")]
-LLaVADType = Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")]
+Device = Annotated[str | None, typer.Option(help="Device: cpu, cuda, cuda:1 ...")]
+LLaVADevice = Annotated[str | None, typer.Option(help="Device: cpu, cuda, cuda:1, auto ...")]
+LLaVADType = Annotated[str, typer.Option(help="Precision of the LLaVA: auto, float32, float16 or bfloat16.")]
 Features = Annotated[Path, typer.Argument(help="Folder made by `llava-soundclip features`.")]
 MeasuredProjector = Annotated[
     str | None,
     typer.Option(
-        "--projector", help="Folder, .safetensors file or Hub id; without one only raw is measured."
+        "--projector",
+        help="Projector: folder, .safetensors file or Hub id. Without one, only raw is measured.",
     ),
 ]
 MeasuredRows = Annotated[
     str | None,
     typer.Option(
         "--rows",
-        help="validation: clips held out by the projector's training, the default if it was trained on this folder; "
-        "all: every clip.",
+        help="Clips to measure: validation for the held-out clips, which is the default if the projector was trained "
+        "on this folder; all for every clip.",
     ),
 ]
-Metrics = Annotated[str, typer.Option(help="all, or some of bleu,rouge,bertscore,clipscore; none.")]
+Metrics = Annotated[str, typer.Option(help="Metrics: all, none, or some of bleu,rouge,bertscore,clipscore.")]
 BERTScoreModel = Annotated[
     str, typer.Option("--bertscore", help="Text encoder of BERTScore: Hub id, folder or demo.")
 ]
 CLIPScoreModel = Annotated[
-    str, typer.Option("--clipscore", help="CLIP of CLIPScore: Hub id, folder or demo.")
+    str, typer.Option("--clipscore", help="CLIP model of CLIPScore: Hub id, folder or demo.")
 ]
 Json = Annotated[Path | None, typer.Option("--json", help="Also write the figures to this file.")]
 
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """A LLaVA and how it hears, as typed. None leaves an option to `patch`, or to the miniature."""
+    """Options of a LLaVA and its hearing, as typed. None means the default of `patch` or of the miniature."""
 
     model: str
     device: str | None
@@ -86,7 +96,7 @@ class ModelOptions:
     prompt: str | None = None
 
     def load(self) -> "SoundCLIP":
-        """The handle of the model. Errors are those of `load_soundclip`."""
+        """Load the model. Errors are those of `load_soundclip`."""
         from llava_soundclip.loading import load_soundclip
 
         names = ("encoder", "alignment", "projector", "k", "tokens", "norm")
@@ -105,10 +115,10 @@ class ModelOptions:
 
 @contextmanager
 def exit_codes() -> Iterator[None]:
-    """Turn errors that users can mend into one line and exit code 2, and Ctrl-C into 130."""
+    """Turn errors that users can fix into one line and exit code 2, and Ctrl-C into exit code 130."""
     try:
         yield
-    except (typer.Exit, typer.Abort):  # RuntimeErrors, both
+    except (typer.Exit, typer.Abort):  # both are RuntimeErrors
         raise
     except KeyboardInterrupt:
         stopped()
@@ -137,18 +147,18 @@ def tell_failed(bad: Mapping[str, str], total: int, outcome: str) -> None:
 
 
 def check_found(clips: "Sequence[Clip]", names: Sequence[str]) -> None:
-    """End with exit code 1 if there is no clip in what was named."""
+    """End with exit code 1 if no clips were found."""
     if not clips:
         typer.echo(
             f"There are no clips in {', '.join(names)}: no file has the suffix of a video or a sound. "
-            "A file that is named by itself may have any suffix.",
+            "A file that is named directly may have any suffix.",
             err=True,
         )
         raise typer.Exit(1)
 
 
 def prepare_file(path: Path | None, option: str) -> None:
-    """See before the work that a file can be written: its folder is made if needed."""
+    """Check before the work that a file can be written. Its folder is created if needed."""
     if path is None:
         return
     if path.is_dir():
@@ -160,16 +170,16 @@ def prepare_file(path: Path | None, option: str) -> None:
 
 
 def encoder_options(pairs: Sequence[str] | None, checkpoint: str | None = None) -> dict[str, Any]:
-    """Options of an encoder from NAME=VALUE pairs and a checkpoint; whole numbers become ints.
+    """Options of an encoder from NAME=VALUE pairs and a checkpoint. Whole numbers become ints.
 
     Raises:
-        BadParameter: for something else.
+        BadParameter: for anything but NAME=VALUE.
     """
     options: dict[str, Any] = {}
     for pair in pairs or ():
         name, equals, value = pair.partition("=")
         if not equals or not name.isidentifier():
-            raise typer.BadParameter(f"--encoder-option is NAME=VALUE, not {pair!r}")
+            raise typer.BadParameter(f"--encoder-option must be NAME=VALUE, not {pair!r}")
         options[name] = int(value) if value.isdecimal() else value
     if checkpoint is not None:
         options["checkpoint"] = checkpoint
@@ -179,7 +189,7 @@ def encoder_options(pairs: Sequence[str] | None, checkpoint: str | None = None) 
 def load_scorers(
     metrics: Sequence[str], bertscore: str, clipscore: str, device: str | None
 ) -> "tuple[BERTScore | None, CLIPScore | None]":
-    """The models of BERTScore and CLIPScore, if they are among the metrics; by Hub id or folder, or "demo"."""
+    """The models of BERTScore and CLIPScore if they are among the metrics, by Hub id, folder or "demo"."""
     from llava_soundclip.evaluation.captions import BERTScore, CLIPScore
 
     where = default_device() if device in (None, "auto") else device
@@ -190,7 +200,7 @@ def load_scorers(
 
 
 def named_metrics(metrics: str) -> tuple[str, ...]:
-    """The metrics of "all", "none", or names with commas between them."""
+    """The metrics of "all", "none", or names separated by commas."""
     from llava_soundclip.evaluation.captions import METRICS
 
     if metrics == "all":
@@ -199,19 +209,19 @@ def named_metrics(metrics: str) -> tuple[str, ...]:
 
 
 def numbers(text: str, kind: type, option: str) -> list[Any]:
-    """Numbers with commas between them.
+    """Numbers separated by commas.
 
     Raises:
-        BadParameter: for something else.
+        BadParameter: for anything else.
     """
     try:
         return [kind(part) for part in text.split(",") if part.strip()]
     except ValueError:
-        raise typer.BadParameter(f"{option} are numbers with commas between them, not {text!r}") from None
+        raise typer.BadParameter(f"{option} must be numbers separated by commas, not {text!r}") from None
 
 
 def parse_alignment(alignment: str | None) -> float | str | None:
-    """A number as one; "raw" and "projected" as they are."""
+    """Convert a number to a float; "raw" and "projected" are unchanged."""
     try:
         return None if alignment is None else float(alignment)
     except ValueError:
@@ -219,10 +229,10 @@ def parse_alignment(alignment: str | None) -> float | str | None:
 
 
 def parse_frame(frame: str) -> "FrameTime":
-    """ "middle", "first", or seconds.
+    """Convert seconds to a float; "middle" and "first" are unchanged.
 
     Raises:
-        BadParameter: for something else.
+        BadParameter: for anything else.
     """
     if frame == "first":
         return "first"
@@ -231,4 +241,4 @@ def parse_frame(frame: str) -> "FrameTime":
     try:
         return float(frame)
     except ValueError:
-        raise typer.BadParameter(f"--frame is middle, first, or seconds, not {frame!r}") from None
+        raise typer.BadParameter(f"--frame must be middle, first, or seconds, not {frame!r}") from None

@@ -21,7 +21,7 @@ from llava_soundclip.running import PROGRAM
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False)
 evaluations = typer.Typer(
     no_args_is_help=True,
-    help="Measure retrieval, captions and information, as the paper does and with intervals.",
+    help="Measure retrieval, captions and information as in the paper, with confidence intervals.",
 )
 app.command()(caption)
 app.command()(embed)
@@ -54,4 +54,4 @@ def _about(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
-    """Let a LLaVA hear: SoundCLIP, sound in place of vision tokens."""
+    """SoundCLIP: let a LLaVA hear by putting sound in place of vision tokens."""

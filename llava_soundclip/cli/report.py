@@ -10,16 +10,18 @@ from llava_soundclip.evaluation.output import write_figures
 
 
 def report(
-    runs: Annotated[Path, typer.Argument(help="Folder of what `llava-soundclip eval ... --json` wrote.")],
-    out: Annotated[Path, typer.Option(help="The page, one HTML file.")],
+    runs: Annotated[Path, typer.Argument(help="Folder of files from `llava-soundclip eval ... --json`.")],
+    out: Annotated[Path, typer.Option(help="HTML file for the page.")],
     figures: Annotated[
         Path | None, typer.Option("--json", help="Also write every figure of the page to this file.")
     ] = None,
-    examples: Annotated[int, typer.Option(min=0, help="Number of clips to show of each captions file.")] = 6,
+    examples: Annotated[
+        int, typer.Option(min=0, help="Number of clips to show from each captions file.")
+    ] = 6,
     seed: Annotated[int, typer.Option(help="Random seed for the choice of those clips.")] = 0,
     title: Annotated[str | None, typer.Option(help="Title of the page.")] = None,
 ) -> None:
-    """Make one self-contained page of runs: figures with intervals, plots, examples, provenance."""
+    """Make a self-contained page of runs: figures with intervals, plots, examples and provenance."""
     from llava_soundclip.evaluation.report.page import write_report
 
     opt.prepare_file(out, "--out")

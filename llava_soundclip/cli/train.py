@@ -14,7 +14,7 @@ def train(
     features: opt.Features,
     out: Annotated[Path, typer.Option(help="Folder for the projector; an interrupted run in it resumes.")],
     loss: Annotated[
-        str, typer.Option(help="cosine, mse, distribution, infonce or infonce+distribution.")
+        str, typer.Option(help="Training loss: cosine, mse, distribution, infonce or infonce+distribution.")
     ] = "infonce+distribution",
     temperature: Annotated[float, typer.Option(help="Temperature of InfoNCE.")] = 0.07,
     fusion: Annotated[
@@ -24,10 +24,10 @@ def train(
     hidden: Annotated[int, typer.Option(min=1, help="Width of the hidden layers.")] = 1024,
     dropout: Annotated[float, typer.Option(min=0, max=1, help="Dropout after each activation.")] = 0.1,
     learning_rate: Annotated[float, typer.Option(help="Learning rate of Adam.")] = 5e-5,
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over the clips.")] = 10,
-    batch_size: Annotated[int, typer.Option(min=1, help="Pairs per step, over all processes.")] = 256,
+    epochs: Annotated[int, typer.Option(min=1, help="Number of passes over the clips.")] = 10,
+    batch_size: Annotated[int, typer.Option(min=1, help="Pairs per step, summed over all processes.")] = 256,
     accumulate: Annotated[
-        int, typer.Option(min=1, help="Steps between updates, whose gradients are summed.")
+        int, typer.Option(min=1, help="Number of steps whose gradients are summed before an update.")
     ] = 1,
     factor: Annotated[float, typer.Option(help="Factor of ReduceLROnPlateau.")] = 0.1,
     patience: Annotated[
@@ -36,11 +36,13 @@ def train(
     early_stopping: Annotated[
         int | None, typer.Option(min=1, help="Epochs without improvement before training stops.")
     ] = None,
-    validation: Annotated[float, typer.Option(help="Held-out share for validation, in whole sources.")] = 0.1,
+    validation: Annotated[
+        float, typer.Option(help="Share of the clips that is held out for validation, in whole sources.")
+    ] = 0.1,
     seed: Annotated[int, typer.Option(help="Random seed for weights, split, order and dropout.")] = 0,
-    precision: Annotated[str, typer.Option(help="no, fp16 or bf16.")] = "no",
+    precision: Annotated[str, typer.Option(help="Mixed precision: no, fp16 or bf16.")] = "no",
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also log to runs/.")] = False,
-    push: Annotated[str | None, typer.Option(help="Upload the projector to this Hub id, user/name.")] = None,
+    push: Annotated[str | None, typer.Option(help="Hub id, user/name, to upload the projector to.")] = None,
     private: Annotated[bool, typer.Option("--private", help="Make the Hub repository private.")] = False,
 ) -> None:
     """Train a projector. The defaults are the paper's recipe (Appendix E, F.4).
@@ -65,7 +67,7 @@ def train(
         recipe = Recipe(
             loss=loss,
             temperature=temperature,
-            fusion=fusion,  # type: ignore[arg-type]  # it is checked there
+            fusion=fusion,  # type: ignore[arg-type]  # checked there
             n=n,
             hidden=hidden,
             dropout=dropout,

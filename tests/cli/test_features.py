@@ -111,7 +111,7 @@ def test_without_ray(films, tmp_path, monkeypatch):
 
 
 def test_what_does_not_go_with_ray(run, films, tmp_path):
-    assert "don't go with --ray" in run(films, "--out", tmp_path / "f", "--ray", "auto", ends=2)
+    assert "can't be combined with --ray" in run(films, "--out", tmp_path / "f", "--ray", "auto", ends=2)
 
 
 def test_what_ray_is_told(films, tower_folder, whisper_file, tmp_path, monkeypatch):

@@ -126,7 +126,7 @@ def test_what_is_refused(tmp_path, monkeypatch):
         retrieval(f_a, c, ray="local")
     features = write_features(tmp_path / "features", clips=3)
     result = eval_retrieval(features, "--ray", "local")
-    assert result.exit_code == 2 and "--ray goes with --full alone" in result.stderr
+    assert result.exit_code == 2 and "--ray needs --full" in result.stderr
     with pytest.raises(ValueError, match=r"expected two \(n, D\)"):
         ranks_on_ray(f_a, c[:2])
     monkeypatch.setitem(sys.modules, "ray", None)
