@@ -68,8 +68,8 @@ def caption_clips(
         settings: settings with unique names; by default one without a name, with the handle's own values.
         model: the model's name in rows.
         picture: picture file for sounds that have no picture.
-        heard: for the control "another", a function of the clips that could be decoded. It returns for each clip's id
-            the id of the clip whose sound is played. By default `next_clips`.
+        heard: for the control "another", a function of the clips that could be decoded. It maps each clip's id to the
+            id of the clip whose sound is played. By default `next_clips`.
         maps: folder for a picture of each clip's kept patches, in the first setting.
         mapped: ids of the clips that get such a picture; by default all.
         on_rows: called with the rows of each batch, after they are written.
@@ -79,7 +79,7 @@ def caption_clips(
         The new rows, and the bad clips.
 
     Raises:
-        ValueError: for an invalid option, two clips with one id, or a file that doesn't hold captions.
+        ValueError: for an invalid option, two clips with the same id, or a file that doesn't hold captions.
         MediaError: if `picture` can't be decoded.
         OSError: if a file can't be read or written.
     """
@@ -168,7 +168,7 @@ class _CaptionRun:
             load_frame(self.picture)  # one error now instead of one per clip
 
     def undecodable(self) -> dict[str, str]:
-        """For each clip without a sound or a picture that decodes, the reason, by id."""
+        """Clips whose sound or picture can't be decoded, with the reasons."""
 
         def decode(ids: Sequence[str]) -> list[None]:
             for id in ids:

@@ -72,7 +72,7 @@ class Caption:
         setting: name of the setting, such as "raw".
         image: path of the clip's picture or video, for CLIPScore.
         heard: id of the clip whose sound was played instead of its own.
-        is_deaf: whether noise or a zero vector took the place of any clip's sound.
+        is_deaf: whether noise or a zero vector was heard instead of a clip's sound.
     """
 
     id: str

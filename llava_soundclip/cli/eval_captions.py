@@ -25,7 +25,8 @@ def captions(
     bertscore: opt.BERTScoreModel = "roberta-large",
     clipscore: opt.CLIPScoreModel = "openai/clip-vit-base-patch32",
     against: Annotated[
-        str | None, typer.Option(help="Setting from which the paired differences of all others are shown.")
+        str | None,
+        typer.Option(help="Baseline setting: the paired differences of all others from it are shown."),
     ] = None,
     judge: Annotated[
         str | None,

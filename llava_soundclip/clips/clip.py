@@ -1,4 +1,4 @@
-"""One clip: the places of its sound and picture, and its start and end."""
+"""One clip: the locations of its sound and picture, its start and its end."""
 
 import io
 import os
@@ -11,7 +11,7 @@ from llava_soundclip.media import MediaError, Source
 
 @dataclass(frozen=True, slots=True)
 class TarMember:
-    """A file in an uncompressed tar: the place of its bytes."""
+    """A file in an uncompressed tar, as the position of its bytes."""
 
     path: str
     offset: int
@@ -142,7 +142,7 @@ def collect(clips: dict[str, Clip], found: Iterable[Clip]) -> None:
 
 
 def _place(clip: Clip) -> str:
-    """The place of a clip, for comparison and for messages."""
+    """The location of a clip, for comparison and for messages."""
     media = clip.sound
     if isinstance(media, str):
         where = os.path.abspath(media)

@@ -24,9 +24,9 @@ def read_clips(
 ) -> list[Clip]:
     """All clips in files, folders, patterns, tables, tars and datasets, without duplicates.
 
-    Ids don't depend on the place of the data. A file's id is its folder's name and its own name. In a named folder, or
-    in the folder that a pattern begins with, the id is that folder's name and the path below it. A sound file gets the
-    picture next to it with the same name, if there is one.
+    Ids don't depend on the location of the data. A file's id is its folder's name and its own name. In a named folder,
+    or in the folder that a pattern begins with, the id is that folder's name and the path below it. A sound file gets
+    the picture next to it with the same name, if there is one.
 
     Args:
         names: videos, sounds, folders and patterns of them; tables (.csv, .tsv, .json, .jsonl, .parquet); uncompressed

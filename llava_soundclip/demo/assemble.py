@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 _SPECIAL = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "unk_token": "<|endoftext|>"}
 MM_PROJECTOR = "mm_projector-{}.safetensors"
 SIZE, PATCH = 96, 16  # pixels
-WIDTH = 384  # of the tower and of Whisper tiny, whose vector so fits without padding or truncation
+WIDTH = 384  # of the tower and of Whisper tiny, whose vector therefore fits without padding or truncation
 BLOCKS = 4  # trained blocks; LLaVA reads layer -2, so one more block follows
 IMAGE_TOKEN, IMAGE_TOKEN_ID = "<image>", 5
 RESERVED_TOKEN = "<file_sep>"  # SmolLM2's token 5, unused in chats; it becomes the image token

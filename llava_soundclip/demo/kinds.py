@@ -1,6 +1,6 @@
 """Things that the library draws and synthesises, so that a demo needs no media from elsewhere.
 
-Drawings and recordings vary, by a `numpy.random.Generator` that each function takes.
+Every drawing and every recording differs: each function takes a `numpy.random.Generator`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Features: each clip's sound and picture as vectors on disk, made once for many trainings. Knows no host."""
+"""Features: each clip's sound and picture as vectors on disk, made once for many training runs. Knows no host."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

@@ -35,9 +35,7 @@ class Claims:
         self._groups: dict[int, list[Clip]] = {}
         for clip in clips:
             self._groups.setdefault(group_of(clip.id), []).append(clip)
-        self._open: Counter[int] = (
-            Counter()
-        )  # number of clips in each claimed group that aren't on the disk yet
+        self._open: Counter[int] = Counter()  # clips in each claimed group that aren't on the disk yet
 
     def close(self) -> None:
         """Release all claims."""

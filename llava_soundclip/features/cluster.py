@@ -65,7 +65,7 @@ def extract_features_on_ray(
         frames: number of frames per clip, evenly spaced.
         patches: whether to store the patch tokens as well.
         dtype: dtype of the stored numbers.
-        shard_size: clips per shard. As many may be lost if this process is killed.
+        shard_size: clips per shard. Up to one shard is lost if this process is killed.
         batch_size: clips per batch of the encoder and the tower.
         progress: whether to show a progress bar.
 
@@ -300,7 +300,7 @@ class Tries:
 
 
 def _given_up(tries: Any, work: str) -> bool:
-    """Count a start of a piece of work; whether it was started too often."""
+    """Count a start of a piece of work, and return whether it was started too often."""
     import ray
 
     return ray.get(tries.begin.remote(work)) > _TRIES

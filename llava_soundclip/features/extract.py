@@ -45,7 +45,7 @@ def extract_features(
         frames: number of frames per clip, evenly spaced.
         patches: whether to store the patch tokens as well.
         dtype: dtype of the stored numbers.
-        shard_size: clips per shard. As many may be lost if a run is killed.
+        shard_size: clips per shard. Up to one shard is lost if a run is killed.
         workers: number of processes that decode; 0 decodes in this process. By default one per core if the tower is
             on a GPU, else one per two cores, and torch uses the other cores.
         batch_size: clips per batch of the encoder and the tower.
@@ -159,7 +159,7 @@ def _cores() -> int:
 
 @contextmanager
 def _torch_threads(count: int) -> Iterator[None]:
-    """Limit torch to `count` threads. With several threads per core it was up to 12 times slower."""
+    """Limit torch to `count` threads. With several threads per core, it was 12 times slower."""
     before = torch.get_num_threads()
     torch.set_num_threads(max(1, min(before, count)))
     try:

@@ -32,9 +32,7 @@ def split_by_source(sources: Sequence[str], share: float, seed: int = 0) -> tupl
     for source in sources:
         counts[source] = counts.get(source, 0) + 1
     if len(counts) < 2:
-        raise ValueError(
-            f"{len(counts)} source: validation needs clips of another video than those that are trained on"
-        )
+        raise ValueError(f"{len(counts)} source: validation needs clips of another video")
     drawn = sorted(counts, key=lambda source: hashlib.sha256(f"{seed}:{source}".encode()).digest())
     kept, rows = {drawn[0]}, counts[drawn[0]]
     for source in drawn[1:-1]:  # one source is left for training

@@ -5,7 +5,7 @@
     index/<writer>-00000.parquet         id, source, start, end, shard, row, checksum of its n rows
     locks/                      empty files, locked by the writers
 
-A shard is written under another name and then renamed, and its index part after it in the same way. A shard counts
+A shard is written under another name and then renamed. Then its index part is written in the same way. A shard counts
 once its index part exists, and is never changed afterwards. Names begin with the writer's own id, so that several
 processes can write into one folder. If two processes made the same clip, the row of the first shard by name counts.
 """

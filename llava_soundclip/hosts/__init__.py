@@ -47,7 +47,7 @@ def inner_model(model: nn.Module) -> nn.Module:
 
 
 def find_host(model: nn.Module) -> Host:
-    """The host of a model: the first class name in its MRO that is registered.
+    """The host of a model, found by the first registered class name in its MRO.
 
     A model in PEFT's wrapper is patched inside the wrapper.
 

@@ -49,7 +49,7 @@ class Ear(Protocol):
 
 
 class Host(ABC):
-    """One LLaVA family: the place of its vision tower, and the way of its vision tokens to the language model.
+    """One LLaVA family: where its vision tower is, and how its vision tokens reach the language model.
 
     Raises:
         ValueError: if weights are on the meta device, unless accelerate put them there.
@@ -71,7 +71,7 @@ class Host(ABC):
     @property
     @abstractmethod
     def tower_layer(self) -> int:
-        """Index into the tower's hidden states of the layer that the model reads, or of the deepest one.
+        """The layer that the model reads, as an index into the tower's hidden states; the deepest of several.
 
         Patches are selected at this layer.
         """

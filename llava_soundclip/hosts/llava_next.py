@@ -6,7 +6,7 @@ tile separately, so each has a slot. The image's sound takes all slots, and choo
 The stock code packs the tiles into rows, removes rows or columns that only pad the picture, and ends each row with a
 newline token. That order is kept. The base tile's slot is before its patches; the slots of the grid are between the
 base tile and the first row, in the order of the tiles. Removed patches are never chosen. With tokens="drop" all
-newlines stay: so a prompt's length follows from `image_sizes`, and the number of rows is still visible.
+newlines stay, so that a prompt's length follows from `image_sizes` and the number of rows can still be read.
 """
 
 import inspect

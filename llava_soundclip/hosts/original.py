@@ -9,7 +9,7 @@ need no room. Three methods of the patched instance are wrapped:
 
 The stock code that merges the tiles of `spatial` images needs squares of patches. So it is run on the patches' indices,
 and the tokens follow them. The base tile's slot comes first. The slots of the other tiles are between the base
-tile's patches and the rows, in the order of the tiles, so rows, columns and newlines are those of the stock code.
+tile's patches and the rows, in the order of the tiles. So rows, columns and newlines are those of the stock code.
 Tiles of `flat` images follow one another, each with its slot first.
 
 Without a sound the wrappers call the stock methods. The package is never imported.

@@ -46,8 +46,8 @@ class CLAPOptions(LoadOptions):
 class CLAPEncoder(AudioEncoder):
     """LAION's CLAP: HTSAT and its projection. Vectors have unit length, like the original's `get_audio_embedding`.
 
-    A sound of up to 10 s is treated as in the original: its channels are averaged, its samples are quantised to 16
-    bits, and it is repeated as often as it fits and padded with silence. For a longer sound the original takes random
+    A sound of up to 10 s is treated as in the original: its channels are averaged and its samples quantised to 16 bits.
+    Then it is repeated as often as it fits, and padded with silence. For a longer sound the original takes random
     crops, so two runs differ. Here the same sound always gives the same vector:
 
     - Without fusion, the sound is cut into consecutive windows of 10 s. The last one is shorter, and is repeated

@@ -63,7 +63,7 @@ class ImageBindEncoder(AudioEncoder):
     card: ClassVar[EncoderCard | None] = EncoderCard(
         dim="1024",
         window="three windows of 2 s: front, middle, back",
-        code="written anew (the original's is CC-BY-NC-SA-4.0)",
+        code="independent implementation (the original's is CC-BY-NC-SA-4.0)",
         weights=LICENCE,
         source=f"Hub: {ImageBindOptions.checkpoint} (4.8 GB)",
     )

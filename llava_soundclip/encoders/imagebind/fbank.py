@@ -22,10 +22,7 @@ MEAN, SCALE = -4.268, 9.138
 _LOWEST, _HIGHEST = 20.0, 8000.0  # Hz
 _PRE_EMPHASIS = 0.97
 _FLOOR = 2.0**-23  # of an energy, before the logarithm
-_CUTOFF_WIDTH, _ROLLOFF = (
-    6,
-    0.99,
-)  # the resampler's zero crossings, and its share of the lower Nyquist frequency
+_CUTOFF_WIDTH, _ROLLOFF = 6, 0.99  # the resampler's zero crossings, its share of the lower Nyquist frequency
 _KERNEL_VALUES = 2**22  # kernel values at a time, since an odd rate would need gigabytes
 
 
