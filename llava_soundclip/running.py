@@ -80,9 +80,11 @@ class Ticker:
         self._thread = threading.Thread(target=self.run, daemon=True)
 
     def start(self) -> None:
+        """Start the thread."""
         self._thread.start()
 
     def stop(self) -> None:
+        """Stop the thread, and wait for its end."""
         self._over.set()
         self._thread.join()
 

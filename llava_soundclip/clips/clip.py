@@ -19,6 +19,12 @@ class TarMember:
     name: str
 
     def read(self) -> bytes:
+        """Read the file's bytes.
+
+        Raises:
+            MediaError: if the tar ends before the file does.
+            OSError: if the tar can't be read.
+        """
         with open(self.path, "rb") as file:
             file.seek(self.offset)
             content = file.read(self.size)

@@ -75,6 +75,16 @@ def columns_of(name: str, meaning: str) -> list[str]:
 
 
 def read_table(path: str, columns: Columns, root: str | os.PathLike[str] | None) -> Iterator[Clip]:
+    """Yield the clips of a table, one per row. A row without a path is a bad clip.
+
+    Args:
+        path: the table: .csv, .tsv, .json, .jsonl or .parquet.
+        columns: the names of its columns.
+        root: folder that relative paths start from; None for the table's folder.
+
+    Raises:
+        ValueError: if the table can't be read or lacks a column.
+    """
     there, rows = _rows_of(path)
     meanings = columns.resolve(there, path)
     folder = os.path.dirname(path) if root is None else os.fspath(root)

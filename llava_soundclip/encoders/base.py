@@ -155,6 +155,7 @@ class LoadOptions:
 
     @property
     def torch_dtype(self) -> torch.dtype:
+        """`dtype` as a torch dtype; float32 for None."""
         return check_dtype(self.dtype)
 
 
@@ -173,6 +174,7 @@ class AtOnce:
     accelerator: int
 
     def on(self, device: torch.device) -> int:
+        """The size for a device."""
         return self.cpu if device.type == "cpu" else self.accelerator
 
 

@@ -295,6 +295,11 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def as_dict(content: object, path: Path) -> dict[str, Any]:
+    """Return the content of a file if it is a dict.
+
+    Raises:
+        ValueError: if it isn't; the message names the file.
+    """
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, expected a dict")  # noqa: TRY004
     return content

@@ -295,6 +295,7 @@ class Tries:
         self._counts: Counter[str] = Counter()
 
     def begin(self, work: str) -> int:
+        """Count a start of a piece of work, and return the number of starts so far."""
         self._counts[work] += 1
         return self._counts[work]
 

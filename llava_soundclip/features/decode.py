@@ -43,6 +43,7 @@ class Decoded:
 
     @property
     def nbytes(self) -> int:
+        """Size of the waveform and the pixels in bytes."""
         return self.waveform.nbytes + self.pixels.nbytes
 
 

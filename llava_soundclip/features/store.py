@@ -113,6 +113,7 @@ class FeatureHeader:
 
     @property
     def torch_dtype(self) -> torch.dtype:
+        """`dtype` as a torch dtype."""
         return getattr(torch, self.dtype)
 
     @property

@@ -53,6 +53,11 @@ def probe(source: Source) -> MediaInfo:
 
 
 def check_seconds(name: str, value: float) -> None:
+    """Check a time.
+
+    Raises:
+        ValueError: if it isn't a finite number of seconds, 0 or more; the message has its name.
+    """
     if isinstance(value, bool) or not 0 <= value < math.inf:
         raise ValueError(f"{name} must be seconds, 0 or more, not {value!r}")
 
@@ -73,6 +78,12 @@ def _is_seekable(file: BinaryIO) -> bool:
 
 
 def name_and_file(source: Source) -> tuple[str, BinaryIO]:
+    """The name of a source for messages, and the source as an open binary file.
+
+    Raises:
+        MediaError: if the file can't be opened.
+        TypeError: if `source` isn't a path, bytes or a binary file object.
+    """
     if isinstance(source, (bytes, bytearray, memoryview)):
         return f"<{len(source)} bytes>", io.BytesIO(source)
     if isinstance(source, (str, os.PathLike)):
@@ -172,6 +183,7 @@ class Track:
                 return
 
     def packets(self, at: float) -> Iterator[Any]:
+        """Yield packets from a seek to `at` seconds on. An error of FFmpeg ends them and is kept in `failure`."""
         import av
 
         try:

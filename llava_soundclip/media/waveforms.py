@@ -92,5 +92,10 @@ def resample(waveform: np.ndarray, from_rate: float, to_rate: float) -> np.ndarr
 
 
 def check_rate(rate: float) -> None:
+    """Check a sampling rate.
+
+    Raises:
+        ValueError: if it is outside (0, 768000] Hz.
+    """
     if isinstance(rate, bool) or not 0 < rate <= MAX_RATE:
         raise ValueError(f"a sampling rate must be in (0, {MAX_RATE}] Hz, not {rate!r}")
