@@ -78,7 +78,7 @@ def read_table(path: str, columns: Columns, root: str | os.PathLike[str] | None)
     """Yield the clips of a table, one per row. A row without a path is a bad clip.
 
     Args:
-        path: the table: .csv, .tsv, .json, .jsonl or .parquet.
+        path: the table, with a suffix in `TABLE_SUFFIXES`.
         columns: the names of its columns.
         root: folder that relative paths start from; None for the table's folder.
 
