@@ -156,9 +156,7 @@ def load_demo(
         known = ", ".join(map(repr, get_args(MMProjector)))
         raise ValueError(f"mm_projector must be one of {known}, not {mm_projector!r}")
     if patch_options and not patched:
-        raise TypeError(
-            f"{', '.join(patch_options)}: these options are for patch(), but patched=False was given"
-        )
+        raise TypeError(f"{', '.join(patch_options)}: these are for patch(), but patched=False was given")
     from llava_soundclip.demo import assemble
 
     weights = weights_folder()

@@ -86,8 +86,8 @@ def test_the_miniature_is_measured_and_its_files_fit_the_other_commands(tmp_path
     [
         ({"--references": "gone.jsonl"}, "gone.jsonl"),
         ({"--model": "no/such-model"}, "couldn't connect"),
-        ({"--budgets": "9,many"}, "--budgets are numbers with commas between them, not '9,many'"),
-        ({"--alphas": "a half"}, "--alphas are numbers"),
+        ({"--budgets": "9,many"}, "--budgets must be numbers separated by commas, not '9,many'"),
+        ({"--alphas": "a half"}, "--alphas must be numbers"),
         ({"--metrics": "bleu,meteor"}, "meteor"),
     ],
 )
