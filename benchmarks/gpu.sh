@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Runs gpu.py on a machine that has a GPU, torch, transformers and pytest, but no internet.
 #
-#   benchmarks/gpu.sh wheels [PACKAGE...]   here: downloads what that machine lacks into build/wheels
+#   benchmarks/gpu.sh wheels [PACKAGE...]   here: downloads the missing packages into build/wheels
 #   benchmarks/gpu.sh run FOLDER [OPTION]   there, in a copy of this folder: writes FOLDER/gpu.json and gpu.md
 #
-# soxr is all that is lacking beside an image with torch and transformers; name other packages if there are more.
+# An image with torch and transformers usually lacks only soxr; name further packages if it lacks more.
 # The wheels are for Linux on x86-64 and the Python below.
 set -euo pipefail
 cd "$(dirname "$0")/.."

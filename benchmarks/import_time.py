@@ -1,9 +1,9 @@
-"""What importing costs beside torch's own import, in fresh processes, interleaved.
+"""Import time beyond torch's own, in fresh processes, interleaved.
 
     python benchmarks/import_time.py
 
-`llava_soundclip` is the package alone, `patch` is everything that the first line of a user's code pulls in,
-torch included. The goal is torch + 0.3 s at most.
+`llava_soundclip` is the package alone. `patch` is everything that the first line of a user's code imports, including
+torch. The goal is at most 0.3 s more than torch.
 """
 
 import argparse

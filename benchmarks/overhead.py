@@ -1,11 +1,11 @@
-"""What a sound adds to LLaVA-1.5-7B's prefill: alignment and substitution against tower and language model.
+"""Time that a sound adds to LLaVA-1.5-7B's prefill: alignment and substitution against tower and language model.
 
     python benchmarks/overhead.py
 
-Full-size random weights: CLIP ViT-L/14 at 336 px, the mm_projector, and one layer of a 7B LLaMA, whose time is
-multiplied by its 32 layers (embedding and head are left out, in our disfavour). A sound is 768 wide, as
-Whisper-small's. All parts are timed in one run, interleaved; the audio encoder is not part of this: see
-benchmarks/whisper_window.py. The goal is under 1 %.
+Full-size random weights: CLIP ViT-L/14 at 336 px, the mm_projector, and one layer of a 7B LLaMA. The layer's time is
+multiplied by 32; embedding and head are left out, to our disadvantage. A sound is 768 wide, like Whisper-small's. All
+parts are timed in one run, interleaved. The audio encoder is not included: see benchmarks/whisper_window.py. The goal
+is below 1 %.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from full_size import LAYERS, build_llm, build_mm_projector, build_tower
 
 from llava_soundclip import AudioTokenSubstituter, Projector, RawPad
 
-WORDS = 40  # beside the image
+WORDS = 40  # text tokens beside the image
 
 
 def build(dtype: torch.dtype, device: str) -> list[torch.nn.Module]:

@@ -1,20 +1,21 @@
-"""What a budget of k patches is worth in time: `tokens="drop"` against stock LLaVA-1.5-7B and other reducers.
+"""Time saved by a budget of k patches: `tokens="drop"` against stock LLaVA-1.5-7B and other token reducers.
 
     python benchmarks/prefill.py
     python benchmarks/prefill.py --miniature      # the whole real path, on the demo model
 
-Full-size random weights: CLIP ViT-L/14 at 336 px, the mm_projector, two layers of a 7B LLaMA whose time, FLOPs and
-cache are multiplied to 32, and its head. Time to first token = tower + reducer + mm_projector + language model. All
-parts are timed in one run, interleaved; FLOPs are counted by torch's counter on the same calls.
+Full-size random weights: CLIP ViT-L/14 at 336 px, the mm_projector, two layers of a 7B LLaMA, and its head. The layers'
+time, FLOPs and cache are scaled to 32 layers. Time to first token = tower + reducer + mm_projector + language model.
+All parts are timed in one run, interleaved. torch counts the FLOPs of the same calls.
 
 Reducers keep k + 1 tokens:
 
-- soundclip: the sound in the slot, the k patches most like it (`AudioTokenSubstituter.drop`);
-- attention: VisionZip's way, k + 1 rows by the attention that CLS pays them, the rest merged into a tenth of them.
-  It needs the attention map of one layer, which a fused kernel doesn't give: that layer is computed again;
-- merging: ToMe's way, bipartite soft matching of the tower's output until k + 1 are left.
+- soundclip: the sound in the slot and the k patches most similar to it (`AudioTokenSubstituter.drop`);
+- attention: VisionZip's way. Nine tenths of the tokens are chosen by the attention that CLS pays them; all others are
+  merged into the last tenth. It needs one layer's attention map, which a fused kernel doesn't return, so that layer is
+  computed again.
+- merging: ToMe's way, bipartite soft matching of the tower's output until k + 1 tokens are left.
 
-FastV drops inside the language model, behind its second layer: its figure is from the FLOPs of our layers alone.
+FastV drops tokens inside the language model, after its second layer: its figure comes from FLOPs of our layers alone.
 These are plain implementations for the comparison, not those projects' code.
 """
 
@@ -32,8 +33,8 @@ from transformers import CLIPVisionModel, DynamicCache
 
 from llava_soundclip import AudioTokenSubstituter, Projector
 
-WORDS = 40  # beside the image
-TIMED = 2  # of the language model's layers are run
+WORDS = 40  # text tokens beside the image
+TIMED = 2  # language model layers that are run
 PATCHES, FASTV_LAYER = 576, 2
 
 
@@ -73,7 +74,7 @@ def attention_reducer(tower: CLIPVisionModel, hidden: Sequence[Tensor], count: i
 
 
 def merging_reducer(tokens: Tensor, count: int) -> Tensor:
-    """Merge the most similar of two alternating halves of (B, N+1, D), again and again, until `count` are left."""
+    """Merge the most similar of two alternating halves of (B, N+1, D), repeatedly, until `count` are left."""
     while tokens.shape[1] > count:
         one, other = tokens[:, ::2], tokens[:, 1::2]
         merged = min(one.shape[1], tokens.shape[1] - count)
@@ -89,7 +90,7 @@ def merging_reducer(tokens: Tensor, count: int) -> Tensor:
 
 
 def seconds(call: Callable[[], object], device: str) -> float:
-    """Seconds of a call, from an idle device to an idle device."""
+    """Seconds of a call; the device is idle before and after it."""
     wait(device)
     start = time.perf_counter()
     call()
@@ -98,7 +99,7 @@ def seconds(call: Callable[[], object], device: str) -> float:
 
 
 def wait(device: str) -> None:
-    """Let a GPU finish what it was given."""
+    """Wait until a GPU has finished its work."""
     if device != "cpu":
         torch.cuda.synchronize()
 
@@ -194,17 +195,17 @@ def run(parts: dict[str, nn.Module], batch: int, budgets: Sequence[int], rounds:
         )
     )
     print(
-        f"the hook, zero, k = 150: {100 * median['soundclip zero 150'] / stock_time:.3f} % of stock's prefill"
+        f"the hook, zero, k = 150: {100 * median['soundclip zero 150'] / stock_time:.3f} % of the stock prefill"
     )
 
 
 def cache_bytes(cache: DynamicCache) -> int:
-    """Bytes of the keys and values of a cache."""
+    """Bytes of a cache's keys and values."""
     return sum(part.nbytes for layer in cache.layers for part in (layer.keys, layer.values))
 
 
 def run_miniature(rounds: int) -> None:
-    """Time the whole real path, `generate` for one token, on the miniature."""
+    """Time the whole path, `generate` for one token, on the miniature."""
     import numpy as np
 
     from llava_soundclip import load_demo

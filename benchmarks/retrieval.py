@@ -1,20 +1,20 @@
-"""Retrieval among all pairs, without an N x N matrix: time and memory, against numpy with one, and up to a million.
+"""Retrieval over all pairs without an N x N matrix, up to a million pairs: time and memory, against numpy with one.
 
     python benchmarks/retrieval.py                                   # about half an hour on two cores
     python benchmarks/retrieval.py --part naive growth               # some of the parts
     python benchmarks/retrieval.py --naive 3000 --growth 9000 18000 36000 --whole 4000 --most 20000 --minutes 0.1
 
-- naive: what a researcher writes, vectors of length 1, one product of all with all, and counting in it both ways, in
-  numpy. It and `ranks` take turns, each in a process of its own; ratios are the medians of the rounds'.
-- growth: the memory beyond the inputs, for N, 2 N and 4 N. Every strip takes the same, so that two are enough.
+- naive: the code that a researcher writes in numpy: unit vectors, one N x N product, and counts along both axes. It
+  and `ranks` take turns, each in a separate process. A ratio is the median over the rounds.
+- growth: memory beyond the inputs for N, 2 N and 4 N. Every strip needs the same, so two strips are enough.
 - whole: `ranks` from beginning to end.
-- most: so many pairs that a whole run takes hours. Vectors lie in files that are mapped; strips of rows are counted for
-  some minutes, and the whole is extrapolated from them.
+- most: so many pairs that a whole run takes hours. Vectors are memory-mapped from files. Strips of rows are counted
+  for some minutes, and the whole is extrapolated from them.
 
-Pairs are synthetic, with a cosine of about 0.1. "matmul" is the time of the bare products in blocks, extrapolated from a
-few seconds of them in the same process: nothing that multiplies all with all takes less. "beyond" is the highest
-RssAnon above what it was with the inputs there (memory without the files' mapped pages, which the system takes back
-when it needs them), "peak" the highest resident memory, with everything (VmHWM; Linux).
+Pairs are synthetic, with a cosine of about 0.1. "matmul" is the time of the bare products in blocks, extrapolated from
+a few seconds in the same process. It is a lower bound for every way that multiplies all with all. "beyond" is the
+highest RssAnon above its value with the inputs loaded. RssAnon leaves out mapped file pages, which the system takes
+back when it needs them. "peak" is the peak resident memory, everything included (VmHWM; Linux).
 """
 
 import argparse
@@ -35,7 +35,7 @@ from torch import Tensor
 from llava_soundclip.evaluation.retrieval.ranks import BLOCK, LEVEL, Places, ranks, strip_counts
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-CHUNK = 10_000  # rows that are made at a time
+CHUNK = 10_000  # rows made at a time
 NOISE = 10.0
 
 
@@ -83,7 +83,7 @@ def mapped(folder: Path, pairs: int, width: int, dtype: str) -> tuple[Tensor, Te
 
 @contextmanager
 def measured() -> Iterator[Spent]:
-    """Time and memory of the block, known once it has ended."""
+    """Time and memory of the block, filled in when it ends."""
     before, found, is_over = memory("RssAnon"), Spent(), threading.Event()
 
     def watch() -> None:
@@ -108,7 +108,7 @@ def memory(name: str) -> int:
 
 
 def matmul(pairs: int, width: int, *, seconds: float = 3.0) -> float:
-    """Seconds of the products of all with all, in blocks."""
+    """Seconds of the products of all pairs, in blocks."""
     x, y = torch.randn(2, min(pairs, BLOCK), width)
     out, times = torch.empty(len(x), len(y)), []
     until = time.perf_counter() + seconds
@@ -155,7 +155,7 @@ def write(folder: Path, pairs: int, width: int, dtype: str) -> Spent:
 def of_strips(
     folder: Path | None, pairs: int, width: int, dtype: str, minutes: float, least: int = 1
 ) -> tuple[Spent, Spent]:
-    """What the strips that were counted took, and what all would; of vectors in memory where there is no folder."""
+    """Time and memory of the counted strips, and an extrapolation to all; without a folder, vectors are in memory."""
     f_a, c = mapped(folder, pairs, width, dtype) if folder else made(pairs, width, dtype)
     with measured() as found:
         places = Places(f_a, c)
@@ -192,13 +192,13 @@ def part_naive(options: argparse.Namespace) -> None:
     theirs, ours = rounds[-1]
     apart = np.abs(np.concatenate(theirs.ranks) - np.concatenate(ours.ranks))
     print(
-        f"the same ranks: {100 * np.mean(apart == 0):.3f} %, {apart.max():g} apart at most "
-        "(two ways of multiplying round otherwise, which counts at the edge of being level)"
+        f"equal ranks: {100 * np.mean(apart == 0):.3f} %, the others differ by {apart.max():g} at most "
+        "(the two ways of multiplying round differently, which matters for near ties)"
     )
 
 
 def part_growth(options: argparse.Namespace) -> None:
-    print(f"\n{'growth: pairs':24}{HEAD}{'more, bytes a pair':>20}")
+    print(f"\n{'growth: pairs':24}{HEAD}{'more, bytes/pair':>20}")
     last = None
     for pairs in options.growth:
         found, _ = alone(of_strips, None, pairs, options.width, "float32", 0, 2)
@@ -233,14 +233,17 @@ def main() -> None:
     )
     parser.add_argument("--part", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--naive", type=int, default=30_000, help="pairs")
-    parser.add_argument("--rounds", type=int, default=3, help="of naive")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of naive")
     parser.add_argument("--growth", nargs="+", type=int, default=[100_000, 200_000, 400_000], help="pairs")
     parser.add_argument("--whole", type=int, default=100_000, help="pairs")
     parser.add_argument("--most", type=int, default=1_000_000, help="pairs")
-    parser.add_argument("--minutes", type=float, default=3.0, help="of strips of most, for each dtype")
+    parser.add_argument(
+        "--minutes", type=float, default=3.0, help="minutes of strips in most, for each dtype"
+    )
     parser.add_argument("--width", type=int, default=1024)
     parser.add_argument(
-        "--folder", help="for the files of most, 8 GB by default; else the system's temporary one"
+        "--folder",
+        help="folder for the files of most, 8 GB by default; the system's temporary folder if not given",
     )
     options = parser.parse_args()
     print(f"width {options.width}, {torch.get_num_threads()} threads")

