@@ -1,6 +1,6 @@
-"""Figures with intervals: the bootstrap over clips that every figure of the evaluation goes through.
+"""Figures with confidence intervals: the bootstrap over clips behind every figure of the evaluation.
 
-Clips of one video or recording are not independent: where sources are known, whole sources are drawn.
+Clips of one video or recording are not independent. Where sources are known, whole sources are drawn.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,13 +18,13 @@ RESAMPLES = 2000
 
 @dataclass(frozen=True)
 class Interval:
-    """A figure and how far it would move with other clips.
+    """A figure with its confidence interval: how much it would vary with other clips.
 
     Attributes:
-        value: the figure of the clips as they are.
+        value: the figure for the given clips.
         low: lower end of the interval.
         high: upper end of the interval.
-        n: number of clips, or of sources where whole sources were drawn.
+        n: number of clips, or of sources if whole sources were drawn.
         level: confidence level, 0.95.
     """
 
@@ -35,7 +35,7 @@ class Interval:
     level: float = LEVEL
 
     def as_dict(self) -> dict[str, float]:
-        """For JSON."""
+        """The fields as a dict, for JSON."""
         return asdict(self)
 
     def __str__(self) -> str:
@@ -53,16 +53,16 @@ def bootstrap(
 
     Args:
         columns: (n,) numbers, one per clip; rows of several columns are drawn together, such as raw and projected.
-        statistic: takes as many arrays (..., n) as there are columns, and `axis=`; the mean by default.
+        statistic: function of one array (..., n) per column, and `axis=`; the mean by default.
         level: confidence level of the interval.
         resamples: number of resamples.
         seed: random seed for the resamples.
 
     Returns:
-        The interval. It has no width for a single clip, or for clips that are all alike.
+        The interval. Its width is 0 for a single clip, or for clips that are all alike.
 
     Raises:
-        ValueError: without clips, for columns of different lengths, or numbers that aren't finite.
+        ValueError: if there are no clips, columns differ in length, or a number isn't finite.
         ImportError: if scipy isn't installed.
     """
     scipy_stats = require("scipy.stats", extra="evaluation")
@@ -96,18 +96,18 @@ def bootstrap(
 def mean(
     values: Sequence[float] | np.ndarray, groups: np.ndarray | None = None, *, seed: int = 0
 ) -> Interval:
-    """The mean over clips.
+    """The mean over clips, with its interval.
 
-    A share of clips that is 0 or 1 gets Wilson's interval: resampling clips that are all alike would give none, as if
-    no other clip could be otherwise.
+    A share of clips that is 0 or 1 gets Wilson's interval. Resampling clips that are all alike would give an interval
+    of width 0, as if no other clip could differ.
 
     Args:
-        values: (n,) figures of the clips.
-        groups: (n,) integers, each clip's source; None where each clip is its own.
+        values: (n,) figures, one per clip.
+        groups: (n,) integers, the source of each clip; None if each clip is its own source.
         seed: random seed for the resamples.
 
     Raises:
-        ValueError, ImportError: as `bootstrap`.
+        ValueError, ImportError: as for `bootstrap`.
     """
     found = _mean(np.asarray(values, dtype=np.float64), groups, seed)
     if found.low < found.high or found.value not in (0, 1):
@@ -125,22 +125,22 @@ def difference(
     *,
     seed: int = 0,
 ) -> Interval:
-    """The mean of `first - second`, clip by clip: paired, so that hard clips don't widen it.
+    """The mean of `first - second`, with its interval. It is paired by clip, so that hard clips don't widen it.
 
     Args:
-        first: (n,) figures of the clips in one setting.
-        second: (n,) of the same clips, in the same order, in the other.
-        groups: as `mean` takes them.
+        first: (n,) figures, one per clip, in one setting.
+        second: (n,) figures of the same clips in the same order, in the other setting.
+        groups: as for `mean`.
         seed: random seed for the resamples.
 
     Raises:
-        ValueError, ImportError: as `bootstrap`.
+        ValueError, ImportError: as for `bootstrap`.
     """
     return _mean(np.asarray(first, dtype=np.float64) - np.asarray(second, dtype=np.float64), groups, seed)
 
 
 def sums_by(groups: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """The sums of rows (n, ...) over each group of (n,) integers from 0 on that has any: (groups, ...)."""
+    """Sum rows (n, ...) over each group of (n,) integers, 0 or more, in ascending order: (groups, ...)."""
     sums = np.zeros((groups.max(initial=-1) + 1, *rows.shape[1:]))
     np.add.at(sums, groups, rows)
     return sums[np.bincount(groups) > 0]

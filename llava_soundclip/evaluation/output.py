@@ -1,4 +1,4 @@
-"""Figures as text, and as JSON: shared by the commands of `eval` and the report."""
+"""Figures as text and as JSON, for the commands of `eval` and the report."""
 
 import hashlib
 import json
@@ -11,7 +11,7 @@ from llava_soundclip.running import command_line
 
 
 def number(value: Any) -> str:
-    """A figure as text: three significant digits, whole numbers and those from 1,000 on in full."""
+    """A figure as text, with three significant digits; whole numbers and all above 1,000 in full."""
     if value is None or isinstance(value, bool):
         return {None: "–", True: "yes", False: "no"}[value]
     if isinstance(value, int):
@@ -32,6 +32,6 @@ def hash_of(path: str | os.PathLike[str]) -> str:
 
 
 def write_figures(out: Path | None, found: Mapping[str, Any]) -> None:
-    """Write figures as JSON, with the command beside them; nothing without a file."""
+    """Write figures and the command as JSON; do nothing without a file."""
     if out is not None:
         out.write_text(json.dumps({**found, "command": command_line()}, indent=2) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The rows of a features folder that are measured, and their vectors as they would stand in the CLS slot."""
+"""The rows of a features folder to measure, and their vectors in the form that fills the CLS slot."""
 
 import json
 import os
@@ -21,10 +21,18 @@ _AT_ONCE = 4096  # rows
 def measured_rows(
     folder: FeatureFolder, projector: str | os.PathLike[str] | None, rows: str | None = None
 ) -> tuple[str, Tensor]:
-    """The rows to measure: "validation" or "all", and (n,) integers. Arguments are `evaluate_retrieval`'s.
+    """Choose the rows to measure.
+
+    Args:
+        folder: a features folder.
+        projector: the projector's folder, which says what its training held out; None or a Hub id: unknown.
+        rows: "validation", "all" or None, as for `evaluate_retrieval`.
+
+    Returns:
+        "validation" or "all", and the rows' numbers, (n,) int64.
 
     Raises:
-        ValueError: for something else, or `rows="validation"` of a folder that the projector wasn't trained on.
+        ValueError: if `rows` is unknown, or "validation" for a folder that the projector wasn't trained on.
     """
     if rows not in ("validation", "all", None):
         raise ValueError(f"rows are validation or all, not {rows!r}")
@@ -36,7 +44,7 @@ def measured_rows(
     if not is_its_own or trained is None:
         raise ValueError(
             f"held-out clips are only known for the folder that the projector was trained on: "
-            f"{'there is no ' + RECIPE + ' with it' if trained is None else 'that is another one'}"
+            f"{'the projector has no ' + RECIPE if trained is None else 'that is another folder'}"
         )
     recipe = trained["recipe"]
     return "validation", split_by_source(folder.sources, recipe["validation"], recipe["seed"])[1]
@@ -46,19 +54,19 @@ def measured_rows(
 def aligned(
     folder: FeatureFolder, rows: Tensor, projector: Projector | None = None, alpha: float = 0.0
 ) -> Tensor:
-    """f_a of rows: padded or cut to the tower's width, projected, or mixed.
+    """Vectors f_a of rows: padded or cut to the tower's width, projected, or mixed.
 
     Args:
-        folder: a features folder; Whisper's blocks in it are fused as the projector has it, else averaged.
+        folder: a features folder. Whisper's blocks are fused by the projector's fusion, or averaged without one.
         rows: (n,) integers.
-        projector: None for raw.
+        projector: the projector; None for raw vectors.
         alpha: with a projector, the share of raw in the mix (B.1).
 
     Returns:
         (n, D) float32.
 
     Raises:
-        ValueError: if the projector was trained on another encoder or tower; what differs is named.
+        ValueError: if the projector was trained on another encoder or tower; the message names the differences.
     """
     if projector is not None:
         check_projector(folder, projector)
@@ -77,7 +85,7 @@ def aligned(
 
 
 def seen(folder: FeatureFolder, rows: Tensor) -> Tensor:
-    """CLS tokens of rows, (n, D) in the dtype that they are stored in."""
+    """CLS tokens of rows, (n, D) in the dtype of the stored features."""
     c = torch.empty(len(rows), folder.header.width, dtype=folder.header.torch_dtype)
     for at in range(0, len(rows), _AT_ONCE):
         c[at : at + _AT_ONCE] = folder.rows(rows[at : at + _AT_ONCE])[1]
@@ -85,7 +93,7 @@ def seen(folder: FeatureFolder, rows: Tensor) -> Tensor:
 
 
 def fused(audio: Tensor, projector: Projector | None = None) -> Tensor:
-    """One vector per sound, (n, d_a), of (n, d_a) or Whisper's blocks (n, L, d_a)."""
+    """One vector per sound, (n, d_a), from (n, d_a) or from Whisper's blocks (n, L, d_a)."""
     if audio.ndim == 2:
         return audio
     fusion = Fusion.parse(projector.fusion) if projector and projector.fusion else Fusion()
@@ -93,10 +101,10 @@ def fused(audio: Tensor, projector: Projector | None = None) -> Tensor:
 
 
 def check_projector(folder: FeatureFolder, projector: Projector) -> None:
-    """Refuse features of another encoder or tower than the projector's.
+    """Check that features are from the projector's encoder and tower.
 
     Raises:
-        ValueError: that names every field that differs.
+        ValueError: if they aren't; the message names every field that differs.
     """
     header = folder.header
     projector.check(

@@ -132,7 +132,7 @@ def test_blocks_are_fused_as_the_projector_has_it(tmp_path):
         (["{features}", "--alphas", "0.5"], "give a projector"),
         (["{features}", "--right", "label"], "right is pair or source, not 'label'"),
         (["{features}", "--rows", "some"], "rows are validation or all, not 'some'"),
-        (["{features}", "--rows", "validation"], "there is no recipe.json with it"),
+        (["{features}", "--rows", "validation"], "the projector has no recipe.json"),
     ],
 )
 def test_what_is_refused(features, tmp_path, arguments, message):

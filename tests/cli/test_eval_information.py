@@ -224,7 +224,7 @@ def test_labels_are_read(tmp_path):
         ),
         (
             [{"id": f"{name}.mp4", "kind": "dog"} for name in "abcde"],
-            "labels of other clips than {features} holds: of a.mp4; b.mp4; c.mp4 and 2 more, not of 00000; 00001; ",
+            "is in {features}: it has labels of a.mp4; b.mp4; c.mp4 and 2 more, and the folder holds 00000; 00001; ",
         ),
         ([{"id": "00001", "kind": "dog"}], "the label 'kind': the labels are all alike"),
         (
@@ -233,7 +233,7 @@ def test_labels_are_read(tmp_path):
                 {"id": "00002", "kind": "cat"},
                 {"id": "00003", "place": "yard"},
             ],
-            "in one: cat, dog. Leave them out, or hold out smaller groups; the label 'place': the labels are all alike",
+            "these have one: cat, dog. Leave them out, or hold out smaller groups; the label 'place': the labels are all alike",
         ),
         (
             [{"id": f"{i:05}", "level": float("inf") if i else 1} for i in range(9)],

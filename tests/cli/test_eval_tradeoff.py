@@ -54,7 +54,7 @@ def test_the_miniature_is_measured_and_its_files_fit_the_other_commands(tmp_path
     assert result.exit_code == 0, result.stderr
     assert "Does projecting cost quality? (raw against projected, 9 clips)" in result.stdout
     assert result.stdout.rstrip().endswith("runs/report.html")
-    assert "note: information is left out" in result.stderr  # six pairs
+    assert "note: information was not measured" in result.stderr  # six pairs
     found = json.loads((tmp_path / "runs" / "captions.json").read_text())
 
     def figure(metric, setting):

@@ -28,7 +28,7 @@ def run(*arguments):
 def test_it_trains_as_the_function_does(features, tmp_path):
     result = run(features, "--out", tmp_path / "a", *QUICK, "--loss", "infonce", "--seed", "3")
     assert result.exit_code == 0, result.stderr
-    assert "Note: 108 clips to train on make 8 updates in 2 epochs" in result.stderr
+    assert "Note: 108 training clips give 8 updates in 2 epochs" in result.stderr
     assert "epoch 2: loss" in result.stderr and "the projector is in" in result.stderr
     recipe = Recipe(hidden=24, batch_size=32, epochs=2, learning_rate=3e-3, loss="infonce", seed=3)
     train(features, tmp_path / "b", recipe)

@@ -1,4 +1,4 @@
-"""Caption quality as the paper's Tables 12 and 13 have it: BLEU, ROUGE-1/2/L, BERTScore and CLIPScore.
+"""Caption quality by the metrics of the paper's Tables 12 and 13: BLEU, ROUGE-1/2/L, BERTScore and CLIPScore.
 
 captions = read_captions("captions.jsonl")
 references = read_references("refs.jsonl")

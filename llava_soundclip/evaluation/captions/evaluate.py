@@ -1,4 +1,4 @@
-"""Scores and a judge's opinion of captions: from files to figures that can be written as JSON."""
+"""Scores and a judge's scores of captions: from files to figures that can be written as JSON."""
 
 import math
 import os
@@ -34,27 +34,27 @@ def evaluate_captions(
     judged: str | os.PathLike[str] | None = None,
     before_judging: Callable[[Usage], None] | None = None,
 ) -> dict[str, Any]:
-    """Scores of captions in all their settings, with intervals over clips and paired differences of settings.
+    """Score captions in all their settings, with intervals over clips and paired differences between settings.
 
     Args:
-        captions: JSON Lines; see `captions.read_captions`.
-        references: JSON Lines; see `captions.read_references`. Ids are those of the captions, or match them by name:
-            see `captions.references.match_ids`. Where they say what sounds and what is silent
-            (`captions.read_things`), it is counted whether captions name it; where they name the video of each clip
-            (`captions.read_sources`), intervals are over videos.
-        metrics: some of `captions.METRICS`; none if only a judge is asked.
-        bertscore: the model for it.
-        clipscore: the model for it.
+        captions: JSON Lines file; see `captions.read_captions`.
+        references: JSON Lines file; see `captions.read_references`. Ids are those of the captions, or match them by
+            name: see `captions.references.match_ids`. If rows list sounding and silent things (`captions.read_things`),
+            "naming" is also measured. If they name the video of each clip (`captions.read_sources`), intervals are over
+            videos.
+        metrics: some of `captions.METRICS`; empty if only a judge scores.
+        bertscore: model for BERTScore.
+        clipscore: model for CLIPScore.
         judge: a judge that also scores the captions.
-        judged: file of the judge's answers, made or resumed.
-        before_judging: told about how much is left to ask.
+        judged: file of the judge's answers, created or resumed.
+        before_judging: called with the estimated usage before the judge is asked.
 
     Returns:
-        "metrics" and "judge", by name the "figures" of each setting and the "differences" of every two; "settings",
-        what they lack; "clips", every clip with its captions and scores.
+        "metrics" and "judge": by name, the "figures" of each setting and the "differences" of each pair of settings.
+        "settings": empty and missing captions, and options. "clips": every clip with its captions and scores.
 
     Raises:
-        OSError, ValueError, RuntimeError, ImportError: as `captions.score` and `Judge.run` do.
+        OSError, ValueError, RuntimeError, ImportError: as for `captions.score` and `Judge.run`.
     """
     said = read_captions(captions)
     known = {} if references is None else read_references(references)
@@ -90,7 +90,7 @@ def evaluate_captions(
                 caption.text,
                 caption.setting,
                 tuple(known.get(caption.id, ())),
-                # For a video the judge has the references alone.
+                # For a video the judge has only the references.
                 picture=caption.image
                 if caption.image and caption.image.suffix.lower() in PICTURE_TYPES
                 else None,
@@ -132,12 +132,12 @@ def evaluate_captions(
 
 
 def _renamed(by_reference: Mapping[str, Value], matched: Mapping[str, str]) -> dict[str, Value]:
-    """By the ids of the captions."""
+    """Replace the references' ids with those of the captions."""
     return {matched.get(id, id): value for id, value in by_reference.items()}
 
 
 def _told(captions: str | os.PathLike[str], said: Sequence[Caption]) -> tuple[dict[str, Any], dict[str, str]]:
-    """Further fields of `llava-soundclip caption`'s rows: each setting's options, and each clip's map."""
+    """Further fields of `llava-soundclip caption`'s rows: the options of each setting and the map of each clip."""
     options: dict[str, Any] = {}
     maps: dict[str, str] = {}
     for row, caption in zip(read_rows(captions), said, strict=True):
@@ -148,7 +148,7 @@ def _told(captions: str | os.PathLike[str], said: Sequence[Caption]) -> tuple[di
 
 
 def _by_dimension(opinion: Judgement) -> dict[str, Any]:
-    """A judge's figures in the form that metrics have."""
+    """A judge's figures in the form of metrics."""
     dimensions: dict[str, Any] = {}
     for setting, scores in opinion.scores.items():
         for name, figure in scores.items():

@@ -1,4 +1,4 @@
-"""BERTScore and CLIPScore: what models make of captions, references and pictures."""
+"""BERTScore and CLIPScore: captions compared with references and pictures by models."""
 
 import csv
 from collections import defaultdict
@@ -19,30 +19,30 @@ from llava_soundclip._version import __version__
 from llava_soundclip.demo.clip import clip_folder
 from llava_soundclip.demo.parts import DEMO, TEXT_ENCODER, find_part
 
-_CLIPS_AT_ONCE = 1000  # whose tokens are held in memory
-_NO_LIMIT = 10**6  # tokenizers that know no longest text name a number above
+_CLIPS_AT_ONCE = 1000  # clips whose tokens are held in memory
+_NO_LIMIT = 10**6  # tokenizers without a maximum length report a number above this
 
 
 class BERTScore:
-    """BERTScore's F1 by the bert-score package, without idf weights; of several references the best.
+    """BERTScore's F1 by the bert-score package, without idf weights; the best over several references.
 
-    The paper's figures, about 0.2, are rescaled: roberta-large, bert-score's choice for English, gives 0.83 to
-    captions that have nothing to do with the reference, and rescaling makes that 0. The package has these
-    baselines for some models; figures of others, such as MiniLM, stay cosines.
+    The paper's figures, about 0.2, are rescaled. roberta-large, bert-score's default for English, gives 0.83 to captions
+    unrelated to the reference, and rescaling maps that to 0. The package has such baselines for some models. Figures of
+    other models, such as MiniLM, stay cosines.
 
     Args:
-        model: Hub id or folder of a text encoder, or "demo" for all-MiniLM-L6-v2 of a pip package or the Hub.
-        known_as: the Hub id of which `model` is a copy: it decides layer and baseline, and figures are told to be by
-            it. `model` by default.
-        layer: whose output is compared, 0 for the embeddings; bert-score's choice by default, or the last for
+        model: Hub id or folder of a text encoder, or "demo" for all-MiniLM-L6-v2 from a pip package or the Hub.
+        known_as: Hub id that `model` is a copy of. It decides the layer and the baseline, and is the name beside
+            figures. `model` by default.
+        layer: layer whose output is compared, 0 for the embeddings. By default bert-score's choice, or the last layer of
             models that it doesn't know.
-        rescale: by the package's English baseline of the model and layer, where it has one.
-        batch_size: texts at once.
-        device: device that it runs on; the CPU by default.
+        rescale: whether to rescale by the package's English baseline for the model and layer, if it has one.
+        batch_size: texts per batch.
+        device: device that the model runs on; the CPU by default.
 
     Attributes:
-        layer: see above.
-        baseline: score that becomes 0, or None without rescaling.
+        layer: layer whose output is compared.
+        baseline: score that becomes 0; None without rescaling.
 
     Raises:
         ImportError: if bert-score isn't installed.
@@ -78,7 +78,7 @@ class BERTScore:
             raise ValueError(f"{self._known_as} has layers 0 to {depth}, not {self.layer}")
         self.baseline = _baseline(utils, self._known_as, self.layer) if rescale else None
         if self._tokenizer.model_max_length > _NO_LIMIT:
-            # RoBERTa's first two positions are none of a text's.
+            # RoBERTa's first two positions are reserved.
             self._tokenizer.model_max_length = encoder.config.max_position_embeddings - 2
         self._weights = _fingerprint(encoder)
         self._model = _Layer(encoder, self.layer).eval().requires_grad_(False).to(device)
@@ -87,17 +87,17 @@ class BERTScore:
         """The F1 of each caption.
 
         Args:
-            texts: n captions; an empty one's cosines are 0, as in the package.
-            references: references of each caption, one at least.
+            texts: n captions. An empty one has cosines of 0, as in the package.
+            references: references of each caption, at least one.
 
         Returns:
-            (n,) scores; 1 is best.
+            (n,) floats; 1 is best.
         """
         utils = require("bert_score.utils", extra="evaluation")
         weights: dict[int, float] = defaultdict(lambda: 1.0)
         weights[self._tokenizer.cls_token_id] = weights[self._tokenizer.sep_token_id] = 0
         values = np.zeros(len(texts))
-        # Transformers 5 stops the package at empty texts.
+        # With transformers 5 the package fails on empty texts.
         filled = [row for row, text in enumerate(texts) if text.strip()]
         for start in range(0, len(filled), _CLIPS_AT_ONCE):
             rows = filled[start : start + _CLIPS_AT_ONCE]
@@ -130,21 +130,21 @@ class BERTScore:
 class CLIPScore:
     """CLIPScore by its definition (Hessel et al. 2021): w * max(cos(picture, caption), 0).
 
-    w is 2.5, which the paper's figures, about 0.7, are of: cosines of CLIP are near 0.3. torchmetrics' CLIPScore
-    is that of weight=100 and prompt="".
+    The paper's figures, about 0.7, fit w = 2.5: cosines of CLIP are near 0.3. torchmetrics' CLIPScore is weight=100 with
+    prompt="".
 
     Args:
-        model: Hub id or folder of a CLIP with both towers, or "demo" for the miniature's. Its scores compare with
-            each other only, and it is no independent judge of the miniature: it sees with the same tower.
-        weight: w.
-        prompt: put before each caption, as the original does.
+        model: Hub id or folder of a CLIP with both towers, or "demo" for the miniature's. The miniature's scores compare
+            only with each other. It is not an independent judge of the miniature, since it has the same vision tower.
+        weight: the factor w.
+        prompt: text before each caption, as in the original.
         known_as: name of the model beside figures; `model` by default.
-        batch_size: texts or pictures at once.
-        device: device that it runs on; the CPU by default.
+        batch_size: texts or pictures per batch.
+        device: device that the model runs on; the CPU by default.
 
     Raises:
         OSError: if the model can't be found or reached.
-        ValueError: if it is no CLIP with both towers.
+        ValueError: if it isn't a CLIP with both towers.
     """
 
     def __init__(
@@ -164,7 +164,7 @@ class CLIPScore:
         config = transformers.AutoConfig.from_pretrained(model)
         if config.model_type != "clip":
             raise ValueError(
-                f"{fspath(model)} is a {config.model_type}: a CLIP of text and pictures is wanted, "
+                f"{fspath(model)} is a {config.model_type}: expected a CLIP of text and pictures, "
                 "such as openai/clip-vit-base-patch32"
             )
         self._known_as = known_as or fspath(model)
@@ -182,11 +182,11 @@ class CLIPScore:
         """The score of each caption.
 
         Args:
-            texts: n captions. Those longer than CLIP reads, 77 tokens, are cut.
-            images: one per text: a picture, or a video whose middle frame is taken.
+            texts: n captions. They are truncated to CLIP's maximum length, 77 tokens.
+            images: one file per text: a picture, or a video, of which the middle frame is used.
 
         Returns:
-            (n,) scores, 0 to w.
+            (n,) floats, 0 to w.
 
         Raises:
             MediaError: if a picture can't be read.
@@ -222,11 +222,11 @@ class CLIPScore:
         tokens = self._tokenizer(
             [self._prompt + text for text in texts],
             padding=True,
-            truncation=True,  # keeps the end token, which CLIP reads the text from
+            truncation=True,  # keeps the end token, which CLIP pools
             max_length=self._words,
             return_tensors="pt",
         ).to(self._device)
-        # By its parts: `get_text_features` gives other things in transformers 4 than in 5.
+        # Calls the parts: `get_text_features` returns different types in transformers 4 and 5.
         output = self._model.text_model(tokens["input_ids"], attention_mask=tokens["attention_mask"])
         return self._model.text_projection(output.pooler_output).cpu()
 
@@ -240,14 +240,14 @@ class CLIPScore:
 
 
 class _Layer(nn.Module):
-    """An encoder up to a layer, with the output that bert-score reads."""
+    """An encoder up to a layer, with the output in the form that bert-score reads."""
 
     def __init__(self, encoder: nn.Module, layer: int) -> None:
         super().__init__()
         self.encoder, self.layer = encoder, layer
         layers = getattr(getattr(encoder, "encoder", None), "layer", None)
         if isinstance(layers, nn.ModuleList):
-            del layers[max(layer, 1) :]  # what lies above isn't read
+            del layers[max(layer, 1) :]  # layers above it aren't read
 
     def forward(self, tokens: Tensor, attention_mask: Tensor, output_hidden_states: bool) -> tuple[Tensor]:
         output = self.encoder(tokens, attention_mask=attention_mask, output_hidden_states=True)
@@ -255,7 +255,7 @@ class _Layer(nn.Module):
 
 
 def _baseline(utils: Any, name: str, layer: int) -> float | None:
-    """F1 of texts that have nothing to do with each other, from the package's tables."""
+    """F1 of unrelated texts, from the package's tables."""
     table = Path(utils.__file__).parent / "rescale_baseline" / "en" / f"{name}.tsv"
     if not table.is_file():
         return None
@@ -270,8 +270,8 @@ def _fingerprint(model: nn.Module) -> str:
 
 
 def _too_long(texts: Sequence[str], tokenizer: Any, limit: int) -> int:
-    """How many texts have more tokens than a model reads."""
-    # A token has a byte at least, so that only long texts need be looked at; two are begin and end.
+    """Number of texts with more tokens than a model reads."""
+    # A token has at least one byte, so only long texts need tokenizing; two tokens are begin and end.
     return sum(
         len(tokenizer.tokenize(text)) + 2 > limit
         for text in texts

@@ -1,4 +1,4 @@
-"""Whether captions name what sounds, what is only seen, and what isn't there at all (as CHAIR counts objects)."""
+"""Whether captions name sounding things, things that are only seen, and absent things (as CHAIR counts objects)."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ import numpy as np
 from llava_soundclip.evaluation.captions.references import Things
 
 NAMING = ("sounding named", "unseen named", "silent named", "absent named", "played named")
-WHY_BLANK = {  # why a setting may have no figure
+WHY_BLANK = {  # reasons why a setting may have no figure
     "sounding named": 'no clip has anything in "sounding"',
     "unseen named": 'no clip has anything in "unseen"',
     "silent named": 'no clip has anything in "silent"',
@@ -23,20 +23,21 @@ def naming(
     things: Mapping[str, Things],
     played: Sequence[str | None] | None = None,
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Whether each caption names a sounding thing, one that only sounds, one that is only seen, or one that is neither.
+    """Whether each caption names a sounding thing, one that only sounds, one that is only seen, or an absent one.
 
-    A thing is named by its words, whole and in any case, with or without a plural's s. Every thing
-    of any clip may be absent, except those in the picture, in the clip's own sound, and in the sound that was played.
+    A thing is named by its whole words, in upper or lower case, with or without a plural s. Things of any clip count as
+    absent, except those in the picture, in the clip's own sound, and in the sound that was played.
 
     Args:
         texts: n captions.
-        clips: the clip of each.
+        clips: the clip of each caption.
         things: the things in each clip.
-        played: the clip whose sound was played, None for no clip's; each clip's own by default. Whether a thing of that
-            sound is named is "played named": with another clip's sound it tells whether the sound was heard at all.
+        played: the clip whose sound was played with each caption, or None for no clip; each clip's own by default.
+            "played named" is whether a thing of that sound is named. With another clip's sound, it tells whether the
+            sound was heard at all.
 
     Returns:
-        (n,) 0 or 1 by name of `NAMING`, NaN where there is no such thing that could be named; and how the figures were
+        (n,) floats by name of `NAMING`: 1 if named, 0 if not, NaN if there is no such thing. Then how the figures were
         made.
     """
     known = sorted({name for own in things.values() for name in (*own.sounding, *own.silent)})

@@ -1,8 +1,8 @@
-"""BLEU and ROUGE: what captions and references have in common, word for word.
+"""BLEU and ROUGE: the words that captions and references have in common.
 
-Words and formulas are sacrebleu's and rouge-score's own. Only the counting between them is done here: with each
-text counted once, however many captions it is compared with, and with a common subsequence found by bits rather
-than in a table. The figures are theirs, to the last digit.
+Tokenization and formulas are those of sacrebleu and rouge-score. Only the counting is done here. Each text is counted
+once, however many captions it is compared with, and common subsequences are found with bits instead of a table. The
+figures equal theirs to the last digit.
 """
 
 from collections import Counter
@@ -17,20 +17,20 @@ from llava_soundclip._extras import require
 
 ORDER = 4  # BLEU's longest n-gram
 ROUGE = ("ROUGE-1", "ROUGE-2", "ROUGE-L")
-_RECENT = 4096  # texts whose counts are kept: captions of one clip come one after the other
+_RECENT = 4096  # texts whose counts are cached: captions of one clip are neighbours
 
 
 def bleu(
     texts: Sequence[str], references: Sequence[Sequence[str]]
 ) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
-    """BLEU-4 of each caption, and what the BLEU of any set of captions is computed from.
+    """BLEU-4 of each caption, and the counts for the BLEU of any set of captions.
 
     Args:
         texts: n captions.
-        references: references of each caption, one at least.
+        references: references of each caption, at least one.
 
     Returns:
-        (n,) BLEU of each caption by itself, 0 to 1, n-grams longer than it left out (sacrebleu's sentence BLEU);
+        (n,) floats from 0 to 1, sacrebleu's sentence BLEU of each caption, without n-grams longer than the caption;
         (n, 10) counts for `corpus_bleu`; and how the figures were made.
 
     Raises:
@@ -49,7 +49,7 @@ def bleu(
     for row, (text, own) in enumerate(zip(texts, references, strict=True)):
         length, grams = counted(text)
         known = [counted(reference) for reference in own]
-        # The nearest in length; of two as near, the shorter.
+        # The reference nearest in length; the shorter one of two equally near.
         _, nearest = min((abs(words - length), words) for words, _ in known)
         correct = [_clipped(grams[n], [other[n] for _, other in known]) for n in range(ORDER)]
         total = [max(length - n, 0) for n in range(ORDER)]
@@ -67,18 +67,18 @@ def bleu(
 
 
 def corpus_bleu(counts: np.ndarray) -> np.ndarray:
-    """BLEU-4 of sets of captions, as sacrebleu's `corpus_score` has it, but 0 to 1.
+    """BLEU-4 of sets of captions, as by sacrebleu's `corpus_score`, but from 0 to 1.
 
     Args:
         counts: (..., 10) sums of `bleu`'s counts over the captions of a set.
 
     Returns:
-        (...) figures.
+        (...) floats, one figure per set.
     """
     length, nearest = counts[..., 0], counts[..., 1]
     correct, total = counts[..., 2 : 2 + ORDER], counts[..., 2 + ORDER :]
     missed = correct == 0
-    # Orders without a match count as half a match, a quarter and so on ("exp").
+    # Orders without a match count as half a match, then a quarter, and so on ("exp").
     smoothed = np.where(missed, 0.5 ** missed.cumsum(-1), correct)
     whole = (total > 0).all(-1) & ~missed.all(-1)
     precision = np.where(whole[..., None], smoothed / np.maximum(total, 1), 1)
@@ -89,17 +89,17 @@ def corpus_bleu(counts: np.ndarray) -> np.ndarray:
 def rouge(
     texts: Sequence[str], references: Sequence[Sequence[str]]
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """ROUGE-1, -2 and -L of each caption: the F-measure with the reference that it is highest for.
+    """ROUGE-1, -2 and -L of each caption: the highest F-measure over its references.
 
-    Words are lower case, not stemmed, of the letters a to z and digits only: other scripts have no ROUGE here,
-    and captions without such a word, other than empty ones, are counted.
+    Words are lower case, not stemmed, and made of the letters a to z and digits. Other scripts have no ROUGE: the number
+    of captions without such a word, except empty ones, is reported.
 
     Args:
         texts: n captions.
-        references: references of each caption, one at least.
+        references: references of each caption, at least one.
 
     Returns:
-        (n,) scores by name, 0 to 1, and how they were made.
+        (n,) floats by name, 0 to 1, and how they were made.
 
     Raises:
         ImportError: if rouge-score isn't installed.
@@ -138,7 +138,7 @@ def rouge(
 
 
 def common_subsequence(first: Sequence[str], second: Sequence[str]) -> int:
-    """Length of the longest common subsequence, a row of the usual table at a time (Hyyrö 2004).
+    """Length of the longest common subsequence, one row of the usual table at a time (Hyyrö 2004).
 
     Bit j of `row` is 0 where the table grows from column j to the next.
     """
@@ -158,7 +158,7 @@ def _ngrams(words: Sequence[str], n: int) -> Counter:
 
 
 def _clipped(grams: Counter, known: Sequence[Counter]) -> int:
-    """How many of the n-grams are in a reference, each no more often than there."""
+    """Number of n-grams that are in a reference, each counted at most as often as there."""
     shared: dict[tuple[str, ...], int] = {}
     for other in known:
         for gram in grams.keys() & other.keys():

@@ -1,4 +1,4 @@
-"""References and things in clips, in JSON Lines, and their match with captions."""
+"""References and things in clips, from JSON Lines, and their match with captions."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,9 +15,9 @@ class Things:
     """The things in a clip.
 
     Attributes:
-        sounding: names of what is heard.
-        silent: names of what is only seen.
-        unseen: those of `sounding` that aren't in the picture: a caption that names them has heard them.
+        sounding: names of the things that are heard.
+        silent: names of the things that are only seen.
+        unseen: things of `sounding` that aren't in the picture: a caption that names them has heard them.
     """
 
     sounding: tuple[str, ...] = ()
@@ -28,18 +28,18 @@ class Things:
 def read_references(file: str | PathLike[str]) -> dict[str, list[str]]:
     """Read references that people wrote for clips.
 
-    Rows are {"id": ..., "references": [...]}, or "reference" or "caption" with one. A clip may have several
+    Rows are {"id": ..., "references": [...]}, or have "reference" or "caption" with one text. A clip may have several
     rows, as in AudioCaps' tables; all of their references count.
 
     Args:
-        file: JSON Lines.
+        file: JSON Lines file.
 
     Returns:
-        References by clip, each clip with one at least.
+        References by clip, at least one for each.
 
     Raises:
-        ValueError: if rows aren't such, or have an empty reference; all of them are named.
-        OSError: if it can't be read.
+        ValueError: if rows are malformed or have an empty reference; the message names all of them.
+        OSError: if the file can't be read.
     """
     references: dict[str, list[str]] = {}
     faults: list[str] = []
@@ -62,17 +62,20 @@ def read_references(file: str | PathLike[str]) -> dict[str, list[str]]:
 
 
 def read_things(file: str | PathLike[str]) -> dict[str, Things]:
-    """Read the things in clips, from rows {"id": ..., "sounding": [...], "silent": [...]}, such as references are.
+    """Read the things in clips from rows {"id": ..., "sounding": [...], "silent": [...]}, as in a file of references.
 
-    "unseen" may name those of "sounding" that aren't in the picture.
+    "unseen" may name the things of "sounding" that aren't in the picture.
+
+    Args:
+        file: JSON Lines file.
 
     Returns:
-        By clip; empty if no row has such fields.
+        Things by clip; empty if no row has these fields.
 
     Raises:
-        ValueError: if some rows have neither field, something else than texts in them, or unseen things that don't
-            sound; all of them are named.
-        OSError: if it can't be read.
+        ValueError: if some rows have neither field, fields that aren't lists of texts, or unseen things that don't
+            sound; the message names all of them.
+        OSError: if the file can't be read.
     """
     things: dict[str, Things] = {}
     faults: list[str] = []
@@ -80,7 +83,7 @@ def read_things(file: str | PathLike[str]) -> dict[str, Things]:
     for line, row in rows_of(file, faults):
         clip = clip_of(row)
         if clip is None:
-            continue  # `read_references` says so
+            continue  # `read_references` reports it
         if not {"sounding", "silent"} & row.keys():
             bare.append(line)
             continue
@@ -98,14 +101,17 @@ def read_things(file: str | PathLike[str]) -> dict[str, Things]:
 
 
 def read_sources(file: str | PathLike[str]) -> dict[str, str]:
-    """Read the video or recording that clips come from, from rows {"id": ..., "source": ...}, such as references are.
+    """Read the video or recording of each clip from rows {"id": ..., "source": ...}, as in a file of references.
+
+    Args:
+        file: JSON Lines file.
 
     Returns:
-        By clip, of the rows that have it.
+        Sources by clip, for the rows that have one.
 
     Raises:
-        ValueError: for a source that is no text, or two of one clip; all of them are named.
-        OSError: if it can't be read.
+        ValueError: if a source isn't a text, or a clip has two; the message names all of them.
+        OSError: if the file can't be read.
     """
     sources: dict[str, str] = {}
     faults: list[str] = []
@@ -122,18 +128,17 @@ def read_sources(file: str | PathLike[str]) -> dict[str, str]:
 def match_ids(clips: Iterable[str], references: Iterable[str]) -> dict[str, str]:
     """Match references to clips whose id is another path to the same name.
 
-    Ids that are equal belong together. Of the others, "clips/a.mp4" belongs to "a.mp4", whichever is the clip, if
-    no other id could be meant.
+    Equal ids belong together. Otherwise "clips/a.mp4" matches "a.mp4", in either direction, if the match is unique.
 
     Args:
         clips: ids of the captioned clips.
         references: ids of the references.
 
     Returns:
-        The clip of each reference, for those that are matched by name.
+        The clip of each reference that is matched by name.
 
     Raises:
-        ValueError: if several ids could be meant; they are named.
+        ValueError: if a match is ambiguous; the message names the ids.
     """
     own, theirs = dict.fromkeys(clips), dict.fromkeys(references)
     left = [clip for clip in own if clip not in theirs]
@@ -146,16 +151,16 @@ def match_ids(clips: Iterable[str], references: Iterable[str]) -> dict[str, str]
     for clip in left:
         meant = [reference for reference in by_name.get(_name(clip), []) if _is_same_path(clip, reference)]
         if len(meant) > 1:
-            faults.append(f"clip {clip!r} may be {' or '.join(map(repr, meant))}")
+            faults.append(f"clip {clip!r} may match {' or '.join(map(repr, meant))}")
         for reference in meant:
             found.setdefault(reference, []).append(clip)
     faults += [
-        f"reference {reference!r} may be of {' or '.join(map(repr, several))}"
+        f"reference {reference!r} may match {' or '.join(map(repr, several))}"
         for reference, several in found.items()
         if len(several) > 1
     ]
     if faults:
-        raise ValueError(f"ids of clips and references match by name in several ways: {listed(faults)}")
+        raise ValueError(f"ids of clips and references match ambiguously by name: {listed(faults)}")
     return {reference: clip for reference, (clip,) in found.items()}
 
 
@@ -170,18 +175,21 @@ def _is_same_path(one: str, other: str) -> bool:
 
 
 def read_labels(file: str | PathLike[str]) -> dict[str, dict[str, Any]]:
-    """Read labels of clips, from rows {"id": ..., "kind": "dog", "speech_band": -3.5}, such as references may be.
+    """Read labels of clips from rows {"id": ..., "kind": "dog", "speech_band": -3.5}, as in a file of references.
 
-    Each field but the id and what references have for people is a label by that name: texts, numbers, true and
-    false. A list of one text counts as that text; other lists, empty texts and null as no label.
+    Each field is a label of that name, except the id and the fields of references. Values are texts, numbers, true or
+    false. A list of one text counts as that text; other lists, empty texts and null count as no label.
+
+    Args:
+        file: JSON Lines file.
 
     Returns:
-        By label, each clip's value by id. A label that has a value for no clip isn't there.
+        By label, the value of each clip by id. Labels without any value are left out.
 
     Raises:
-        ValueError: if rows aren't such, a label's values are of several kinds, a clip has two, or there are none;
-            all of them are named.
-        OSError: if it can't be read.
+        ValueError: if rows are malformed, a label mixes types, a clip has two values, or there are no labels; the
+            message names all of them.
+        OSError: if the file can't be read.
     """
     labels: dict[str, dict[str, Any]] = {}
     kinds: dict[str, tuple[str, int]] = {}
@@ -213,7 +221,7 @@ def read_labels(file: str | PathLike[str]) -> dict[str, dict[str, Any]]:
 
 
 def _label_of(given: Any) -> Any:
-    """The label in a field; None for none."""
+    """The label in a field, or None."""
     if isinstance(given, list):
         return given[0] if len(given) == 1 and isinstance(given[0], str) and given[0] else None
     return None if given == "" else given

@@ -1,4 +1,4 @@
-"""Captions in one setting or several, scored clip by clip, with intervals."""
+"""Scores of captions in one or more settings, per clip, with intervals."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,23 +19,23 @@ from llava_soundclip.evaluation.captions.references import Things
 from llava_soundclip.evaluation.intervals import Interval, bootstrap, difference, mean, sums_by
 
 METRICS = ("bleu", "rouge", "bertscore", "clipscore")
-KNOWN = (*METRICS, "naming")  # which needs to be told what the clips hold
+KNOWN = (*METRICS, "naming")  # naming needs the things in the clips
 
 
 @dataclass(frozen=True)
 class CaptionScores:
-    """Every metric of every clip, in every setting.
+    """All metrics of all clips in all settings.
 
     Attributes:
-        clips: ids of the clips that were captioned, by setting.
-        per_clip: (n,) scores in the order of `clips`, by metric and setting. Metrics have the paper's names:
-            BLEU, ROUGE-1, ROUGE-2, ROUGE-L, BERTScore, CLIPScore; and those of `naming.NAMING`, NaN where a clip
-            has nothing to name. A clip's BLEU is sentence BLEU.
-        made_by: implementation, version, model and settings, by metric.
-        empty: ids of the clips whose caption is empty, by setting; they are scored all the same.
-        missing: ids of the clips with references, but no caption, by setting.
-        bleu_counts: (n, 10) what BLEU is computed from, by setting; none without BLEU.
-        sources: video or recording by clip, where it is known: intervals are over these, else over clips.
+        clips: ids of the captioned clips, by setting.
+        per_clip: (n,) float64 scores in the order of `clips`, by metric and setting. Metrics have the paper's names:
+            BLEU, ROUGE-1, ROUGE-2, ROUGE-L, BERTScore, CLIPScore. Those of `naming.NAMING` are NaN if a clip has
+            nothing to name. The BLEU of a clip is sentence BLEU.
+        made_by: implementation, version, model and options, by metric.
+        empty: ids of the clips with an empty caption, by setting; they are scored like others.
+        missing: ids of the clips with references but no caption, by setting.
+        bleu_counts: (n, 10) counts that BLEU is computed from, by setting; empty without BLEU.
+        sources: video or recording by clip, if known: intervals are over these. A clip without one is its own source.
     """
 
     clips: dict[str, list[str]]
@@ -48,7 +48,7 @@ class CaptionScores:
 
     @cached_property
     def figures(self) -> dict[str, dict[str, Interval]]:
-        """By metric and setting: the mean over clips; for BLEU, corpus BLEU over all captions."""
+        """Figures by metric and setting: the mean over clips, or corpus BLEU over all captions."""
         return {
             metric: {
                 setting: mean(scores[known], groups[known])
@@ -62,15 +62,15 @@ class CaptionScores:
         }
 
     def difference(self, metric: str, first: str, second: str) -> Interval:
-        """How much higher a metric is in one setting than in another, on the clips captioned in both.
+        """A metric in one setting minus the same in another, on the clips captioned in both.
 
         Args:
-            metric: such as "BLEU".
+            metric: name of a metric, such as "BLEU".
             first: a setting, such as "raw".
-            second: another.
+            second: another setting.
 
         Raises:
-            ValueError: if there is no such metric or setting, or no clip has both.
+            ValueError: if there is no such metric or setting, or no clip is captioned in both.
         """
         for kind, name, known in (
             ("metric", metric, self.per_clip),
@@ -96,16 +96,16 @@ class CaptionScores:
         return _of_drawn_clips(_bleu_difference, counts, groups)
 
     def _groups(self, clips: Sequence[str]) -> np.ndarray:
-        """The sources of clips by number, (n,)."""
+        """Numbers of the clips' sources, (n,) integers."""
         numbers: dict[tuple[bool, str], int] = {}
         sources = [(clip in self.sources, self.sources.get(clip, clip)) for clip in clips]
         return np.array([numbers.setdefault(source, len(numbers)) for source in sources], dtype=np.int64)
 
     def as_dict(self, pairs: Iterable[tuple[str, str]] | None = None) -> dict[str, Any]:
-        """For JSON.
+        """The figures and differences as plain data, for JSON.
 
         Args:
-            pairs: settings whose differences are wanted; every two that share clips by default.
+            pairs: pairs of settings to compare; all pairs that share clips by default.
         """
         if pairs is None:
             pairs = [
@@ -147,24 +147,24 @@ def score(
     """Score captions.
 
     Args:
-        captions: captions in one setting or several; no clip twice in one.
-        references: by clip; clips without a caption are listed as missing. CLIPScore alone needs none.
+        captions: captions in one or more settings, at most one per clip and setting.
+        references: references by clip; clips without a caption are listed as missing. CLIPScore needs no references.
         metrics: some of `METRICS`, and "naming"; "rouge" is all three.
-        bertscore: the model for it; roberta-large by default.
-        clipscore: the model for it; CLIP ViT-B/32 by default.
+        bertscore: model for BERTScore; roberta-large by default.
+        clipscore: model for CLIPScore; CLIP ViT-B/32 by default.
         things: the things in each clip, for "naming".
-        sources: video or recording by clip: intervals are over these. A clip without one is its own.
+        sources: video or recording by clip: intervals are over these. A clip without one is its own source.
 
     Raises:
-        ValueError: if there is no caption or no such metric, a clip is twice in a setting, or one lacks a
-            reference or, for CLIPScore, a picture, or, for naming, its things; they are named.
+        ValueError: if there is no caption or no such metric, or a clip is twice in a setting. Also if a clip lacks a
+            reference, a picture for CLIPScore, or its things for naming; the message names the clips.
         MediaError: if a picture can't be read.
         ImportError: if a metric's package isn't installed.
     """
-    # A clip's picture may be named in one setting only.
+    # A clip's picture may be given in one setting only.
     pictures = {caption.id: caption.image for caption in captions if caption.image is not None}
     _check(captions, references, pictures, things or {}, metrics)
-    # Clip by clip, so that what several settings share is computed once.
+    # In the order of clips, so that shared references and pictures are computed once.
     first_seen = {caption.id: row for row, caption in reversed(list(enumerate(captions)))}
     captions = sorted(captions, key=lambda caption: first_seen[caption.id])
     texts = [caption.text for caption in captions]
@@ -241,7 +241,7 @@ def _check(
         bare = [clip for clip in clips if not all(text.strip() for text in references.get(clip) or [""])]
         if bare:
             others = _others(references, clips)
-            unmatched = f"; references of no captioned clip: {listed(others, 3)}" if others else ""
+            unmatched = f"; references of clips without captions: {listed(others, 3)}" if others else ""
             raise ValueError(
                 f"{len(bare)} of {len(clips)} clips have no reference, or an empty one: {listed(bare)}{unmatched}"
             )
@@ -279,12 +279,12 @@ def _bleu_difference(counts: np.ndarray) -> np.ndarray:
 def _of_drawn_clips(
     figure: Callable[[np.ndarray], np.ndarray], counts: np.ndarray, groups: np.ndarray
 ) -> Interval:
-    """The bootstrap of a figure of sums over clips: sources are drawn, their counts added, nothing is read again.
+    """Bootstrap a figure of sums over clips: sources are drawn and their counts added; no text is read again.
 
     Args:
-        figure: (..., *shape) sums to (...) figures.
-        counts: (n, *shape) of each clip.
-        groups: (n,) integers, each clip's source.
+        figure: function from sums (..., *shape) to figures (...).
+        counts: (n, *shape) counts of each clip.
+        groups: (n,) integers, the source of each clip.
     """
     counts = sums_by(groups, counts)
     n, *shape = counts.shape

@@ -1,22 +1,20 @@
-"""IGTMM (F.1) made measurable: what sound and picture share, what is the sound's own, and dimensions.
+"""IGTMM (F.1) made measurable: information shared by sound and picture, the sound's own information, and dimensions.
 
-Shapes: a clip's sound h_a is z_a (n, d_a) raw and f_a (n, D) projected, its picture v is the CLS token c
-(n, D); row by row a pair. groups (n,) name each row's source: clips of one video are not independent, so
-that intervals resample whole sources, and what is fitted is measured on other sources.
+Shapes: a clip's sound h_a is z_a (n, d_a) raw and f_a (n, D) projected; its picture v is the CLS token c (n, D). Rows
+are pairs. groups (n,) name the source of each row. Clips of one video are not independent. Intervals therefore
+resample whole sources, and fitted models are measured on other sources.
 
 F.1 splits I(h_a) into I_shared(h_a; v), the mutual information of sound and picture, and I_unique(h_a).
-Neither can be read off vectors as it stands:
+Neither can be read off the vectors directly:
 
-- I_shared is bounded from below here (`infonce_bound`, `held_out_bound`). f_a is a function of z_a, so that
-  by the data processing inequality I(f_a; v) <= I(z_a; v): projecting can't add to it, as Proposition F.2 has
-  it, but only bring into a cosine's reach what was there. A bound that grows by projecting shows that, and
-  nothing more.
-- I_unique has no estimator: the information of a continuous vector with itself is infinite. What can be
-  measured is whether something named is still legible (`probe`), and whether the picture tells it as well.
+- I_shared is bounded from below here (`infonce_bound`, `held_out_bound`). f_a is a function of z_a, so by the data
+  processing inequality I(f_a; v) <= I(z_a; v). Projecting can't add information, as Proposition F.2 claims; it can
+  only bring existing information into a cosine's reach. A bound that grows by projecting shows this and nothing more.
+- I_unique has no estimator: the information of a continuous vector with itself is infinite. It can be measured whether
+  a named label is still legible (`probe`), and whether the picture tells it as well.
 
-There is no nearest-neighbour estimate of I (KSG): it needs clips in numbers exponential in I and in the
-dimension, and on a few principal components it is the information of those, which are others before and after
-projecting.
+There is no nearest-neighbour estimate of I (KSG). It needs a number of clips exponential in I and in the dimension. On
+a few principal components it estimates the information of those, and they differ before and after projecting.
 """
 
 from importlib import import_module

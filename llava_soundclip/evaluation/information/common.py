@@ -1,4 +1,4 @@
-"""Shared by the estimators: vectors and groups, checked, and draws of rows."""
+"""Shared by the estimators: checked vectors and groups, and draws of rows."""
 
 from collections.abc import Hashable, Sequence
 
@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # of squared weights, per clip, on standardised columns
+PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # on squared weights, per clip, with standardised columns
 
 Vectors = Tensor | np.ndarray
 Groups = Sequence[Hashable] | np.ndarray | Tensor
@@ -16,7 +16,7 @@ def matrix(x: Vectors, name: str) -> Tensor:
     """Vectors as (n, d) float64 on the CPU.
 
     Raises:
-        ValueError: for another shape, no numbers, no floats, or NaN and infinity; `name` is in it.
+        ValueError: if they aren't a non-empty matrix of finite floats; the message has `name`.
     """
     rows = torch.as_tensor(x).detach().cpu()
     if rows.ndim != 2 or not rows.is_floating_point() or not rows.numel() or not rows.isfinite().all():
@@ -25,10 +25,10 @@ def matrix(x: Vectors, name: str) -> Tensor:
 
 
 def around_mean(x: Tensor, name: str) -> Tensor:
-    """Rows of (n, d) around their mean, of a root mean square of 1.
+    """Rows of (n, d), centred and scaled to a root mean square of 1.
 
     Raises:
-        ValueError: if they are all alike; `name` is in it.
+        ValueError: if they are all alike; the message has `name`.
     """
     centred = x - x.mean(0)
     scale = centred.square().mean().sqrt()
@@ -38,10 +38,10 @@ def around_mean(x: Tensor, name: str) -> Tensor:
 
 
 def numbered(groups: Groups | None, n: int) -> np.ndarray:
-    """Groups by number, (n,) integers; without groups each row is its own.
+    """Groups by number, (n,) integers; without groups each row is its own group.
 
     Raises:
-        ValueError: if there aren't n.
+        ValueError: if there aren't n groups.
     """
     if groups is None:
         return np.arange(n)
@@ -54,9 +54,9 @@ def drawn_in_turn(numbers: np.ndarray, limit: int, seed: int) -> Tensor:
     """Up to `limit` rows in ascending order, from all groups in turn.
 
     Args:
-        numbers: (n,) each row's group.
-        limit: rows at most.
-        seed: random seed for which rows of a group come first.
+        numbers: (n,) integers, the group of each row.
+        limit: maximum number of rows.
+        seed: random seed for the order of a group's rows.
     """
     order = np.random.default_rng(seed).permutation(len(numbers))
     by_group = order[np.argsort(numbers[order], kind="stable")]

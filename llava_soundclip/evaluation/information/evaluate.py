@@ -26,11 +26,11 @@ def evaluate_information(
 
     Args:
         features: a folder made by `llava-soundclip features`.
-        projector: None for raw alone.
-        trained_in: as `evaluate_retrieval` takes it.
-        rows: as `evaluate_retrieval` takes them.
-        labels: JSON Lines of labels that probes read off the vectors; see `captions.references.read_labels`. Clips are named
-            by their ids in the folder.
+        projector: the projector; None measures raw vectors only.
+        trained_in: as for `evaluate_retrieval`.
+        rows: as for `evaluate_retrieval`.
+        labels: JSON Lines file of labels that probes read off the vectors; see `captions.references.read_labels`. Its
+            ids are those of the clips in the folder.
         apart: the unit that probes hold out together; "clip" is for labels that are finer than sources.
         seed: random seed for the draws and the intervals.
 
@@ -39,8 +39,8 @@ def evaluate_information(
 
     Raises:
         FileNotFoundError, OSError: if there is no such folder or file.
-        ValueError: as `evaluate_retrieval` and `measure_information` have it, and for labels that aren't such,
-            or of no clip in the folder.
+        ValueError: as for `evaluate_retrieval` and `measure_information`, and for malformed labels or labels of no
+            clip in the folder.
         ImportError: if scipy or, for labels, scikit-learn isn't installed.
     """
     folder = FeatureFolder(features)
@@ -50,7 +50,7 @@ def evaluate_information(
     unmatched = len(set(labelled).difference(folder.ids))
     if labelled and unmatched == len(labelled):
         raise ValueError(
-            f"{labels} has labels of other clips than {features} holds: of {listed(labelled, 3)}, not of "
+            f"no clip of {labels} is in {features}: it has labels of {listed(labelled, 3)}, and the folder holds "
             f"{listed(folder.ids, 3)}"
         )
     return {

@@ -1,4 +1,4 @@
-"""Figures with intervals over sources: sums over clips by the bootstrap, all others by halves."""
+"""Figures with intervals over sources: by the bootstrap for sums over clips, by halves for all others."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,9 +16,9 @@ class Ratio:
     """A figure sum(gain) / sum(weight) over clips, whose sources can be resampled.
 
     Attributes:
-        gain: (n,) each clip's part.
-        weight: (n,) each clip's weight.
-        groups: (n,) integers, each clip's source.
+        gain: (n,) float64, the part of each clip.
+        weight: (n,) float64, the weight of each clip.
+        groups: (n,) integers, the source of each clip.
     """
 
     gain: np.ndarray
@@ -26,7 +26,7 @@ class Ratio:
     groups: np.ndarray
 
     def interval(self, *, seed: int = 0) -> Interval:
-        """The figure, with its interval over sources, whose number is `n`. What was fitted isn't fitted anew.
+        """The figure with its interval over sources; `n` is their number. Fitted models aren't refitted.
 
         Raises:
             ImportError: if scipy isn't installed.
@@ -34,7 +34,7 @@ class Ratio:
         return self._over_sources(self.gain, seed)
 
     def minus(self, other: "Ratio", *, seed: int = 0) -> Interval:
-        """How far the figure is above another one of the same clips, paired by source.
+        """This figure minus another one of the same clips, paired by source.
 
         Raises:
             ValueError: if the two aren't of the same clips.
@@ -59,17 +59,16 @@ class Halved:
     """A figure of a sample that can't be resampled with replacement: copies would be each other's neighbours.
 
     Attributes:
-        interval: over sources, from halves of them drawn without replacement. Where a figure's variance falls
-            with 1/n, that of the halves around the whole, s/(n/2) - s/n, is the whole's own, s/n.
-        half: mean of the halves. Far from the interval's value, the figure depends on how many clips there
-            are.
+        interval: interval over sources, from halves of them drawn without replacement. If a figure's variance falls
+            with 1/n, the variance of the halves around the whole, s/(n/2) - s/n, equals the whole's own, s/n.
+        half: mean over the halves. If it is far from the interval's value, the figure depends on the number of clips.
     """
 
     interval: Interval
     half: float
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """The fields as a dict, for JSON."""
         return {**self.interval.as_dict(), "half": self.half}
 
 
@@ -80,19 +79,21 @@ def halved(
 
     Args:
         value: the figure of all rows.
-        numbers: (n,) each row's source.
-        figure: a function of some rows, given by number.
-        least: rows that it takes.
+        numbers: (n,) integers, the source of each row.
+        figure: function that computes the figure of some rows, given their numbers.
+        least: minimum number of rows that `figure` needs.
         seed: random seed for the halves.
 
     Raises:
-        ValueError: if a half of the sources may have fewer rows.
+        ValueError: if half of the sources may have fewer rows.
     """
     sources, counts = np.unique(numbers, return_counts=True)
     size = (len(sources) + 1) // 2
     fewest = np.sort(counts)[:size].sum()
     if fewest < least:
-        raise ValueError(f"half of the {len(sources)} sources may be {fewest} clips, and {least} are needed")
+        raise ValueError(
+            f"half of the {len(sources)} sources may have {fewest} clips, and {least} are needed"
+        )
     rng = np.random.default_rng(seed)
     drawn = [rng.permutation(sources)[:size] for _ in range(HALVES)]
     halves = np.array([figure(np.isin(numbers, half).nonzero()[0]) for half in drawn])

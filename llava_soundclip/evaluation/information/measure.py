@@ -17,8 +17,8 @@ from llava_soundclip.evaluation.information.unique import probe
 from llava_soundclip.evaluation.vectors import aligned, fused, seen
 from llava_soundclip.features.store import FeatureFolder
 
-LIMIT = 2000  # clips at most: what compares all with all takes n^2 numbers
-GEOMETRY = 100  # clips at least, where there are fewer sources
+LIMIT = 2000  # maximum number of clips: comparing all with all takes n^2 numbers
+GEOMETRY = 100  # number of clips for geometry if there are fewer sources
 
 
 @torch.no_grad()
@@ -34,37 +34,39 @@ def measure_information(
 ) -> dict[str, Any]:
     """All measures of a features folder, raw and projected, with intervals over sources.
 
-    Raw is z_a, with Whisper's blocks fused as the projector has it, so that what changes is the projecting
-    alone; for the cosine it is padded or cut to the tower's width.
+    Raw is z_a. Whisper's blocks are fused by the projector's fusion, so that raw and projected differ in the projecting
+    only. For the cosine, raw is padded or cut to the tower's width.
 
     Args:
         folder: a features folder.
-        projector: None for raw alone.
+        projector: the projector; None measures raw vectors only.
         rows: (n,) integers: clips that the projector wasn't trained on.
-        labels: by name, each clip's label by id, such as {"kind": {"clip-0": "dog", ...}}; see `probe` for
-            their types. Clips without one, or with None or NaN, are left out, and so are those of a class that
-            is in one group alone: a probe can't learn it from others.
+        labels: by name, the label of each clip by id, such as {"kind": {"clip-0": "dog", ...}}; see `probe` for
+            their types. Clips without a label, or with None or NaN, are left out. So are clips of a class that occurs
+            in one group only: a probe can't learn it from others.
         apart: the unit that probes hold out together. "clip" is for labels that are finer than sources.
-        limit: clips at most, for each label and for the rest, drawn from sources in turn: the second clip of
-            one comes after the first one of all.
+        limit: maximum number of clips, for each label and for the other measures. They are drawn from sources in turn:
+            the second clip of a source comes after the first clip of all.
         seed: random seed for the draws.
 
     Returns:
-        "shared": by "raw" and "projected" the bounds with both critics in nats, "cka", and "p" of
-        `independence`; "gain", projected minus raw, of the bounds. "unique": by label the probes of "raw",
-        "projected" and "picture", their "chance", and "lost", raw minus projected, paired; "left_out", how many
-        clips and classes were. "unmeasured": a sentence on each label that no probe can be fitted to, where one
-        can to others. "dimension": of "raw", "projected" and "picture". The dimensions and "cka" are of one clip
-        of each source, or of 100 clips in turn where there are fewer sources. Beside it what was measured on
-        what.
+        - "shared": under "raw" and "projected" the bounds with both critics in nats, "cka", and "p" of
+          `independence`; under "gain" the bounds projected minus raw.
+        - "unique": for each label, the probes of "raw", "projected" and "picture", their "chance", "lost" (raw minus
+          projected, paired), and "left_out", the numbers of clips and classes left out.
+        - "unmeasured": a sentence for each label that no probe can be fitted to, if one can be fitted to another.
+        - "dimension": dimensions of "raw", "projected" and "picture".
+        - provenance: clips, rows, weights and versions.
+
+        The dimensions and "cka" are of one clip per source, or of 100 clips drawn in turn if there are fewer sources.
 
     Raises:
-        ValueError: if the projector doesn't fit, there are no clips or too few sources, or no probe can be
-            fitted to any of the labels; each is named.
+        ValueError: if the projector doesn't fit, there are no clips or too few sources, or no probe can be fitted to
+            any of the labels; the message names each.
         ImportError: if scipy or, for labels, scikit-learn isn't installed.
     """
     if apart not in ("source", "clip"):
-        raise ValueError(f"what is held out together is source or clip, not {apart!r}")
+        raise ValueError(f"apart is source or clip, not {apart!r}")
     if not len(rows):
         raise ValueError("there are no clips to measure")
     ids = [folder.ids[row] for row in rows.tolist()]
@@ -158,7 +160,7 @@ def _probes(sides: Mapping[str, Tensor], labels: np.ndarray, groups: np.ndarray,
 
 
 def _in_two_groups(labels: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """Mask (n,) of rows whose class has two groups; all rows where there are no two such classes."""
+    """Mask (n,) of rows whose class is in two groups or more; all rows if there are fewer than two such classes."""
     if labels.dtype.kind in "Uiub":
         several = [each for each in np.unique(labels) if len(np.unique(groups[labels == each])) > 1]
         if len(several) > 1:

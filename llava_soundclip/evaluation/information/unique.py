@@ -1,4 +1,4 @@
-"""Information of the sound alone: a probe that reads labels off vectors, and a label out of the waveform."""
+"""Information of the sound alone: a probe that reads labels off vectors, and a label computed from the waveform."""
 
 import math
 import warnings
@@ -13,15 +13,15 @@ from llava_soundclip.evaluation.information.common import PENALTIES, Groups, Vec
 from llava_soundclip.evaluation.information.figures import Ratio
 
 FOLDS = 5
-LOWEST = -120.0  # dB, less than float32 samples resolve
+LOWEST = -120.0  # dB, below the resolution of float32 samples
 
 
 @dataclass(frozen=True, eq=False)
 class Probe(Ratio):
-    """How well a label is read off vectors.
+    """How well a label can be read off vectors.
 
     Attributes:
-        measure: "balanced accuracy", the mean of the classes' recalls, or "R2", 1 - squared error / that of
+        measure: "balanced accuracy", the mean of the classes' recalls, or "R2", 1 - squared error / squared error of
             the mean.
         chance: the score without any information: 1 / classes, or 0.
     """
@@ -30,31 +30,32 @@ class Probe(Ratio):
     chance: float
 
     def as_dict(self, *, seed: int = 0) -> dict[str, Any]:
-        """For JSON."""
+        """The interval's fields with `measure` and `chance`, for JSON."""
         return self.interval(seed=seed).as_dict()
 
 
 def probe(vectors: Vectors, labels: Sequence[Any] | np.ndarray, groups: Groups | None = None) -> Probe:
     """How well a linear model reads a label off vectors of sources that it hasn't seen.
 
-    Logistic regression for classes, ridge regression for numbers, each with whole sources held out in turn;
-    the penalty is chosen within the others, or is the middle one where their sources are too few to. It can
-    show that the vectors tell the label. It can't show that they don't: a linear model doesn't read what is
-    bent. What `Probe.minus` finds lost by projecting is thus lost to a linear reader; and it belongs to
-    I_unique only as far as the picture doesn't tell the label, which a probe of c says. Without any
-    information scores are around chance, R2 a little below.
+    It uses logistic regression for classes and ridge regression for numbers, with whole sources held out in turn. The
+    penalty is chosen within the other sources, or is the middle one if they are too few. A score can show that the
+    vectors tell the label. It can't show that they don't: a linear model reads only linear structure.
+
+    A loss by projecting, as `Probe.minus` measures it, is thus a loss to a linear reader. It belongs to I_unique only as
+    far as the picture doesn't tell the label, which a probe of c shows. Without any information scores are around
+    chance, R2 a little below.
 
     Args:
-        vectors: (n, d), raw or projected, or c.
-        labels: (n,) floats are numbers; strings, booleans and integers are classes.
-        groups: (n,) what is held out together, such as the source. By default each clip by itself: copies of
-            one recording then tell on each other.
+        vectors: (n, d) floats, raw or projected, or c.
+        labels: (n,) labels. Floats are numbers; strings, booleans and integers are classes.
+        groups: (n,) the unit that is held out together, such as the source. By default each clip is its own: copies of
+            one recording then leak the label to each other.
 
     Returns:
-        The score over all clips, each predicted once. Of the same labels two can be subtracted, clip by clip.
+        The score over all clips, each predicted once. Two scores of the same labels can be subtracted, clip by clip.
 
     Raises:
-        ValueError: for other shapes, NaN, labels that are all alike, or a class of a single group.
+        ValueError: for other shapes, NaN, labels that are all alike, or a class that occurs in one group only.
         ImportError: if scikit-learn isn't installed.
     """
     x = matrix(vectors, "vectors").numpy()
@@ -72,12 +73,14 @@ def probe(vectors: Vectors, labels: Sequence[Any] | np.ndarray, groups: Groups |
         lone = [str(each) for each in classes if len(np.unique(numbers[y == each])) < 2]
         if lone:
             raise ValueError(
-                f"a class must have clips in two groups, to learn from one; in one: {', '.join(lone[:5])}. "
-                "Leave them out, or hold out smaller groups"
+                f"a class must have clips in two groups, to learn from one of them; these have one: "
+                f"{', '.join(lone[:5])}. Leave them out, or hold out smaller groups"
             )
     folds = _folds(y, numbers, is_number)
     if not folds:
-        raise ValueError("all clips are in one group: a probe learns from some and is tried on others")
+        raise ValueError(
+            "all clips are in one group: a probe needs some to learn from and others to be tested on"
+        )
     weight = np.ones(len(y)) if is_number else 1 / counts[which]
     loss, base = np.empty(len(y)), weight.copy()
     for train, test in folds:
@@ -91,7 +94,7 @@ def probe(vectors: Vectors, labels: Sequence[Any] | np.ndarray, groups: Groups |
 
 
 def _folds(y: np.ndarray, numbers: np.ndarray, is_number: bool) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Rows to learn from and rows to try, groups apart; none where a class would be left without either."""
+    """Training and test rows with disjoint groups; none if a class would be missing from either."""
     selection = require("sklearn.model_selection", extra="evaluation")
     parts = [numbers] if is_number else [numbers[y == each] for each in np.unique(y)]
     count = min(FOLDS, *(len(np.unique(part)) for part in parts))
@@ -102,7 +105,7 @@ def _folds(y: np.ndarray, numbers: np.ndarray, is_number: bool) -> list[tuple[np
 
 
 def _penalty(x: np.ndarray, y: np.ndarray, numbers: np.ndarray, weight: np.ndarray, is_number: bool) -> float:
-    """The one that is best on one fold of these rows."""
+    """The penalty that is best on one fold of these rows."""
     folds = _folds(y, numbers, is_number)
     if not folds:
         return PENALTIES[len(PENALTIES) // 2]
@@ -125,7 +128,7 @@ def _fitted(x: np.ndarray, y: np.ndarray, penalty: float, is_number: bool) -> An
         else linear.LogisticRegression(C=1 / (penalty * len(y)), class_weight="balanced", max_iter=1000)
     )
     with warnings.catch_warnings():
-        # Rare classes are what a label may have; the figure has their number in its chance.
+        # A label may have rare classes; the figure's chance reflects their number.
         warnings.filterwarnings("ignore", message="The number of unique classes")
         return pipeline.make_pipeline(preprocessing.StandardScaler(), model).fit(x, y)
 
@@ -135,20 +138,20 @@ def _errors(y: np.ndarray, predicted: np.ndarray, is_number: bool) -> np.ndarray
 
 
 def band_energy(waveform: np.ndarray, sampling_rate: float, *, low: float = 300, high: float = 3400) -> float:
-    """The share of a sound's energy in a band, as a label; by default the telephone's band of speech.
+    """Share of a sound's energy in a frequency band, as a label; by default the telephone band of speech.
 
     Args:
         waveform: (samples,) or (channels, samples) floats.
         sampling_rate: sampling rate in Hz.
-        low: the band's lower end in Hz, inside.
-        high: its upper end in Hz, inside.
+        low: lower end of the band in Hz, inclusive.
+        high: upper end of the band in Hz, inclusive.
 
     Returns:
-        Decibels relative to the energy at all frequencies: 0 where all of it is inside, -120 at least. NaN
-        for silence.
+        Decibels relative to the energy at all frequencies: 0 if all of it is in the band, -120 at least. NaN for
+        silence.
 
     Raises:
-        ValueError: for another shape, no samples, NaN, or a band that isn't below half of the sampling rate.
+        ValueError: for another shape, no samples, NaN, or a band that isn't within half of the sampling rate.
     """
     waveform = np.asarray(waveform, dtype=np.float64)
     if waveform.ndim not in (1, 2) or not waveform.size or not np.isfinite(waveform).all():
@@ -160,7 +163,9 @@ def band_energy(waveform: np.ndarray, sampling_rate: float, *, low: float = 300,
         return math.nan
     samples = waveform.shape[-1]
     energy = abs(np.fft.rfft(waveform / peak)) ** 2
-    energy[..., 1 : (samples + 1) // 2] *= 2  # each but 0 Hz and half the rate also stands for its negative
+    energy[..., 1 : (samples + 1) // 2] *= (
+        2  # each also stands for its negative frequency, except 0 Hz and half the rate
+    )
     frequencies = np.fft.rfftfreq(samples, 1 / sampling_rate)
     share = energy[..., (frequencies >= low) & (frequencies <= high)].sum() / energy.sum()
     return float(max(LOWEST, 10 * math.log10(share))) if share else LOWEST

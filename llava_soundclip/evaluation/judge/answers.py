@@ -19,13 +19,13 @@ class Answer:
     Attributes:
         id: id of the clip.
         setting: setting of the caption.
-        repeat: 1 where the caption was asked again.
-        shown: hash of what the judge was shown.
-        outcome: "scored"; why it wasn't; or "failed" if no answer came, which the next run asks for again.
-        scores: by dimension, or None.
-        text: an answer without scores, its first 500 characters.
+        repeat: 1 if this is the caption's second question, else 0.
+        shown: hash of all that the judge was shown.
+        outcome: "scored", the reason why not, or "failed" if no answer came; the next run asks failed ones again.
+        scores: scores by dimension, or None.
+        text: first 500 characters of an answer without scores.
         requests: number of answered requests.
-        unreported: those of them whose tokens the server didn't tell.
+        unreported: number of answered requests for which the server reported no tokens.
         prompt_tokens: tokens read, as the server counted them.
         completion_tokens: tokens written, as the server counted them.
         served_as: the model that the server says it was.
@@ -51,14 +51,14 @@ class Answer:
 
 
 def read_answers(path: Path, judge: Mapping[str, Any]) -> list[Answer]:
-    """The answers in a file; none if there is no file. A last line that a kill left half-written isn't one.
+    """Read the answers in a file; empty if there is no file. An incomplete last line, left by a kill, is ignored.
 
     Args:
         path: the file.
         judge: the judge that its first line must name.
 
     Raises:
-        ValueError: if another judge answered in it, with what differs, or a line isn't an answer.
+        ValueError: if the answers are another judge's (the message names the differences), or a line isn't an answer.
     """
     lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
     answers = []
@@ -79,11 +79,11 @@ def read_answers(path: Path, judge: Mapping[str, Any]) -> list[Answer]:
 
 
 class AnswersFile(AbstractContextManager):
-    """Appends answers, each on the disk before the next is taken.
+    """Appends answers to a file; each is on the disk before the next one is written.
 
     Args:
-        path: the file; made, with its folder, if there is none.
-        judge: for its first line.
+        path: the file; created with its folder if there is none.
+        judge: the judge, written to the first line.
     """
 
     def __init__(self, path: Path, judge: Mapping[str, Any]) -> None:
@@ -96,7 +96,7 @@ class AnswersFile(AbstractContextManager):
             self._write({"judge": dict(judge)})
 
     def append(self, answer: Answer) -> None:
-        """Add one."""
+        """Append an answer."""
         self._write(asdict(answer))
 
     def _write(self, row: Mapping[str, Any]) -> None:

@@ -15,14 +15,14 @@ from llava_soundclip.evaluation.judge.prompt import DIMENSIONS
 
 @dataclass(frozen=True)
 class Usage:
-    """Requests and tokens: an estimate, or what the server counted.
+    """Requests and tokens: an estimate, or the server's counts.
 
     Attributes:
-        requests: asked, or answered.
-        prompt_tokens: tokens that the judge reads.
-        completion_tokens: tokens that it writes.
-        cost: cost in the prices' currency; None without prices. A discount, such as for cached tokens, isn't known here.
-        unreported: answered requests whose tokens the server didn't tell: the tokens and the cost lack theirs.
+        requests: number of requests, estimated or answered.
+        prompt_tokens: number of tokens that the judge reads.
+        completion_tokens: number of tokens that the judge writes.
+        cost: cost in the currency of the prices, without discounts such as for cached tokens; None without prices.
+        unreported: number of answered requests without reported tokens, which tokens and cost leave out.
     """
 
     requests: int
@@ -40,12 +40,12 @@ class Usage:
 
 @dataclass(frozen=True)
 class Consistency:
-    """How far the judge agrees with itself on captions that it scored twice.
+    """Agreement of the judge with itself on captions that it scored twice.
 
     Attributes:
         equal: share of equal scores.
         difference: mean absolute difference of the scores.
-        kappa: Cohen's, with quadratic weights; None where all scores are one number and it isn't defined.
+        kappa: Cohen's kappa with quadratic weights; None if all scores are the same number, where it is undefined.
     """
 
     equal: Interval
@@ -53,7 +53,7 @@ class Consistency:
     kappa: float | None
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """The fields as plain data, for JSON."""
         return asdict(self)
 
 
@@ -62,13 +62,13 @@ class Judgement:
     """The judge's figures.
 
     Attributes:
-        judge: model, host, hash of the prompt, temperature, seed, versions.
-        scores: by setting and dimension: the mean over the clips that were scored. "usefulness" is what the paper's
-            tables call overall. A setting of which nothing was scored has no dimensions.
-        differences: by two settings and dimension: the mean of first minus second, over clips scored in both.
-        consistency: by dimension; empty if nothing was scored twice.
-        counts: by setting, captions by outcome; the repeats aren't counted.
-        failures: reasons of the captions and repeats that got no answer, by clip and setting.
+        judge: model, host, hash of the prompt, temperature, seed and versions.
+        scores: mean over the scored clips, by setting and dimension. "usefulness" is called overall in the paper's
+            tables. A setting without scored captions has no dimensions.
+        differences: mean of first minus second over clips scored in both, by pair of settings and dimension.
+        consistency: consistency by dimension; empty if no caption was scored twice.
+        counts: number of captions by setting and outcome, without repeats.
+        failures: reason for each caption or repeat without an answer, by clip and setting.
         usage: usage for all answers in the file, including those of earlier runs.
     """
 
@@ -81,7 +81,7 @@ class Judgement:
     usage: Usage
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON; a difference is named "raw - projected"."""
+        """The fields as plain data, for JSON; differences have names such as "raw - projected"."""
         return {
             "judge": self.judge,
             "scores": {setting: _plain(found) for setting, found in self.scores.items()},
@@ -97,7 +97,7 @@ class Judgement:
 def judgement(
     asked: Sequence[Answer], settings: Iterable[str], judge: dict[str, Any], usage: Usage, *, seed: int
 ) -> Judgement:
-    """Make the figures of answers.
+    """Compute the figures of answers.
 
     Args:
         asked: the answer to each question.
@@ -154,7 +154,7 @@ def _consistency(pairs: Sequence[tuple[int, int]], seed: int) -> Consistency:
     first, second = np.array(pairs, dtype=np.float64).T
     by_chance = (
         first.var() + second.var() + (first.mean() - second.mean()) ** 2
-    )  # of any two scores, not of a pair
+    )  # expected for two independent scores
     return Consistency(
         equal=bootstrap(first == second, seed=seed),
         difference=bootstrap(np.abs(first - second), seed=seed),

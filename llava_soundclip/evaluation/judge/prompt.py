@@ -15,7 +15,7 @@ SCORES = range(1, 6)
 
 _PROMPT = (Path(__file__).parent / "prompt.md").read_text(encoding="utf-8")
 _SYSTEM, _USER = _PROMPT.removeprefix("# System\n").split("\n# User\n")
-PROMPT_HASH = hashlib.sha256(_PROMPT.encode()).hexdigest()[:12]  # of the file: sha256sum says the same
+PROMPT_HASH = hashlib.sha256(_PROMPT.encode()).hexdigest()[:12]  # hash of the file, as by sha256sum
 
 RESPONSE_FORMAT = {
     "type": "json_schema",
@@ -31,8 +31,8 @@ RESPONSE_FORMAT = {
     },
 }
 
-_CHARACTERS_PER_TOKEN = 4  # of English
-_PICTURE_TOKENS = 425  # GPT-4o's for a frame of 640 x 360: 85, and 170 for each of two tiles
+_CHARACTERS_PER_TOKEN = 4  # for English
+_PICTURE_TOKENS = 425  # GPT-4o's tokens for a frame of 640 x 360: 85, plus 170 for each of two tiles
 ANSWER_TOKENS = 50
 
 PICTURE_TYPES = {".jpg": "jpeg", ".jpeg": "jpeg", ".png": "png", ".webp": "webp", ".gif": "gif"}
@@ -40,19 +40,18 @@ PICTURE_TYPES = {".jpg": "jpeg", ".jpeg": "jpeg", ".png": "png", ".webp": "webp"
 
 @dataclass(frozen=True)
 class JudgedCaption:
-    """A caption to judge, and what is known of its clip.
+    """A caption to judge, with references or a picture of its clip.
 
     Args:
         id: id of the clip.
         text: the caption.
-        setting: its setting, such as "raw" or "projected"; the judge isn't told.
-        references: descriptions of the clip that are taken for the truth.
-        picture: file of a frame, sent along: JPEG, PNG, WebP or GIF.
+        setting: setting of the caption, such as "raw" or "projected"; the judge doesn't see it.
+        references: descriptions of the clip that count as true.
+        picture: file of a frame that the judge sees: JPEG, PNG, WebP or GIF.
 
     Raises:
         TypeError: if `references` is one text.
-        ValueError: without a reference and a picture, as nothing then says what is right; or if the picture is of
-            another type.
+        ValueError: if there is neither a reference nor a picture, or the picture is of another type.
         FileNotFoundError: if there is no such picture.
     """
 
@@ -64,10 +63,12 @@ class JudgedCaption:
 
     def __post_init__(self) -> None:
         if isinstance(self.references, str):
-            raise TypeError(f"{self.id}: references is a tuple of texts, not one text")
+            raise TypeError(f"{self.id}: references must be a tuple of texts, not one text")
         if self.picture is not None:
             if Path(self.picture).suffix.lower() not in PICTURE_TYPES:
-                raise ValueError(f"{self.id}: a picture is {', '.join(PICTURE_TYPES)}, not {self.picture}")
+                raise ValueError(
+                    f"{self.id}: a picture must be {', '.join(PICTURE_TYPES)}, not {self.picture}"
+                )
             if not Path(self.picture).is_file():
                 raise FileNotFoundError(f"{self.id}: there is no picture {self.picture}")
         elif not self.references:
@@ -76,14 +77,14 @@ class JudgedCaption:
 
 @dataclass(frozen=True)
 class Question:
-    """A caption as it is put to the judge; `repeat` is 1 where it's asked again, to see if the judge agrees."""
+    """A caption as the judge is asked about it; `repeat` is 1 for a second question, which tests consistency."""
 
     caption: JudgedCaption
     repeat: int
 
     @cached_property
     def key(self) -> tuple[str, str, int, str]:
-        """The key of an answer. Its hash covers all that the judge is shown, so a changed caption has no answer."""
+        """The key of its answer. The hash covers all that the judge sees, so a changed caption is asked again."""
         shown = hashlib.sha256(self._text.encode())
         if self.caption.picture is not None:
             shown.update(Path(self.caption.picture).read_bytes())
@@ -91,7 +92,7 @@ class Question:
 
     @property
     def messages(self) -> list[dict[str, Any]]:
-        """As the API takes them. Neither the clip's id nor the setting is among them."""
+        """The messages for the API, without the clip's id and the setting."""
         content: list[dict[str, Any]] = [{"type": "text", "text": self._text}]
         if self.caption.picture is not None:
             path = Path(self.caption.picture)
@@ -102,7 +103,7 @@ class Question:
 
     @property
     def tokens(self) -> int:
-        """About how many it has; the server counts for itself."""
+        """Estimated number of prompt tokens; the server has its own count."""
         characters = len(_SYSTEM) + len(self._text) + len(json.dumps(RESPONSE_FORMAT))
         return math.ceil(characters / _CHARACTERS_PER_TOKEN) + _PICTURE_TOKENS * (
             self.caption.picture is not None
@@ -117,12 +118,12 @@ class Question:
 
 @dataclass(frozen=True)
 class Reading:
-    """An answer, read.
+    """A parsed answer.
 
     Attributes:
         outcome: "scored", "refused", "filtered" or one of `MALFORMED`.
-        scores: by dimension, if it was scored.
-        text: the answer, if it wasn't scored.
+        scores: scores by dimension, if scored.
+        text: the answer, if not scored.
     """
 
     outcome: str
@@ -134,7 +135,7 @@ MALFORMED = ("truncated", "not_json", "not_the_schema", "out_of_range", "not_a_c
 
 
 def read(completion: Any) -> Reading:
-    """Take an answer apart, strictly: what isn't six whole numbers from 1 to 5 is no score."""
+    """Parse an answer strictly: only six whole numbers from 1 to 5 count as scores."""
     try:
         choice = completion.choices[0]
         refusal, content, finish = choice.message.refusal, choice.message.content, choice.finish_reason

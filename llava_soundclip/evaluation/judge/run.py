@@ -29,8 +29,8 @@ from llava_soundclip.evaluation.judge.server import NoAnswer, Pace, Rejected, Se
 from llava_soundclip.running import progress_bar
 
 _OPENAI_HOST = "api.openai.com"
-_TEXT_KEPT = 500  # characters of an answer that couldn't be scored
-_FAILURES_IN_A_ROW = 20  # after which the server is taken for dead
+_TEXT_KEPT = 500  # characters kept of an answer without scores
+_FAILURES_IN_A_ROW = 20  # failures after which the server counts as dead
 
 
 @dataclass(frozen=True)
@@ -42,27 +42,27 @@ class Judge:
         found = judge.run(captions, "judged.jsonl")
         found.scores["raw"]["usefulness"]
 
-    The key is OPENAI_API_KEY's; a server of your own may need none. The judge sees one caption at a time, with the
-    clip's references, its picture, or both, and is told neither the clip nor the setting. An answer that is malformed
-    is asked for once more, a refusal isn't.
+    The key is read from OPENAI_API_KEY; a server of your own may need none. The judge sees one caption at a time, with
+    the clip's references, its picture, or both. It sees neither the clip's id nor the setting. After a malformed answer
+    the judge is asked once more; after a refusal it isn't.
 
     Args:
         model: name of the model on the server.
-        base_url: the server's, such as "http://localhost:8000/v1"; by default OPENAI_BASE_URL, else OpenAI.
-        temperature: None leaves it to the server, as models that reason ask for.
-        repeat_share: share of the captions that are asked twice, 0 to 1, one at least above 0.
-        seed: random seed for the order, the captions asked twice, and the bootstrap.
-        concurrency: requests at a time.
-        requests_per_minute: no more than that, spaced evenly; None for no limit.
-        tokens_per_minute: likewise, of what is read and written, by the estimate.
-        timeout: seconds for an answer.
-        max_retries: further attempts after status 408, 409, 429 or 5xx, a timeout or a broken connection, with growing
-            pauses, or those that Retry-After asks for.
-        input_price: price of a million tokens read; with `output_price`, tells the cost.
-        output_price: price of a million tokens written.
+        base_url: address of the server, such as "http://localhost:8000/v1"; by default OPENAI_BASE_URL, else OpenAI.
+        temperature: sampling temperature; None leaves it to the server, as reasoning models require.
+        repeat_share: share of the captions that are asked about twice, 0 to 1; at least one caption if above 0.
+        seed: random seed for the order, the repeated captions, and the bootstrap.
+        concurrency: number of parallel requests.
+        requests_per_minute: maximum rate, spaced evenly; None for no limit.
+        tokens_per_minute: maximum rate of tokens read and written, by the estimate; None for no limit.
+        timeout: seconds to wait for an answer.
+        max_retries: further attempts after status 408, 409, 429 or 5xx, a timeout or a broken connection. Pauses grow,
+            or follow Retry-After.
+        input_price: price per million tokens read; needed with `output_price` to compute the cost.
+        output_price: price per million tokens written.
 
     Raises:
-        ValueError: if one of them is out of range.
+        ValueError: if an argument is out of range.
     """
 
     model: str
@@ -94,14 +94,14 @@ class Judge:
             raise ValueError("to know the cost, give input_price and output_price")
 
     def estimate(self, captions: Iterable[JudgedCaption], out: str | os.PathLike[str]) -> Usage:
-        """The requests that are left, if none has to be repeated; the tokens are about right for English.
+        """Estimate the remaining requests without retries; the number of tokens is about right for English.
 
         Args:
             captions: see `run`.
             out: see `run`.
 
         Raises:
-            ValueError: as `run` does.
+            ValueError: as for `run`.
         """
         answered = {answer.key for answer in self._answers(out) if answer.outcome != FAILED}
         left = [question for question in self._questions(captions) if question.key not in answered]
@@ -110,22 +110,23 @@ class Judge:
     def run(
         self, captions: Iterable[JudgedCaption], out: str | os.PathLike[str], *, progress: bool = False
     ) -> Judgement:
-        """Ask about every caption that `out` has no answer to yet, and make the figures of all.
+        """Ask about every caption without an answer in `out`, and compute the figures of all.
 
-        An interrupted run resumes, also after Ctrl-C. A caption without an answer after all retries counts as
-        failed, and the next run asks for it again.
+        An interrupted run resumes, also after Ctrl-C. A caption without an answer after all retries counts as failed,
+        and the next run asks about it again.
 
         Args:
-            captions: to judge; a clip has one in each setting.
-            out: file of the answers (JSONL), made or resumed. One run at a time.
+            captions: captions to judge, one per clip and setting.
+            out: file of the answers (JSON Lines), created or resumed. Only one run may use it at a time.
             progress: whether to show a progress bar.
 
         Returns:
             The figures.
 
         Raises:
-            ValueError: for two captions of a clip in one setting, no caption, no key, or a file of another judge.
-            RuntimeError: if the server takes no request, or seems dead. What was answered until then is in the file.
+            ValueError: if a clip has two captions in one setting, there is no caption or no key, or the file is another
+                judge's.
+            RuntimeError: if the server rejects all requests, or seems dead. Answers received so far are in the file.
             ImportError: if openai or scipy isn't installed.
         """
         captions = list(captions)
@@ -180,10 +181,9 @@ class Judge:
         return read_answers(Path(out), self._identity)
 
     def _questions(self, captions: Iterable[JudgedCaption]) -> list[Question]:
-        """All of them in the order in which they are asked.
+        """All questions in the order of asking.
 
-        Both the order and the repeats are drawn by lots that a caption has by itself, so that captions which are
-        added later change neither.
+        The order and the repeats depend on a hash of each caption, so that captions added later change neither.
         """
         captions = list(captions)
         if not captions:
@@ -213,7 +213,7 @@ class Judge:
 
 
 class _JudgeRun:
-    """One call of `Judge.run`: as many workers as requests at a time."""
+    """One call of `Judge.run`, with one worker per parallel request."""
 
     def __init__(
         self, judge: Judge, todo: deque[Question], keep: Callable[[Answer], None], *, any_answered: bool
@@ -266,8 +266,8 @@ class _JudgeRun:
                 outcome, text = FAILED, str(error)
                 break
             except Rejected as error:
-                if not error.filtered and not self._any_answered:  # it's no fault of this caption's
-                    raise RuntimeError(f"the judge's server doesn't take such requests ({error})") from error
+                if not error.filtered and not self._any_answered:  # the fault isn't in this caption
+                    raise RuntimeError(f"the judge's server rejects such requests ({error})") from error
                 outcome, text = "filtered" if error.filtered else FAILED, str(error)
                 break
             used.update(_used(completion))
@@ -297,7 +297,7 @@ def _used(completion: Any) -> dict[str, int]:
 
 
 def _in_a_loop_of_its_own(run: _JudgeRun, openai: Any, key: str) -> None:
-    """`asyncio.run`, also where a loop is running already, as in a notebook."""
+    """Like `asyncio.run`, but also works inside a running loop, as in a notebook."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:
@@ -308,5 +308,5 @@ def _in_a_loop_of_its_own(run: _JudgeRun, openai: Any, key: str) -> None:
         try:
             done.result()
         except KeyboardInterrupt:
-            run.todo.clear()  # what is on its way is waited for
+            run.todo.clear()  # requests in flight are still awaited
             raise

@@ -1,4 +1,4 @@
-"""The way to the judge: not too fast, patient with what passes, and short with what doesn't."""
+"""Requests to the judge's server: rate limits, retries of temporary errors, and early failure on permanent ones."""
 
 import asyncio
 import json
@@ -10,19 +10,19 @@ from typing import Any
 from llava_soundclip._extras import require
 
 _FIRST_WAIT = 0.5  # seconds before the first retry, doubled for each further one
-_LONGEST_WAIT = 30.0  # seconds that it is doubled up to
-_LONGEST_ASKED = 120.0  # seconds that a server may ask us to wait; for more, the user comes back
+_LONGEST_WAIT = 30.0  # seconds, limit of the doubling
+_LONGEST_ASKED = 120.0  # longest wait in seconds that a server may ask for; beyond it the run ends
 
 
 class NoAnswer(Exception):
-    """No answer came to a request, in spite of the retries; the next one may have more luck."""
+    """A request got no answer, in spite of the retries; the next request may."""
 
 
 class Rejected(Exception):
-    """The server doesn't take this request, and says why.
+    """The server rejects this request; the message has its reason.
 
     Attributes:
-        filtered: whether it was its content filter.
+        filtered: whether the server's content filter rejected it.
     """
 
     def __init__(self, reason: str, *, filtered: bool) -> None:
@@ -31,11 +31,11 @@ class Rejected(Exception):
 
 
 class Pace:
-    """Spaces requests evenly, so that neither of two limits is passed in any minute.
+    """Spaces requests evenly, so that neither of two limits is exceeded in any minute.
 
     Args:
-        requests_per_minute: None for as many as you like.
-        tokens_per_minute: the same for tokens.
+        requests_per_minute: maximum number of requests; None for no limit.
+        tokens_per_minute: maximum number of tokens; None for no limit.
     """
 
     def __init__(self, requests_per_minute: float | None, tokens_per_minute: float | None) -> None:
@@ -44,34 +44,36 @@ class Pace:
         self._free_at = 0.0
 
     async def turn(self, tokens: int) -> None:
-        """Wait until a request of so many tokens may be sent."""
+        """Wait until a request with this number of tokens may be sent."""
         while (wait := self._free_at - time.monotonic()) > 0:
             await asyncio.sleep(wait)
         self._free_at = time.monotonic() + max(self._per_request, tokens * self._per_token)
 
     def pause(self, seconds: float) -> None:
-        """Let nobody go for so long: a server's limit is one for all requests."""
+        """Hold back all requests for a number of seconds: a server's limit applies to all."""
         self._free_at = max(self._free_at, time.monotonic() + seconds)
 
 
 class Server:
     """An OpenAI-compatible server.
 
-    Every attempt, including retries, waits for its turn; that is why the client's own retries are off.
+    Every attempt, including retries, waits for its turn. The client's own retries are therefore off.
 
     Args:
         client: an `openai.AsyncOpenAI` without retries.
         pace: pace of the requests.
         timeout: seconds for a whole answer.
-        max_retries: further attempts where one fails.
-        options: for every request, such as the model.
+        max_retries: further attempts after a failure.
+        options: options of every request, such as the model.
     """
 
     def __init__(
         self, client: Any, pace: Pace, *, timeout: float, max_retries: int, options: dict[str, Any]
     ) -> None:
         self._key = client.api_key
-        self._complete = client.chat.completions.create  # imported by this, so that no timeout runs meanwhile
+        self._complete = (
+            client.chat.completions.create
+        )  # imports modules now, so that no timeout runs meanwhile
         self._pace = pace
         self._timeout = timeout
         self._max_retries = max_retries
@@ -82,18 +84,18 @@ class Server:
         """Send one request.
 
         Returns:
-            The completion; None if what came isn't JSON.
+            The completion; None if the response isn't JSON.
 
         Raises:
             NoAnswer: if every attempt failed.
-            Rejected: if the server doesn't take this one.
-            RuntimeError: if it won't take any, such as without a valid key.
+            Rejected: if the server rejects this request.
+            RuntimeError: if it rejects all requests, such as without a valid key.
         """
         attempt = 0
         while True:
             await self._pace.turn(tokens)
             try:
-                # Whole, from here: the client's timeout is one for each read, and a trickle never passes it.
+                # A timeout for the whole answer: the client's own is per read, and a slow trickle never exceeds it.
                 return await asyncio.wait_for(self._create(messages), self._timeout)
             except (asyncio.TimeoutError, self._openai.APIConnectionError) as error:
                 reason = self._words(error)
@@ -109,7 +111,7 @@ class Server:
                 await asyncio.sleep(wait)
             elif wait > _LONGEST_ASKED:
                 raise RuntimeError(
-                    f"the judge's server asks to wait {wait:.0f} s: run it again then ({reason})"
+                    f"the judge's server asks for a wait of {wait:.0f} s: run again after that ({reason})"
                 )
             else:
                 self._pace.pause(wait)
@@ -122,7 +124,7 @@ class Server:
             return None
 
     def _give_up(self, error: Any, reason: str) -> None:
-        """Raise if another attempt can't help."""
+        """Raise an error if another attempt can't help."""
         code = getattr(error, "code", None)
         if error.status_code in (400, 413, 422):
             raise Rejected(reason, filtered=code == "content_filter") from error
@@ -134,14 +136,14 @@ class Server:
             ) from error
 
     def _words(self, error: Exception) -> str:
-        """An error as text for a user, without the key, which some servers repeat."""
+        """An error as text for the user, without the key, which some servers repeat."""
         if isinstance(error, asyncio.TimeoutError | self._openai.APITimeoutError):
             return f"no answer within {self._timeout:g} s"
         return str(error).replace(self._key, "***")
 
 
 def _retry_after(headers: Any) -> float | None:
-    """Seconds that a server asks us to wait; None if it doesn't, or not in words that we know."""
+    """Seconds that a server asks us to wait; None if it doesn't, or in an unknown format."""
     try:
         if "retry-after-ms" in headers:
             seconds = float(headers["retry-after-ms"]) / 1000

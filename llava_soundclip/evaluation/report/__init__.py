@@ -1,4 +1,4 @@
-"""The report: what `eval` wrote, on one page that needs nothing else."""
+"""The report: the results of `eval` on one self-contained page."""
 
 from typing import TYPE_CHECKING, Any
 

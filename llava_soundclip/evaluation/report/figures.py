@@ -1,4 +1,4 @@
-"""Figures of each run for the page, as plain data; the report's JSON holds the same."""
+"""Figures of each run for the page, as plain data. The report's JSON has the same."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -39,7 +39,7 @@ def retrieval_figures(run: Run) -> dict[str, Any]:
 
 
 def _histograms(found: Mapping[str, Any]) -> dict[str, Any]:
-    """Counts by rank, from 1 on, in bins of equal width, the last one perhaps narrower; all with the same bins."""
+    """Counts by rank, from 1, in the same bins of equal width for all; the last bin may be narrower."""
     ranks = max((len(counts) for sides in found.values() for counts in sides.values()), default=0)
     if not ranks:
         return {}
@@ -62,7 +62,7 @@ def _histograms(found: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def captions_figures(run: Run) -> dict[str, Any]:
-    """Tables of a captions run. It shows the differences of raw and projected, and those from controls."""
+    """Tables of a captions run, with the differences between raw and projected, and from each setting's controls."""
     data = run.data
     settings = read_settings(data)
     options = data.get("options") or {}
@@ -133,7 +133,7 @@ def information_figures(run: Run) -> dict[str, Any]:
 
 
 def _left_out(part: Mapping[str, Any]) -> dict[str, Any]:
-    """Empty where no clips were."""
+    """The numbers of clips and classes left out; empty if none were."""
     found = part.get("left_out") or {}
     return {key: found[key] for key in ("clips", "classes")} if found.get("clips") else {}
 
@@ -152,7 +152,7 @@ def _parts(
     for name, part in found.items():
         differences = {(row["first"], row["second"]): row for row in part.get("differences", [])}
         blank = [setting.name for setting in settings if setting.name not in part["figures"]]
-        wanted = pairs or list(differences)  # where it isn't known which are alike, every two
+        wanted = pairs or list(differences)  # all pairs if it isn't known which settings are comparable
         parts[name] = {
             "better": better(name),
             "figures": {
@@ -169,7 +169,7 @@ def _parts(
 def _difference(
     differences: Mapping[tuple[str, str], Mapping[str, Any]], first: str, second: str
 ) -> dict[str, Any] | None:
-    """First minus second, whichever way round it was written."""
+    """First minus second, in whichever order the file has them."""
     if (first, second) in differences:
         return dict(differences[first, second])
     row = differences.get((second, first))

@@ -1,4 +1,4 @@
-"""The page: figures, plots and pictures in one HTML file that asks nothing of any other place."""
+"""The page: figures, plots and pictures in one HTML file that loads nothing from elsewhere."""
 
 import json
 import os
@@ -44,22 +44,22 @@ def write_report(
     seed: int = 0,
     title: str | None = None,
 ) -> dict[str, Any]:
-    """Write the page of a folder of runs. The same files make the same bytes.
+    """Write the report of a folder of runs. The same files give the same bytes.
 
     Args:
-        runs: folder of JSON files that `llava-soundclip eval ... --json` wrote; others are named on the page.
+        runs: folder of JSON files that `llava-soundclip eval ... --json` wrote; the page names other JSON files.
         out: the HTML file.
-        examples: clips shown of each captions run, drawn at random.
+        examples: number of example clips of each captions run, drawn at random.
         seed: random seed for that draw.
         title: title of the page.
 
     Returns:
-        Every figure of the page, for JSON.
+        All figures of the page, as plain data for JSON.
 
     Raises:
         FileNotFoundError: if there is no such folder.
         ValueError: if it has no figures, a file is broken, or `examples` is below 0.
-        OSError: if something can't be read or written.
+        OSError: if a file can't be read or written.
         ImportError: if matplotlib or jinja2 isn't installed.
     """
     if examples < 0:
@@ -115,7 +115,7 @@ def write_report(
         ],
         "others": others,
     }
-    # JSON may hold halves of characters, which no file can.
+    # JSON may hold lone surrogates, which UTF-8 can't encode.
     Path(out).write_text(_page(report, pictures), encoding="utf-8", errors="replace")
     return report
 
@@ -132,7 +132,7 @@ def _examples(
     seed: int,
     pictures: dict[tuple[str, str], dict[str, str]],
 ) -> list[dict[str, Any]]:
-    """Clips drawn by the seed; their pictures go to `pictures` by file and clip."""
+    """Clips drawn with the seed; their pictures are added to `pictures`, by file and clip."""
     clips = run.data.get("clips") or {}
     drawn = drawn_examples(list(clips), examples, seed)
     pair = next(
@@ -171,7 +171,7 @@ def _page(report: Mapping[str, Any], pictures: Mapping[tuple[str, str], Mapping[
     numbers = count(1)
 
     def drawing(draw: Callable[..., str]) -> Callable[..., str]:
-        """Plots are the one thing that isn't escaped: the names in them are already."""
+        """Mark a plot as safe HTML: the names in it are already escaped."""
         return lambda *data: markupsafe.Markup(_with_own_ids(draw(*data), next(numbers)))
 
     environment.globals |= {
@@ -191,7 +191,7 @@ def _page(report: Mapping[str, Any], pictures: Mapping[tuple[str, str], Mapping[
 
 
 def _with_own_ids(svg: str, number: int) -> str:
-    """Ids that no other plot of the page has."""
+    """Make a plot's ids unique within the page."""
     return re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>plot{number}-", svg)
 
 

@@ -1,8 +1,8 @@
 """Frames and patch maps as data URIs.
 
-A page shows what its JSON names, and no more. A path is relative to the captions' folder, and may lead out of it, since
-videos are often beside it. Only pixels that could be decoded are taken, shrunk and encoded anew: no file gets into a page as it
-is, and one that leads elsewhere, such as a playlist, isn't followed.
+A page shows only the files that its JSON names. A path is relative to the captions' folder and may lead out of it,
+since videos are often beside that folder. Only decoded pixels are used, shrunk and encoded again: no file is copied
+into a page unchanged. Files that point elsewhere, such as playlists, aren't followed.
 """
 
 import base64
@@ -15,8 +15,8 @@ from llava_soundclip.evaluation.report.read import Run
 from llava_soundclip.media import MediaError, load_frame
 
 FRAME_SIDE = 320  # pixels
-MAP_SIDE = 640  # two panels and text
-QUALITY = 80  # of JPEG
+MAP_SIDE = 640  # pixels, for two panels and text
+QUALITY = 80  # JPEG quality
 
 
 def embed(run: Run, clip: Mapping[str, Any]) -> tuple[dict[str, str], list[str]]:
@@ -27,7 +27,7 @@ def embed(run: Run, clip: Mapping[str, Any]) -> tuple[dict[str, str], list[str]]
         clip: one of its clips.
 
     Returns:
-        Data URIs by "frame" and "map", and a sentence for each one that is named, but can't be shown.
+        Data URIs by "frame" and "map", and a sentence for each named picture that can't be shown.
     """
     folder = run.file.parent / str(run.data.get("folder") or ".")
     found, missing = {}, []
@@ -40,7 +40,7 @@ def embed(run: Run, clip: Mapping[str, Any]) -> tuple[dict[str, str], list[str]]
             continue
         try:
             found[what] = _uri(folder / path, side)
-        except MediaError:  # its message has the whole path, which is nobody's business on a page
+        except MediaError:  # its message has the whole path, which must not be published
             missing.append(f"no {what}: {path} can't be decoded")
     return found, missing
 

@@ -1,4 +1,4 @@
-"""Plots as SVG inside the page: its text is text, its colours are the page's, and the same figures make the same bytes."""
+"""Plots as SVG inside the page, with real text and the page's colours. The same figures give the same bytes."""
 
 import html
 import io
@@ -10,10 +10,10 @@ from typing import Any
 
 from llava_soundclip._extras import require
 
-WIDTH = 3.7  # inches; narrow, so that a phone need not shrink it
-LABEL = 46  # characters of a name at most
+WIDTH = 3.7  # inches; narrow enough for a phone
+LABEL = 46  # maximum number of characters of a name
 
-# Colours that the page's style sheet sets, for light and dark; matplotlib needs some to write.
+# Placeholders for matplotlib; the page's style sheet sets the colours for light and dark.
 _INK, _LINE, _CONTROL = "#010101", "#010102", "#010103"
 _SERIES = ("#010111", "#010112", "#010113", "#010114", "#010115")
 _STYLED = {
@@ -27,7 +27,7 @@ _DASHES = ("-", "--", ":", "-.", (0, (5, 1, 1, 1)))
 
 
 def dots(title: str, rows: Sequence[tuple[str, Mapping[str, Any], bool]], *, towards: str = "") -> str:
-    """A dot with its interval for each setting.
+    """Plot a dot with its interval for each setting.
 
     Args:
         title: title of the plot, for screen readers.
@@ -54,13 +54,13 @@ def dots(title: str, rows: Sequence[tuple[str, Mapping[str, Any], bool]], *, tow
 def curves(
     title: str, lines: Mapping[str, Sequence[Mapping[str, Any]]], *, over: str, control: str | None = None
 ) -> str:
-    """A figure over alpha or k, a line for each control or side.
+    """Plot a figure over alpha or k, with one line per control or side.
 
     Args:
         title: title of the plot, for screen readers.
         lines: steps by name, each with "at", "value", "low" and "high".
-        over: name of what "at" is.
-        control: the name of the line that is none, if the others are controls.
+        over: name of the quantity "at".
+        control: name of the one line that isn't a control; None if no line is a control.
     """
     with _axes(title, 2.7) as (axes, drawn):
         at = sorted({step["at"] for steps in lines.values() for step in steps})
@@ -88,15 +88,15 @@ def curves(
 def front(
     title: str, points: Sequence[Mapping[str, Any]], on_front: Sequence[str], *, x: str, y: str, lower: bool
 ) -> str:
-    """Settings by retrieval and quality, with intervals, and the front as a line.
+    """Plot settings by retrieval and quality, with intervals, and the Pareto front as a line.
 
     Args:
         title: title of the plot, for screen readers.
-        points: each with "setting", "retrieval" and "quality".
-        on_front: settings on it, in its order.
+        points: points, each with "setting", "retrieval" and "quality".
+        on_front: settings on the front, in its order.
         x: name of the retrieval figure.
         y: name of the quality figure.
-        lower: whether a lower quality is better; the axis is turned, so that up is better.
+        lower: whether a lower quality is better; the axis is then inverted, so that up is better.
     """
     with _axes(title, 3.2 + 0.17 * len(points)) as (axes, drawn):
         places = {point["setting"]: point for point in points}
@@ -130,12 +130,12 @@ def front(
 
 
 def histogram(title: str, bins: Mapping[str, Sequence[Mapping[str, float]]], *, chance: bool) -> str:
-    """How many queries found their answer at which rank.
+    """Plot the number of queries by the rank of their right answer.
 
     Args:
         title: title of the plot, for screen readers.
-        bins: by alignment, each with "from", "to" and "queries".
-        chance: whether to draw how many there would be if answers came in random order; true of one right answer.
+        bins: bins by alignment, each with "from", "to" and "queries".
+        chance: whether to draw the counts for answers in random order, which are flat with one right answer.
     """
     with _axes(title, 2.7) as (axes, drawn):
         for number, (name, row) in enumerate(bins.items()):
@@ -165,7 +165,7 @@ def histogram(title: str, bins: Mapping[str, Sequence[Mapping[str, float]]], *, 
 
 
 def _errors(figures: Sequence[Mapping[str, Any]]) -> list[list[float]]:
-    # A percentile interval may lie beside its value.
+    # A percentile interval may not contain its value.
     return [
         [max(0.0, figure["value"] - figure["low"]) for figure in figures],
         [max(0.0, figure["high"] - figure["value"]) for figure in figures],
@@ -192,7 +192,7 @@ def _short(name: str) -> str:
 
 @contextmanager
 def _axes(title: str, height: float) -> Iterator[tuple[Any, list[str]]]:
-    """Axes to draw on, and a list that has the SVG in it afterwards."""
+    """Axes to draw on, and a list that receives the SVG on exit."""
     matplotlib = require("matplotlib", extra="evaluation")
     style = require("matplotlib.style", extra="evaluation")
     figures = require("matplotlib.figure", extra="evaluation")
@@ -214,7 +214,7 @@ def _axes(title: str, height: float) -> Iterator[tuple[Any, list[str]]]:
     }
     drawn: list[str] = []
     with style.context("default"), matplotlib.rc_context(settings), warnings.catch_warnings():
-        # Its font measures text only, and letters that it lacks are the browser's.
+        # The font only measures text; the browser draws letters that it lacks.
         warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
         figure = figures.Figure(figsize=(WIDTH, height), layout="constrained")
         yield figure.subplots(), drawn
@@ -229,13 +229,15 @@ def _axes(title: str, height: float) -> Iterator[tuple[Any, list[str]]]:
 
 
 def _inline(svg: str, title: str) -> str:
-    """Only what HTML needs, in the page's colours."""
+    """Reduce an SVG file to the part that HTML needs, in the page's colours."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r"<!--.*?-->", "", svg, flags=re.DOTALL)  # each text again
-    svg = re.sub(r"<style.*?</style>", "", svg, flags=re.DOTALL)  # in the page's own
+    svg = re.sub(r"<!--.*?-->", "", svg, flags=re.DOTALL)  # comments that repeat each text
+    svg = re.sub(r"<style.*?</style>", "", svg, flags=re.DOTALL)  # the page has its own
     svg = re.sub(r'<g id="[^"]*"', "<g", svg)  # the same in every plot
-    svg = re.sub(r"<[^>]*>", lambda tag: re.sub(r"(\.\d\d)\d+", r"\1", tag[0]), svg)  # 0.01 pt is plenty
+    svg = re.sub(
+        r"<[^>]*>", lambda tag: re.sub(r"(\.\d\d)\d+", r"\1", tag[0]), svg
+    )  # 0.01 pt is precise enough
     view = re.search(r'viewBox="[\d. ]+"', svg)
     assert view is not None
     svg = f'<svg {view[0]} role="img" aria-label="{html.escape(title)}">' + svg[svg.index(">") + 1 :]

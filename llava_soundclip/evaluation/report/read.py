@@ -1,4 +1,4 @@
-"""The runs of a folder: JSON files that `llava-soundclip eval ... --json` wrote, checked before anything is made of them."""
+"""The runs of a folder: JSON files that `llava-soundclip eval ... --json` wrote, checked before use."""
 
 import hashlib
 import json
@@ -17,12 +17,12 @@ DIMENSIONS = ("two_nn", "participation_ratio")
 
 @dataclass(frozen=True)
 class Run:
-    """One file.
+    """One file of figures.
 
     Attributes:
         file: path of the file.
-        sha256: of its bytes.
-        data: its content.
+        sha256: SHA-256 of its bytes, in hex.
+        data: parsed content of the file.
     """
 
     file: Path
@@ -36,20 +36,20 @@ class Run:
 
     @property
     def what(self) -> str:
-        """retrieval, captions or information."""
+        """The kind of run: "retrieval", "captions" or "information"."""
         return self.data["what"]
 
 
 def read_runs(folder: str | os.PathLike[str]) -> tuple[list[Run], list[str]]:
-    """Read a folder's .json files by name; folders in it aren't looked into.
+    """Read a folder's .json files in the order of their names; subfolders are ignored.
 
     Returns:
-        The runs, and the names of files that are something else. A report's own JSON is neither.
+        The runs, and the names of other JSON files. A report's own JSON is in neither.
 
     Raises:
         FileNotFoundError: if there is no such folder.
-        ValueError: if a file is no JSON or lacks figures that it should have, or none has any; it is named.
-        OSError: if one can't be read.
+        ValueError: if a file is no JSON or lacks figures, or if no file has any; the message names it.
+        OSError: if a file can't be read.
     """
     folder = Path(folder)
     if not folder.is_dir():

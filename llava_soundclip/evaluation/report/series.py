@@ -1,4 +1,4 @@
-"""Several settings beside each other: the trade-off of retrieval and quality, and the sweeps of alpha and k."""
+"""Comparisons of several settings: the trade-off of retrieval and quality, and the sweeps of alpha and k."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -9,16 +9,20 @@ from llava_soundclip.evaluation.report.read import Run
 from llava_soundclip.evaluation.report.settings import ReportSetting, alignment_name
 from llava_soundclip.evaluation.tradeoff import pareto_front
 
-SIDE, FIGURE = "A2V", "R@1"  # of retrieval, in the trade-off: the paper's Top-1 of pictures found by sounds
+SIDE, FIGURE = (
+    "A2V",
+    "R@1",
+)  # retrieval figure of the trade-off: the paper's Top-1 of pictures found by sounds
 
 
 def tradeoffs(
     retrievals: Sequence[Run], shown: Mapping[str, Any], settings: Sequence[ReportSetting]
 ) -> list[dict[str, Any]]:
-    """Retrieval and quality of each setting whose alignment was measured in both, and the front of those.
+    """Retrieval and quality of each setting whose alignment was measured in both, and their Pareto front.
 
-    A setting goes with the retrieval of its encoder; where one of the two doesn't name it, with any. Runs that were
-    measured in different ways, or of one encoder twice, make a trade-off each. Controls are left out.
+    A setting is paired with the retrieval of its encoder, or with any retrieval if one of the two doesn't name an
+    encoder. Runs with different protocols, or repeated runs of one encoder, give separate trade-offs. Controls are left
+    out.
 
     Args:
         retrievals: the retrieval runs.
@@ -127,9 +131,9 @@ def _step(at: float, name: str, figure: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def caption_sweeps(shown: Mapping[str, Any], settings: Sequence[ReportSetting]) -> list[dict[str, Any]]:
-    """Quality over alpha and over k, of settings that are alike in all else, with their controls beside them.
+    """Quality over alpha and over k, for settings that are alike in all else, with their controls.
 
-    A sweep of alpha has a mix among its settings, one of k two budgets; both of the clip's own sound. Mixes at several
+    A sweep of alpha has at least one mix with the clip's own sound, a sweep of k at least two budgets. Mixes at several
     budgets are sweeps of alpha, not of k.
     """
     sweeps = []

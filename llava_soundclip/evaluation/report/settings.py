@@ -1,4 +1,4 @@
-"""Settings of captions: what each was made with, and which differ in one thing only."""
+"""Settings of captions: the options of each, and pairs that differ in one option only."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 LOWER_IS_BETTER = ("mean_rank", "absent named")
-NEITHER_IS_BETTER = ("silent named",)  # naming what is seen and doesn't sound is no fault of a caption
+NEITHER_IS_BETTER = ("silent named",)  # a caption may name a visible thing that doesn't sound
 
 
 @dataclass(frozen=True)
@@ -14,11 +14,11 @@ class ReportSetting:
     """One setting.
 
     Attributes:
-        name: such as "whisperclip-raw-150tk".
-        alpha: alpha of its alignment: 1 raw, 0 projected, between them a mix; None where it isn't known.
-        k: patches that stay; None where it isn't known.
+        name: name of the setting, such as "whisperclip-raw-150tk".
+        alpha: alpha of its alignment: 1 for raw, 0 for projected, a mix in between; None if unknown.
+        k: number of patches that keep their value; None if unknown.
         control: "another", "noise", "zero" or "random", or None for the clip's own sound.
-        others: encoder, tokens and model.
+        others: further options: encoder, tokens and model.
     """
 
     name: str
@@ -29,14 +29,14 @@ class ReportSetting:
 
     @property
     def encoder(self) -> str:
-        """Its name; empty where it isn't known."""
+        """The encoder's name; empty if unknown."""
         return self.others[0]
 
 
 def read_settings(data: Mapping[str, Any]) -> list[ReportSetting]:
     """The settings of captions, each followed by its controls.
 
-    Without options, settings called "raw" and "projected" are taken for that; of others nothing is known.
+    Without options, settings named "raw" and "projected" are taken for these alignments; nothing is known of others.
     """
     named = {name: {"alignment": name} for name in ("raw", "projected")}
     given = data.get("options") or {}
@@ -72,7 +72,7 @@ def _alpha(alignment: Any) -> float | None:
 
 
 def _number(value: Any) -> float | None:
-    """Also of a text, as options from a command line are."""
+    """A number, also from text, since command-line options are text."""
     try:
         found = float(value)
     except (TypeError, ValueError):
@@ -81,12 +81,12 @@ def _number(value: Any) -> float | None:
 
 
 def alignment_name(alpha: float) -> str:
-    """The name of an alpha in retrieval."""
+    """The name of an alpha in a retrieval run."""
     return {1.0: "raw", 0.0: "projected"}.get(alpha, f"alpha {alpha:g}")
 
 
 def raw_and_projected(settings: Sequence[ReportSetting]) -> list[tuple[ReportSetting, ReportSetting]]:
-    """Pairs of settings that differ in the alignment alone, without controls."""
+    """Pairs of settings that differ only in the alignment, raw and projected; without controls."""
     return [
         (raw, projected)
         for raw in settings
@@ -98,7 +98,7 @@ def raw_and_projected(settings: Sequence[ReportSetting]) -> list[tuple[ReportSet
 
 
 def controls(settings: Sequence[ReportSetting]) -> list[tuple[ReportSetting, ReportSetting]]:
-    """Each setting with the ones that differ from it in being a control alone."""
+    """Pairs of a setting and one of its controls, which differ in nothing else."""
     return [
         (own, control)
         for own in settings

@@ -1,4 +1,4 @@
-"""The figures in words: above or below only where an interval says so."""
+"""The figures in words: "above" or "below" only if the whole interval is."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,7 +11,7 @@ UNTOLD = "can't be told"
 
 
 def verdict(difference: Mapping[str, Any]) -> str:
-    """ "above" or "below" where the whole interval is, else "can't be told". One clip alone tells nothing."""
+    """ "above" or "below" if the whole interval is, else "can't be told", as for a single clip."""
     if difference.get("n", 2) >= 2:
         if difference["low"] > 0:
             return "above"
@@ -50,7 +50,7 @@ def retrieval_summary(shown: Mapping[str, Any]) -> dict[str, Any]:
 def _projected(gain: Mapping[str, Any]) -> str:
     told = verdict(gain)
     if told == UNTOLD:
-        return f"whether projected is above or below raw can't be told, {interval_text(gain)}; "
+        return f"projected can't be told from raw, {interval_text(gain)}; "
     return f"projected is {told} raw by {apart(gain)}; "
 
 
@@ -65,7 +65,7 @@ def _labelled(name: str) -> str:
 
 
 def captions_summary(shown: Mapping[str, Any], settings: Sequence[ReportSetting]) -> list[dict[str, Any]]:
-    """Does projecting cost quality, and how far are raw and projected from noise in the sound's place?"""
+    """Does projecting cost quality, and does the sound help, compared with noise in its place?"""
     asked = [
         ("Does projecting cost quality?", "Raw", "projected", raw, projected)
         for raw, projected in raw_and_projected(settings)
@@ -102,7 +102,7 @@ def captions_summary(shown: Mapping[str, Any], settings: Sequence[ReportSetting]
 
 
 def information_summary(shown: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Does projecting bring what is shared into a cosine's reach, and lose what only the sound tells?"""
+    """Does projecting bring shared information into a cosine's reach, and lose what only the sound tells?"""
     shared, unique = [], []
     for critic, whose in (("cosine", "a cosine's"), ("linear", "a linear map's")):
         gain = _projected(shown["gain"][critic]) if shown["gain"] else ""
@@ -110,14 +110,14 @@ def information_summary(shown: Mapping[str, Any]) -> list[dict[str, Any]]:
             f"{side} {interval_text(found[critic])} shows {_something(found[critic])}"
             for side, found in shown["shared"].items()
         )
-        shared.append(f"In {whose} reach, in nats of {number(shown['at_most'])} at most: {gain}{each}.")
+        shared.append(f"Within {whose} reach, in nats (at most {number(shown['at_most'])}): {gain}{each}.")
     for label, part in shown["unique"].items():
         change = f"{_raw_above_projected(part['lost'])}; " if "lost" in part else ""
         each = ", ".join(
             f"{side} {interval_text(part[side])} {_against_chance(part[side], part['chance'])}"
             for side in (*shown["sides"], "picture")
         )
-        unique.append(f"{label}, {part['measure']}, by chance {number(part['chance'])}: {change}{each}.")
+        unique.append(f"{label}, {part['measure']} (chance {number(part['chance'])}): {change}{each}.")
     asked = (
         ("Does projecting bring shared information into a cosine's reach?", shared),
         ("Does projecting lose what only the sound tells?", unique),
@@ -141,7 +141,7 @@ def information_summary(shown: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _something(bound: Mapping[str, Any]) -> str:
-    """The meaning of a lower bound: below 0 it says nothing."""
+    """The meaning of a lower bound: only one above 0 shows something."""
     return "that something is shared" if verdict(bound) == "above" else "nothing"
 
 
@@ -162,7 +162,7 @@ def _differences(shown: Mapping[str, Any], first: str, second: str) -> list[tupl
 
 
 def apart(difference: Mapping[str, Any]) -> str:
-    """How far apart, without the sign that "above" and "below" tell already."""
+    """The difference with its interval, without the sign, which "above" and "below" already tell."""
     low, high = sorted(abs(difference[key]) for key in ("low", "high"))
     return interval_text({"value": abs(difference["value"]), "low": low, "high": high})
 
@@ -170,6 +170,6 @@ def apart(difference: Mapping[str, Any]) -> str:
 def difference_of(
     shown: Mapping[str, Any], first: str, second: str, names: Sequence[str]
 ) -> tuple[str, dict[str, Any] | None]:
-    """The difference of two settings in the first of some figures that has it, with the figure's name."""
+    """The difference of two settings in the first of the named figures that has one, with the figure's name."""
     known = dict(_differences(shown, first, second))
     return next(((name, known[name]) for name in names if name in known), ("", None))

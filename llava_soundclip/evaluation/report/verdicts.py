@@ -1,4 +1,4 @@
-"""The three sentences that a report begins with: is the sound heard, what does projecting cost, do chosen patches help."""
+"""The three answers at the top of a report: is the sound heard, what does projecting cost, do chosen patches help."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,15 +8,15 @@ from llava_soundclip.evaluation.report.figures import OVERALL, better
 from llava_soundclip.evaluation.report.settings import ReportSetting, controls, raw_and_projected
 from llava_soundclip.evaluation.report.summary import UNTOLD, apart, difference_of, verdict
 
-# The figures that answer best, first: what only the sound can tell, what sounds, then quality as a whole.
+# The most telling figures come first: things that only the sound tells, sounding things, then overall quality.
 _HEARD = ("unseen named", "sounding named", f"judge: {OVERALL}")
 _QUALITY = (f"judge: {OVERALL}", "BLEU", "ROUGE-L", "BERTScore", "CLIPScore")
 _INSTEAD = {"another": "another clip's sound", "noise": "noise", "zero": "no sound"}
 
 _UNMEASURED = {
-    "Is the sound heard?": "Not measured: it takes captions with another clip's sound, or with noise.",
-    "What does projecting cost?": "Not measured: it takes captions with raw and with projected vectors.",
-    "Does it matter which patches stay?": "Not measured: it takes captions with random patches.",
+    "Is the sound heard?": "Not measured: this needs captions with another clip's sound, or with noise.",
+    "What does projecting cost?": "Not measured: this needs captions with raw and with projected vectors.",
+    "Does it matter which patches stay?": "Not measured: this needs captions with random patches.",
 }
 
 
@@ -31,7 +31,7 @@ def verdicts(
         captions: `captions_figures` of each captions run, with its settings.
 
     Returns:
-        "question", "answer" and "file" of each.
+        A dict with "question", "answer" and "file" for each.
     """
     answers = (_heard, lambda shown, settings: _cost(shown, settings, retrievals), _chosen)
     return [
@@ -76,11 +76,11 @@ def _cost(
         if row is None:
             continue
         if verdict(row) == UNTOLD:
-            said = f"no cost that can be told in {name}, raw minus projected {interval_text(row)}"
+            said = f"no measurable cost in {name}, raw minus projected {interval_text(row)}"
         elif _is_for(name, row):
-            said = f"{name}, in which raw is better by {apart(row)}"
+            said = f"{name}: raw is better by {apart(row)}"
         else:
-            said = f"nothing in {name}, in which projected is better by {apart(row)}"
+            said = f"nothing in {name}: projected is better by {apart(row)}"
         return _sentence(said + _gained(retrievals))
     return ""
 
@@ -112,7 +112,7 @@ def _against(
 
 
 def _is_for(name: str, row: Mapping[str, Any]) -> bool:
-    """Whether the first of two is better, for sure."""
+    """Whether the first of two is better, over the whole interval."""
     return verdict(row) == ("below" if better(name) == "lower" else "above")
 
 

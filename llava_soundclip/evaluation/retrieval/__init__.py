@@ -1,4 +1,4 @@
-"""Retrieval of pictures by sounds and back: as the paper measures it (Appendix E), and over all clips."""
+"""Retrieval of pictures by sounds and of sounds by pictures: by the paper's protocol (Appendix E), or over all clips."""
 
 from llava_soundclip.evaluation.retrieval.evaluate import evaluate_retrieval
 from llava_soundclip.evaluation.retrieval.measure import (

@@ -1,4 +1,4 @@
-"""Ranks on a Ray cluster: tasks count strips of rows, one process adds the counts up. With Ray Data."""
+"""Ranks on a Ray cluster with Ray Data: tasks count strips of rows, and one process adds the counts up."""
 
 import warnings
 from typing import Any
@@ -11,33 +11,34 @@ from llava_soundclip._extras import require
 from llava_soundclip.evaluation.retrieval.ranks import BLOCK, Places, strip_counts
 from llava_soundclip.features.cluster import Tries, joined
 
-_TRIES = 4  # of a strip that processes die of: Ray Data alone would retry for ever
+_TRIES = 4  # attempts per strip if its processes die; Ray Data alone would retry forever
 
 
 def ranks_on_ray(
     f_a: Tensor, c: Tensor, groups: Tensor | None = None, *, address: str | None = None, block: int = BLOCK
 ) -> tuple[Tensor, Tensor]:
-    """`ranks` on all CPUs of a Ray cluster. The result is the same bit for bit, if they are of one kind.
+    """`ranks` on all CPUs of a Ray cluster. The result is bit-identical if the CPUs are of one kind.
 
-    The vectors are sent once to every node, whose object store must have room for both. A task on each CPU counts
-    `block` rows at a time against all columns; a strip whose process or node dies is counted elsewhere.
+    The vectors are sent once to every node, whose object store must have room for both. A task on each CPU compares
+    `block` rows at a time with all columns. If its process or node dies, the strip is counted elsewhere.
 
     Args:
-        f_a: (N, D) of any float dtype.
-        c: (N, D); row i is a right one for row i.
-        groups: (N,) integers: all rows of one group are right answers for each other. None: row i for row i alone.
-        address: "auto" for the cluster that this machine is part of, "HOST:PORT" for the one with this head, "local"
-            for a Ray of its own on this machine. None for what this process has joined, else what `ray.init()` finds.
-        block: rows and columns of the cosines that a task has in memory at a time.
+        f_a: (N, D) of any float dtype, vectors of sounds.
+        c: (N, D) of any float dtype, CLS tokens; row i is a right answer for row i.
+        groups: (N,) integers: all rows of one group are right answers for each other. None: only row i for row i.
+        address: "auto" for the cluster that this machine belongs to, "HOST:PORT" for the cluster with this head, or
+            "local" for a new Ray on this machine. None: the cluster that this process has joined, else the one that
+            `ray.init()` finds.
+        block: rows and columns of the block of cosines that a task holds in memory.
 
     Returns:
-        Pictures found by sounds and sounds found by pictures, (N,) float32 each, halves where answers are level.
+        Ranks of pictures found by sounds and of sounds found by pictures, (N,) float32 each. Ties can give halves.
 
     Raises:
-        ImportError: without Ray.
+        ImportError: if Ray isn't installed.
         ConnectionError: if there is no such cluster.
-        ValueError: as `ranks`.
-        RuntimeError: if the cluster fails, or processes die of a strip time and again.
+        ValueError: as for `ranks`.
+        RuntimeError: if the cluster fails, or the processes of a strip die repeatedly.
     """
     require("ray", extra="ray")
     places = Places(f_a, c, groups, block=block)
@@ -55,7 +56,7 @@ def ranks_on_ray(
             for row in dataset.iter_rows():
                 if not row["counts"]:
                     raise RuntimeError(
-                        f"{_TRIES} processes died of rows {row['start']} to {row['stop']}: "
+                        f"{_TRIES} processes died on rows {row['start']} to {row['stop']}: "
                         "is a node's memory too small?"
                     )
                 rows = slice(row["start"], row["stop"])
@@ -67,7 +68,7 @@ def ranks_on_ray(
 
 
 def _count(row: dict[str, int], tries: Any, vectors: Any, block: int) -> dict[str, Any]:
-    """A task: the counts of a strip, or none where processes die of it."""
+    """A task: the counts of a strip, or none if its processes keep dying."""
     import ray
 
     if ray.get(tries.begin.remote(str(row["start"]))) > _TRIES:
@@ -78,12 +79,12 @@ def _count(row: dict[str, int], tries: Any, vectors: Any, block: int) -> dict[st
 
 
 def _sent(tensor: Tensor) -> tuple[np.ndarray, torch.dtype]:
-    """As bytes in an array, which processes on a node share instead of copying; numpy has no bfloat16."""
+    """A tensor as bytes, which processes on a node share instead of copying; numpy has no bfloat16."""
     return tensor.detach().contiguous().view(torch.uint8).numpy(), tensor.dtype
 
 
 def _received(sent: tuple[np.ndarray, torch.dtype]) -> Tensor:
     array, dtype = sent
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # that it must not be written to
+        warnings.simplefilter("ignore", UserWarning)  # the warning that the array is read-only
         return torch.from_numpy(array).view(dtype)

@@ -22,30 +22,30 @@ def evaluate_retrieval(
     seed: int = 0,
     ray: str | None = None,
 ) -> dict[str, Any]:
-    """Retrieval of a features folder's clips (Appendix E), raw and projected, with intervals over their videos.
+    """Measure retrieval on a features folder (Appendix E), raw and projected, with intervals over videos.
 
     Args:
         features: a folder made by `llava-soundclip features`.
-        projector: None for raw alone.
+        projector: the projector; None measures raw vectors only.
         trained_in: the projector's folder, which says what its training held out; None or a Hub id: unknown.
-        rows: "validation", the clips that the projector's training held out, or "all"; by default "validation" if
+        rows: "validation", the clips that the projector's training held out, or "all". By default "validation" if
             the projector was trained on this folder, else "all".
         full: rank all clips at once instead of Appendix E's draws.
-        right: "pair", a clip's own picture is right, or "source", any picture of its video.
-        alphas: mixes of raw (1) and projected (0) that are also measured (B.1).
+        right: the right answers: "pair" for a clip's own picture, "source" for any picture of its video.
+        alphas: further mixes to measure, from 0 (projected) to 1 (raw) (B.1).
         seed: random seed for the draws and the intervals.
-        ray: with `full`, the address of a Ray cluster that ranks; see `ranks_on_ray`. None: this process does.
+        ray: with `full`, the address of a Ray cluster that computes the ranks; see `ranks_on_ray`. None: this process.
 
     Returns:
-        "figures" by alignment, side ("A2V", "V2A") and name, each an `Interval`'s fields with "repeats"; "gain", what
-        projecting changes, paired by clip; "chance"; and what was measured on what.
+        "figures" by alignment, side ("A2V", "V2A") and name, each with an `Interval`'s fields and "repeats"; "gain",
+        projected minus raw, paired by clip; "chance"; and provenance: clips, rows, protocol, weights and versions.
 
     Raises:
         FileNotFoundError: if there is no such folder.
-        ValueError: for a projector that doesn't fit, `rows="validation"` of a folder that it wasn't trained on, an
-            unknown choice, or `ray` without `full`.
+        ValueError: if the projector doesn't fit, `rows="validation"` is asked of a folder that it wasn't trained on, a
+            choice is unknown, or `ray` comes without `full`.
         ImportError: if scipy isn't installed.
-        ConnectionError, RuntimeError: with `ray`, as `ranks_on_ray`.
+        ConnectionError, RuntimeError: with `ray`, as for `ranks_on_ray`.
     """
     if right not in ("pair", "source"):
         raise ValueError(f"right is pair or source, not {right!r}")

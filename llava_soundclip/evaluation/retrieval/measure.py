@@ -1,4 +1,4 @@
-"""Cross-modal retrieval: as the paper measures it (Appendix E), and over all clips."""
+"""Cross-modal retrieval: by the paper's protocol (Appendix E), or over all clips."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
     from llava_soundclip.evaluation.intervals import Interval
 
-ITEMS = 100  # drawn at a time
-POOL = 500  # at most, from which they are drawn
+ITEMS = 100  # pairs per draw
+POOL = 500  # largest pool that they are drawn from
 REPEATS = 5
 TOPS = (1, 3, 10)
 FIGURES = ("mean_rank", *(f"R@{top}" for top in TOPS))
@@ -23,13 +23,14 @@ FIGURES = ("mean_rank", *(f"R@{top}" for top in TOPS))
 
 @dataclass(frozen=True, eq=False)
 class Retrieval:
-    """How well one side finds the other.
+    """Retrieval in one direction, such as pictures found by sounds.
 
     Attributes:
-        rows: (repeats, items) which clips were drawn.
-        ranks: (repeats, items) float32, the place of each one's right answer among them, 1 is best.
-        right: (repeats, items) how many answers are right.
-        sources: (repeats, items) integers, each clip's video or recording, over which intervals are; None: over clips.
+        rows: (repeats, items) int64, the clips that were drawn.
+        ranks: (repeats, items) float32, the rank of each query's right answer among the items; 1 is best.
+        right: (repeats, items) int64, the number of right answers of each query.
+        sources: (repeats, items) integers, the video or recording of each clip: intervals are over these. None: over
+            clips.
     """
 
     rows: Tensor
@@ -39,30 +40,30 @@ class Retrieval:
 
     @property
     def items(self) -> int:
-        """How many there were to choose from."""
+        """Number of items to choose from."""
         return self.ranks.shape[1]
 
     @property
     def mean_rank(self) -> float:
-        """The mean over all repeats."""
+        """The mean rank over all queries and repeats."""
         return self.ranks.mean().item()
 
     @property
     def recall(self) -> dict[int, float]:
-        """Share of queries whose right answer is among the first n, by n."""
+        """Share of queries whose right answer is among the top n, for each n of `TOPS`."""
         return {top: (self.ranks <= top).float().mean().item() for top in TOPS}
 
     def as_dict(self) -> dict[str, float]:
-        """The figures under the names that logs use: mean_rank, R@1, R@3, R@10, items."""
+        """The figures by name, as in logs: mean_rank, R@1, R@3, R@10, items."""
         shares = {f"R@{top}": share for top, share in self.recall.items()}
         return {"mean_rank": self.mean_rank, **shares, "items": self.items}
 
     def histogram(self) -> list[int]:
-        """How many queries had their right answer first, second, ...; of places in halves the better one."""
+        """Number of queries with their right answer at rank 1, 2, ...; halves are rounded down."""
         return self.ranks.floor().long().flatten().bincount(minlength=self.items + 1)[1:].tolist()
 
     def chance(self) -> dict[str, float]:
-        """The figures of answers in random order; where one is right, a mean rank of (items + 1) / 2."""
+        """The figures for answers in random order; with one right answer the mean rank is (items + 1) / 2."""
         right = self.right.double()
         wrong = self.items - right
         figures = {"mean_rank": (1 + wrong / (right + 1)).mean().item()}
@@ -73,13 +74,13 @@ class Retrieval:
         return figures
 
     def figures(self, *, seed: int = 0) -> dict[str, dict[str, Any]]:
-        """The same figures, each with its interval over sources, or clips, and its spread over repeats.
+        """The figures with intervals over sources (or clips), and the figure of each repeat.
 
         Args:
             seed: random seed for the bootstrap.
 
         Returns:
-            For "mean_rank", "R@1", "R@3" and "R@10" an `Interval`'s fields and "repeats", the figure of each repeat.
+            For "mean_rank", "R@1", "R@3" and "R@10": an `Interval`'s fields and "repeats", one figure per repeat.
 
         Raises:
             ImportError: if scipy isn't installed.
@@ -93,7 +94,14 @@ class Retrieval:
         }
 
     def minus(self, other: "Retrieval", *, seed: int = 0) -> dict[str, "Interval"]:
-        """How far the figures are above those of other vectors of the same clips, clip by clip.
+        """This retrieval minus that of other vectors of the same clips, paired by clip.
+
+        Args:
+            other: retrieval with the same draws.
+            seed: random seed for the bootstrap.
+
+        Returns:
+            The differences by name of figure, with intervals.
 
         Raises:
             ValueError: if the two weren't measured with the same draws.
@@ -118,7 +126,7 @@ class Retrieval:
         return {"mean_rank": self.ranks, **{f"R@{top}": (self.ranks <= top).float() for top in TOPS}}
 
     def _groups(self) -> "np.ndarray":
-        """Numbers of the units that are resampled, (repeats * items,): a clip drawn more than once is one unit."""
+        """Number of the resampled unit of each item, (repeats * items,): a clip drawn twice is one unit."""
         drawn = self.rows if self.sources is None else self.sources
         return drawn.unique(return_inverse=True)[1].flatten().numpy()
 
@@ -133,31 +141,31 @@ def retrieval(
     ray: str | None = None,
     sources: Tensor | None = None,
 ) -> dict[str, Retrieval]:
-    """Appendix E: 100 random pairs from a pool of up to 500, five times.
+    """Retrieval by Appendix E's protocol: 100 random pairs from a pool of up to 500, five times.
 
-    With fewer than 100 pairs all of them are taken, once.
+    With 100 pairs or fewer, all of them are taken once.
 
     Args:
         f_a: (n, D) vectors of sounds in the tower's space.
         c: (n, D) CLS tokens; row i belongs to row i.
         groups: (n,) integers; rows of one group are right answers for each other. See `group_rows`.
         seed: random seed for the draws.
-        full: take all pairs, once, however many there are.
-        ray: with `full`, the address of a Ray cluster that does it; see `ranks_on_ray`. None: this process.
-        sources: (n,) integers, over which intervals are; by default each clip is its own.
+        full: take all pairs once, however many there are.
+        ray: with `full`, the address of a Ray cluster that computes the ranks; see `ranks_on_ray`. None: this process.
+        sources: (n,) integers, the source of each clip, for the intervals; by default each clip is its own source.
 
     Returns:
-        "A2V", pictures found by sounds, and "V2A".
+        "A2V", pictures found by sounds, and "V2A", sounds found by pictures.
 
     Raises:
-        ValueError: if the two aren't matrices of one shape, hold no row, `groups` doesn't fit, or `ray` comes without
+        ValueError: if the two aren't matrices of one shape, have no rows, `groups` doesn't fit, or `ray` comes without
             `full`.
-        ImportError, ConnectionError, RuntimeError: with `ray`, as `ranks_on_ray`.
+        ImportError, ConnectionError, RuntimeError: with `ray`, as for `ranks_on_ray`.
     """
     if not len(f_a):
-        raise ValueError("retrieval needs one pair at least")
+        raise ValueError("retrieval needs at least one pair")
     if ray is not None and not full:
-        raise ValueError("ray goes with full alone: draws of 100 need no cluster")
+        raise ValueError("ray needs full=True: draws of 100 need no cluster")
     generator = torch.Generator().manual_seed(seed)
     draws = [torch.arange(len(f_a))]
     if not full:
@@ -184,12 +192,12 @@ def retrieval(
 
 
 def _sizes(groups: Tensor) -> Tensor:
-    """How many rows each row's group has."""
+    """Size of each row's group."""
     _, which, counts = groups.unique(return_inverse=True, return_counts=True)
     return counts[which]
 
 
 def group_rows(names: Sequence[str]) -> Tensor:
-    """Number names, such as videos or labels, so that rows of one name are one group: (n,) int64."""
+    """Number names, such as videos or labels, so that rows with the same name are one group: (n,) int64."""
     numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
     return torch.tensor([numbers[name] for name in names], dtype=torch.long)

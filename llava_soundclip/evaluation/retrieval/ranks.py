@@ -1,7 +1,7 @@
-"""Where the right answer stands among all: exact, both ways in one pass, in memory that grows with N.
+"""Ranks of the right answers among all: exact, in both directions in one pass, in memory that grows with N.
 
-Shapes: f_a (N, D) vectors of sounds in the tower's space and c (N, D) the CLS tokens of their pictures, row by row
-a pair.
+Shapes: f_a (N, D) are vectors of sounds in the tower's space, c (N, D) the CLS tokens of their pictures. Rows are
+pairs.
 """
 
 from collections.abc import Iterator
@@ -11,26 +11,26 @@ from torch import Tensor
 from torch.nn import functional
 
 BLOCK = 2048  # rows and columns of a block of cosines
-LEVEL = 1e-6  # cosines that are no further apart are level: what float32 rounds away
-_MEETING = 256  # rows whose groups are looked through at a time
+LEVEL = 1e-6  # cosines that differ by less are tied: float32 rounds as much
+_MEETING = 256  # rows whose groups are searched at a time
 
 
 def ranks(
     f_a: Tensor, c: Tensor, groups: Tensor | None = None, *, block: int = BLOCK
 ) -> tuple[Tensor, Tensor]:
-    """The place of each query's right answer among all, by cosine, 1 is best.
+    """The rank of each query's right answer among all answers, by cosine; 1 is best.
 
-    Answers that are level with the right one share their places: each has the mean of them, whichever way is asked.
-    Where several answers are right, the place is that of the best of them among the wrong ones.
+    Answers tied with the right one share the mean of their ranks, in both directions. If several answers are right,
+    the rank is that of the best one among the wrong ones.
 
     Args:
-        f_a: (N, D) of any float dtype; computed in float32, block by block, so that it may be mapped from a file.
-        c: (N, D); row i is a right one for row i.
-        groups: (N,) integers: all rows of one group are right answers for each other. None: row i for row i alone.
-        block: rows and columns of the cosines that are in memory at a time.
+        f_a: (N, D) of any float dtype, and may be mapped from a file: it is read in blocks, as float32.
+        c: (N, D) of any float dtype; row i is a right answer for row i.
+        groups: (N,) integers: all rows of one group are right answers for each other. None: only row i for row i.
+        block: rows and columns of the block of cosines held in memory.
 
     Returns:
-        Pictures found by sounds and sounds found by pictures, (N,) float32 each, halves where answers are level.
+        Ranks of pictures found by sounds and of sounds found by pictures, (N,) float32 each. Ties can give halves.
 
     Raises:
         ValueError: if the two aren't matrices of one shape, or `groups` doesn't fit them.
@@ -42,22 +42,22 @@ def ranks(
 
 
 class Places:
-    """Each query's right answers and the number of answers before them, in both directions.
+    """The right answers of each query and the number of answers ahead of them, in both directions.
 
     Attributes:
-        right: (2, N) cosine of the best right answer.
-        own: (2, N) right answers that are level with it, itself included.
-        counts: (2, 2, N) of each way, answers that are nearer, and those that are no further.
+        right: (2, N) float32, cosine of the best right answer.
+        own: (2, N) number of right answers tied with it, itself included.
+        counts: (2, 2, N) per direction, the number of nearer answers, and of answers that are no further.
     """
 
     def __init__(self, f_a: Tensor, c: Tensor, groups: Tensor | None = None, *, block: int = BLOCK) -> None:
-        """Find the right answers; none are counted yet.
+        """Find the right answers; all counts start at 0.
 
         Args:
-            f_a, c, groups, block: as `ranks` takes them.
+            f_a, c, groups, block: as for `ranks`.
 
         Raises:
-            ValueError: as `ranks`.
+            ValueError: as for `ranks`.
         """
         if f_a.ndim != 2 or f_a.shape != c.shape:
             raise ValueError(f"expected two (n, D), got {tuple(f_a.shape)} and {tuple(c.shape)}")
@@ -75,11 +75,11 @@ class Places:
             self._meet_groups(f_a, c, groups)
 
     def strips(self) -> Iterator[slice]:
-        """Blocks of rows, whose counts are to be added."""
+        """Blocks of rows to count; see `add`."""
         return _slices(0, self.right.shape[1], self.block)
 
     def add(self, rows: slice, of_rows: Tensor, of_columns: Tensor) -> None:
-        """Take in what `strip_counts` found."""
+        """Add the result of `strip_counts` for a block of rows."""
         self.counts[0, :, rows] += of_rows
         self.counts[1] += of_columns
 
@@ -90,18 +90,18 @@ class Places:
         return a2v, v2a
 
     def _meet_pairs(self, f_a: Tensor, c: Tensor) -> None:
-        """Row i is the right answer for row i."""
+        """Find the right answers without groups: row i for row i."""
         self.own += 1
         for rows in self.strips():
             self.right[:, rows] = (_unit(f_a[rows]) * _unit(c[rows])).sum(1)
 
     def _meet_groups(self, f_a: Tensor, c: Tensor, groups: Tensor) -> None:
-        """All rows of a group are right answers for each other."""
+        """Find the right answers with groups: all rows of a group for each other."""
         order = groups.argsort(stable=True)
         _, which, sizes = groups[order].unique_consecutive(return_inverse=True, return_counts=True)
         ends = sizes.cumsum(0)
-        for is_counting in (False, True):  # first the best, then what is level with it
-            # Of many small groups a strip has whole ones; the narrower it is, the fewer strangers meet in it.
+        for is_counting in (False, True):  # first the best, then its ties
+            # A strip holds many small groups; the narrower it is, the fewer unrelated rows are compared.
             for strip in _slices(0, len(order), min(self.block, _MEETING)):
                 first, last = which[strip][[0, -1]]
                 for others in _slices(int(ends[first] - sizes[first]), int(ends[last]), self.block):
@@ -123,20 +123,20 @@ def strip_counts(
     """Compare a strip of sounds with all pictures.
 
     Args:
-        f_a: (N, D).
-        c: (N, D).
+        f_a: (N, D), vectors of sounds.
+        c: (N, D), CLS tokens.
         right: (2, N) float32, the cosines of the right answers; see `Places`.
-        rows: the strip.
+        rows: the strip's rows.
         block: columns at a time.
 
     Returns:
-        (2, rows) and (2, N) int32: for the sounds in the strip, and for all pictures among them, the answers that are
-        nearer than the right one, and those that are no further.
+        (2, rows) and (2, N) int32, the number of answers nearer than the right one, and of those no further. The first
+        is for the strip's sounds among all pictures, the second for all pictures among the strip's sounds.
     """
     sounds = _unit(f_a[rows])
     of_rows = torch.zeros(2, len(sounds), dtype=torch.int32)
     of_columns = torch.empty(2, len(c), dtype=torch.int32)
-    # Memory that is asked for anew is paged in anew, which takes as long as the arithmetic.
+    # Buffers are reused: paging in new memory takes as long as the arithmetic.
     space = torch.empty(2, len(sounds) * min(block, len(c)))
     for columns in _slices(0, len(c), block):
         pictures = _unit(c[columns])
@@ -148,9 +148,9 @@ def strip_counts(
 
 
 def _counts(cosines: Tensor, right: Tensor, marks: Tensor) -> Tensor:
-    """How many of each query's answers (queries, answers) are nearer than the right one, and how many no further.
+    """Count each query's answers (queries, answers) that are nearer than the right one, and those no further.
 
-    Ones in float32 are added up several times as fast as booleans are; `marks` is the room for them.
+    float32 ones add up several times as fast as booleans; `marks` is the buffer for them.
     """
     nearer = torch.gt(cosines, (right + LEVEL)[:, None], out=marks).sum(1)
     no_further = torch.ge(cosines, (right - LEVEL)[:, None], out=marks).sum(1)

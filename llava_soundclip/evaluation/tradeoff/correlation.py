@@ -1,7 +1,7 @@
 """The trade-off over encoders (4.4): the correlation of gain and loss, and the Pareto front.
 
-A gain is in percentage points, projected minus raw. A loss is in percent of the raw figure, (raw - projected)
-/ raw, and positive where raw is better.
+A gain is in percentage points, projected minus raw. A loss is in percent of the raw figure, (raw - projected) / raw. It
+is positive if raw is better.
 """
 
 import math
@@ -21,21 +21,21 @@ Name = TypeVar("Name", bound=Hashable)
 class Tradeoff(Mapping[str, Any]):
     """The relation of loss and gain over encoders (Finding 6). Every attribute is also a key.
 
-    The intervals are what to read. They take the encoders as drawn at random from all encoders, and both
-    figures as roughly normal; neither can be seen from five. With five, an r of 0.89 lies anywhere from 0.04
-    to 0.99. They know nothing of how well each figure was measured, and nothing of causes.
+    Read the intervals. They assume that the encoders are a random sample of all encoders and that both figures are
+    roughly normal; five encoders can't confirm either. With five, the interval of an r of 0.89 is 0.04 to 0.99. They
+    ignore the measurement error of each figure, and say nothing about causes.
 
     Attributes:
         pearson_r: correlation of gain and loss.
-        slope: percent lost for each further point gained, by least squares.
-        intercept: percent lost at no gain, of the same line.
+        slope: percent lost per further point gained, by least squares.
+        intercept: percent lost at a gain of 0, on the same line.
         spearman_rho: correlation of the ranks.
-        spearman_p: share of all orders of the losses whose rho is as far from 0; exact up to seven encoders.
-            With five it can't be below 1/60.
-        intervals: intervals of "pearson_r" (Fisher's z), "slope" and "intercept" (Student's t); their n counts encoders.
-        leave_one_out: "pearson_r" and "slope" of the others, by the encoder that was left out; NaN where the
-            others' gains, or for r also losses, are all alike.
-        loss_per_point: loss / gain by encoder; NaN at no gain. Where a gain is below 0 it is no price.
+        spearman_p: share of all orders of the losses whose rho is at least as far from 0; exact up to seven encoders.
+            With five it is at least 1/60.
+        intervals: intervals of "pearson_r" (Fisher's z), "slope" and "intercept" (Student's t); n counts encoders.
+        leave_one_out: "pearson_r" and "slope" without one encoder, by that encoder. NaN if all other gains (for r, also
+            losses) are equal.
+        loss_per_point: loss / gain by encoder; NaN at a gain of 0. With a negative gain it isn't a price.
     """
 
     pearson_r: float
@@ -59,7 +59,7 @@ class Tradeoff(Mapping[str, Any]):
         return len(fields(self))
 
     def leave_one_out_range(self, figure: str = "pearson_r") -> dict[str, float]:
-        """The lowest and the highest figure that is left, by the encoder without which it is so.
+        """The lowest and the highest figure of `leave_one_out`, by the encoder left out.
 
         Args:
             figure: "pearson_r" or "slope".
@@ -72,7 +72,7 @@ class Tradeoff(Mapping[str, Any]):
         }
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """The fields as plain data, for JSON."""
         return {**self, "intervals": {name: each.as_dict() for name, each in self.intervals.items()}}
 
     def __str__(self) -> str:
@@ -81,25 +81,25 @@ class Tradeoff(Mapping[str, Any]):
         costs = ", ".join(f"{name} {cost:.3g}" for name, cost in self.loss_per_point.items())
         return (
             f"r = {r}, n = {r.n}; {left}\n"
-            f"loss = {slope} a point + {intercept}\n"
+            f"loss = {slope} per point + {intercept}\n"
             f"Spearman's rho = {self.spearman_rho:.3g}, p = {self.spearman_p:.3g}\n"
-            f"loss a point: {costs}"
+            f"loss per point: {costs}"
         )
 
 
 def analyse(gain: Mapping[str, float], loss: Mapping[str, float]) -> Tradeoff:
-    """Finding 6: does more gained by projecting mean more lost?
+    """Finding 6: do encoders that gain more by projecting also lose more?
 
     Args:
         gain: retrieval gain in percentage points, by encoder.
-        loss: quality lost in percent of raw, by encoder; positive where raw is better.
+        loss: quality lost in percent of raw, by encoder; positive if raw is better.
 
     Returns:
-        The correlation, the line and their intervals, in whatever order the encoders are given.
+        The correlation, the line and their intervals. The order of the encoders doesn't matter.
 
     Raises:
-        ValueError: if the two don't name the same encoders, there are fewer than three, a figure isn't
-            finite, or all gains or all losses are alike.
+        ValueError: if the two don't name the same encoders, there are fewer than three, a figure isn't finite, or all
+            gains or all losses are equal.
         ImportError: if scipy isn't installed.
     """
     stats = require("scipy.stats", extra="evaluation")
@@ -109,13 +109,13 @@ def analyse(gain: Mapping[str, float], loss: Mapping[str, float]) -> Tradeoff:
         )
     names = sorted(gain)
     if len(names) < 3:
-        raise ValueError(f"a line through {len(names)} encoders says nothing: three are needed at least")
+        raise ValueError(f"a line through {len(names)} encoders says nothing: at least three are needed")
     x, y = (np.array([float(side[name]) for name in names]) for side in (gain, loss))
     for what, column in (("gain", x), ("loss", y)):
         if not np.isfinite(column).all():
             raise ValueError(f"a {what} is NaN or infinite: {dict(zip(names, column.tolist(), strict=True))}")
         if _is_level(column):
-            raise ValueError(f"every {what} is {column[0]:g}: nothing can go with it")
+            raise ValueError(f"every {what} is {column[0]:g}: there is no correlation with it")
     n = len(names)
     line = stats.linregress(x, y)
     t = stats.t.ppf((1 + LEVEL) / 2, n - 2)
@@ -150,23 +150,23 @@ def _is_level(column: np.ndarray) -> bool:
 
 
 def _fisher(r: float, n: int, stats: Any) -> tuple[float, float]:
-    """atanh(r) is nearly normal with variance 1 / (n - 3): of three points nothing is known."""
+    """Interval of r: atanh(r) is nearly normal with variance 1 / (n - 3), so three points tell nothing."""
     if n == 3:
         return -1.0, 1.0
     half = stats.norm.ppf((1 + LEVEL) / 2) / math.sqrt(n - 3)
-    with np.errstate(divide="ignore"):  # a perfect r is at infinity, and comes back from there
+    with np.errstate(divide="ignore"):  # a perfect r becomes infinite, and tanh maps it back
         z = np.arctanh(r)
     return float(np.tanh(z - half)), float(np.tanh(z + half))
 
 
 def _spearman(x: np.ndarray, y: np.ndarray, stats: Any) -> tuple[float, float]:
-    # Twice the ranks around their mean are whole numbers, so that orders as far from 0 are exactly level.
+    # Doubled, centred ranks are whole numbers, so that equal distances from 0 compare exactly.
     first, second = (2 * stats.rankdata(column) - len(column) - 1 for column in (x, y))
 
     def distance(order: np.ndarray, axis: int) -> np.ndarray:
         return abs((first * order).sum(axis=axis))
 
-    # All orders are tried while there are no more of them than resamples: 7! is 5040.
+    # All orders are tried if they are no more than the resamples: 7! is 5040.
     test = stats.permutation_test(
         (second,),
         distance,
@@ -189,13 +189,13 @@ def _without(row: int, x: np.ndarray, y: np.ndarray, stats: Any) -> dict[str, fl
 
 
 def pareto_front(points: Mapping[Name, tuple[float, float]]) -> list[Name]:
-    """The settings that no other beats in one figure without losing in the other (Finding 7).
+    """The settings that no other setting beats in one figure without losing in the other (Finding 7).
 
-    Of two that are level in one figure the better in the other stays. Several at the very same point stay
-    together, in the order given.
+    Of two settings tied in one figure, the one better in the other stays. Settings at the same point stay together, in
+    the given order.
 
     Args:
-        points: (retrieval, quality) by name; of both, higher is better.
+        points: (retrieval, quality) by name; higher is better for both.
 
     Returns:
         Names, from the best retrieval to the best quality.

@@ -1,4 +1,4 @@
-"""The settings of a run: alignments, budgets and mixes, with their controls, and whose sound plays for whom."""
+"""The settings of a run: alignments, budgets and mixes with their controls, and the clip that lends its sound."""
 
 from collections.abc import Mapping, Sequence
 from typing import get_args
@@ -8,8 +8,8 @@ from llava_soundclip.clips import Clip
 from llava_soundclip.controls import CaptionControl
 from llava_soundclip.evaluation.captions import Things
 
-ALPHAS = (0.25, 0.5, 0.75)  # of B.1, between projected and raw
-BUDGETS = (15, 150)  # k of Table 14
+ALPHAS = (0.25, 0.5, 0.75)  # mixes of B.1, between projected and raw
+BUDGETS = (15, 150)  # values of k in Table 14
 
 
 def plan_settings(
@@ -20,27 +20,27 @@ def plan_settings(
     budgets: Sequence[int] = (),
     alphas: Sequence[float] = (),
 ) -> list[Setting]:
-    """Raw and projected with every control, both over k with random patches beside them, and mixes.
+    """Raw and projected with every control, both at further k with random patches as a control, and mixes.
 
     Args:
-        k: k of every setting that isn't about k.
+        k: k of all settings that don't vary it.
         patches: N, the number of patches per image.
-        projected: whether there is a projector; without one all is raw.
-        budgets: further k.
-        alphas: mixes, strictly between 0 and 1; none without a projector.
+        projected: whether there is a projector; without one all settings are raw.
+        budgets: further values of k.
+        alphas: mixes, strictly between 0 and 1; empty without a projector.
 
     Returns:
-        Settings with names of their own: "raw", "raw, noise", "projected, k=15, random", "alpha 0.5".
+        Settings with unique names: "raw", "raw, noise", "projected, k=15, random", "alpha 0.5".
 
     Raises:
-        ValueError: for a k above the number of patches, an alpha that is no mix, or mixes without a projector.
+        ValueError: if a k is above the number of patches, an alpha isn't a mix, or there are mixes without a projector.
     """
     for budget in (k, *budgets):
         if not 0 <= budget <= patches:
             raise ValueError(f"k is {budget}, but an image has {patches} patches")
     for alpha in alphas:
         if not 0 < alpha < 1:
-            raise ValueError(f"alpha {alpha:g} is no mix: 0 is projected, 1 is raw")
+            raise ValueError(f"alpha {alpha:g} is not a mix: 0 is projected, 1 is raw")
     if alphas and not projected:
         raise ValueError("alphas mix raw and projected: give a projector")
     found: dict[str, Setting] = {}
@@ -69,12 +69,12 @@ def plan_settings(
 def partners(clips: Sequence[Clip], things: Mapping[str, Things]) -> dict[str, str]:
     """The clip whose sound the control "another" plays with each clip's picture, by id.
 
-    It is the next one whose sound is of nothing that this clip holds. Where that isn't known, or there is none, it is
-    the one of `next_clips`.
+    It is the next clip whose sounding things aren't in this clip. If the things are unknown or there is no such clip, it
+    is that of `next_clips`.
 
     Args:
         clips: clips in order; the last one is followed by the first.
-        things: the things in each clip, by id, where known.
+        things: the known things in each clip, by id.
     """
     found = next_clips(clips)
     for row, clip in enumerate(clips):

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from llava_soundclip.patching import SoundCLIP
 
 FEATURES, CAPTIONS, MAPS, REPORT = "features", "captions.jsonl", "maps", "report.html"
-RUN = "run.json"  # what the run is of, so that another one doesn't continue it
+RUN = "run.json"  # the model and options of the run, so that another run doesn't continue it
 
 
 @dataclass
@@ -25,9 +25,9 @@ class Measured:
     """The result of a run.
 
     Attributes:
-        report: every figure of the page.
-        bad: reasons of clips that have no features or captions, by id.
-        notes: parts that couldn't be measured, and reasons why figures may flatter.
+        report: all figures of the page.
+        bad: for each clip without features or captions, the reason, by id.
+        notes: parts that couldn't be measured, and reasons why figures may be too good.
     """
 
     report: dict[str, Any]
@@ -55,40 +55,40 @@ def measure_tradeoff(
     on_start: Callable[[str, int], None] = lambda what, count: None,
     on_clips: Callable[[int], None] = lambda count: None,
 ) -> Measured:
-    """Measure what a model retrieves and what it captions, raw and projected, with controls beside both.
+    """Measure a model's retrieval and captions, raw and projected, with controls for both.
 
-    Writes into `out`: `features/`, `retrieval.json`, `information.json`, `captions.jsonl`, `captions.json`,
-    `report.html`. An interrupted run resumes. Clips that the projector was trained on are left out, if the
-    features are those that it was trained on. Features are of the clips whose picture shows what sounds: one
-    whose references say otherwise ("unseen") is captioned, but is no pair that retrieval could find.
+    Writes `features/`, `retrieval.json`, `information.json`, `captions.jsonl`, `captions.json` and `report.html` into
+    `out`. An interrupted run resumes. If the features are those that the projector was trained on, its training clips
+    are left out. Clips whose references list "unseen" things are captioned, but have no features: their picture doesn't
+    show what sounds, so retrieval could not find the pair.
 
     Args:
-        soundclip: a patched model, its processor known. Its k is that of what isn't about k; its other options are
-            those of all captions.
-        clips: with ids that the references also have.
-        references: JSON Lines; see `evaluate_captions`.
-        out: the folder; it may be one of an earlier run of the same model with the same options.
+        soundclip: a patched model with a known processor. Its k applies to all settings that don't vary k; its other
+            options apply to all captions.
+        clips: clips whose ids are also those of the references.
+        references: JSON Lines file; see `evaluate_captions`.
+        out: output folder, new or from an earlier run of the same model with the same options.
         model: name of the model in rows.
         trained_in: the projector's folder, which says what its training held out.
-        budgets: further k; by default those of Table 14 that fit.
+        budgets: further values of k; by default those of Table 14 that are at most the number of patches.
         alphas: mixes; by default those of B.1, if there is a projector.
         metrics: some of `evaluation.captions.METRICS`; all by default.
-        bertscore: the model for it.
-        clipscore: the model for it.
-        max_new_tokens: maximum length of a caption.
+        bertscore: model for BERTScore.
+        clipscore: model for CLIPScore.
+        max_new_tokens: maximum length of a caption in tokens.
         batch_size: clips per batch.
-        examples: clips shown in the report, with maps.
+        examples: number of clips in the report, with maps.
         seed: random seed for draws and intervals.
-        on_start: told of each part, and of how many steps it has, 0 where that isn't known.
-        on_clips: told how many more steps are done.
+        on_start: called with the name of each part and its number of steps, 0 if unknown.
+        on_clips: called with the number of steps done since the last call.
 
     Returns:
-        The figures, and what couldn't be had.
+        The figures, the clips that failed, and notes.
 
     Raises:
-        ValueError: for clips without references, an option that can't be, or a folder of another run; what differs is
-            named.
-        OSError: if something can't be read or written.
+        ValueError: if clips lack references, an option is invalid, or the folder holds another run; the message names
+            the differences.
+        OSError: if a file can't be read or written.
         ImportError: if the extra `evaluation` isn't installed.
     """
     from llava_soundclip.captioning.lines import listed
@@ -118,7 +118,7 @@ def measure_tradeoff(
 
     pairs = [clip for clip in clips if clip.id not in things or not things[clip.id].unseen]
     if not pairs:
-        raise ValueError(f"{references} says of every clip that its picture doesn't show what sounds")
+        raise ValueError(f"{references} lists unseen things for every clip: no picture shows what sounds")
     on_start("features", 0)
     made = extract_features(
         pairs, soundclip.encoder, tower_of(soundclip), out / FEATURES, batch_size=batch_size
@@ -138,14 +138,14 @@ def measure_tradeoff(
         labels = references if things else None
         found = evaluate_information(out / FEATURES, projector, labels=labels, **common)
         write_figures(out / "information.json", found)
-    except ValueError as error:  # too few clips, or labels of which there are too few
+    except ValueError as error:  # too few clips or labels
         (out / "information.json").unlink(missing_ok=True)
-        measured.notes.append(f"information is left out: {error}")
+        measured.notes.append(f"information was not measured: {error}")
 
     rows_name, trained_on = _trained_on(out / FEATURES, trained_in)
     if rows_name == "all" and trained_in is not None and (Path(trained_in) / TRAINING).is_file():
         measured.notes.append(
-            f"{trained_in} was trained on other features: if these clips were among them, the figures flatter it"
+            f"{trained_in} was trained on other features: if they include these clips, the figures are too good"
         )
     captioned = [clip for clip in clips if clip.id not in trained_on and clip.id not in bad]
     on_start("captions", len(settings) * len(captioned))
@@ -179,7 +179,7 @@ def measure_tradeoff(
 
 
 def tower_of(soundclip: "SoundCLIP") -> Any:
-    """The model's own vision tower with its image processor, as features are made with."""
+    """The model's own vision tower with its image processor, in the form that features need."""
     from PIL import Image
 
     from llava_soundclip.features.towers import VisionTower
@@ -190,15 +190,13 @@ def tower_of(soundclip: "SoundCLIP") -> Any:
     trial = processor(Image.new("RGB", (16, 16)), return_tensors="np")["pixel_values"]
     if trial.ndim == 5:
         processor = FirstTile(processor)
-    inside = getattr(
-        tower, "vision_tower", tower
-    )  # the original package has a tower of its own around CLIP's
+    inside = getattr(tower, "vision_tower", tower)  # the original package wraps CLIP's tower
     return VisionTower(inside, processor, layer=host.tower_layer)
 
 
 @dataclass(frozen=True)
 class FirstTile:
-    """An image processor that cuts pictures into tiles, without all of them but the first, which shows all."""
+    """An image processor that cuts pictures into tiles, reduced to the first tile, which shows the whole picture."""
 
     processor: Any
 
@@ -220,7 +218,7 @@ def _check_references(clips: Sequence[Clip], known: Mapping[str, Any], file: Pat
 
 
 def _describe(soundclip: "SoundCLIP", model: str, max_new_tokens: int) -> dict[str, Any]:
-    """Everything that changes captions: rows made with something else can't stand beside these."""
+    """All options that change captions: rows made with other options can't be mixed with these."""
     from llava_soundclip.fingerprints import fingerprint
 
     state = None if soundclip.projector is None else soundclip.projector.state_dict()
@@ -252,7 +250,7 @@ def _check_run(file: Path, described: Mapping[str, Any]) -> None:
 
 
 def _trained_on(features: Path, trained_in: str | Path | None) -> tuple[str, set[str]]:
-    """The name of the rows that are measured, and the clips that aren't: the projector was trained on them."""
+    """The name of the measured rows, and the other clips, which the projector was trained on."""
     from llava_soundclip.evaluation.vectors import measured_rows
     from llava_soundclip.features.store import FeatureFolder
 

@@ -25,9 +25,9 @@ def test_ids_match_by_name_where_nothing_else_can_be_meant():
 
 
 def test_ids_that_could_be_several_are_named():
-    with pytest.raises(ValueError, match=r"clip 'a\.mp4' may be 'x/a\.mp4' or 'y/a\.mp4'"):
+    with pytest.raises(ValueError, match=r"clip 'a\.mp4' may match 'x/a\.mp4' or 'y/a\.mp4'"):
         match_ids(["a.mp4"], ["x/a.mp4", "y/a.mp4"])
-    with pytest.raises(ValueError, match=r"reference 'a\.mp4' may be of 'x/a\.mp4' or 'y/a\.mp4'"):
+    with pytest.raises(ValueError, match=r"reference 'a\.mp4' may match 'x/a\.mp4' or 'y/a\.mp4'"):
         match_ids(["x/a.mp4", "y/a.mp4"], ["a.mp4"])
 
 
@@ -58,10 +58,10 @@ def test_captions_are_scored_by_references_of_their_name(tmp_path):
     assert found["settings"]["captions"]["missing"] == []
     refs[1]["id"] = "c.mp4"
     del refs[0]["sounding"], refs[1]["sounding"]
-    with pytest.raises(ValueError, match="clips/b.mp4; references of no captioned clip: c.mp4"):
+    with pytest.raises(ValueError, match="clips/b.mp4; references of clips without captions: c.mp4"):
         evaluate_captions(said, write(tmp_path / "refs.jsonl", *refs), ("rouge",))
     refs[1]["id"] = "sets/clips/a.mp4"
     with pytest.raises(
-        ValueError, match=r"refs\.jsonl: ids .* clip 'clips/a\.mp4' may be 'a\.mp4' or 'sets/clips"
+        ValueError, match=r"refs\.jsonl: ids .* clip 'clips/a\.mp4' may match 'a\.mp4' or 'sets/clips"
     ):
         evaluate_captions(said, write(tmp_path / "refs.jsonl", *refs), ("rouge",))

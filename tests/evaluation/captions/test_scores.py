@@ -625,7 +625,7 @@ def test_a_broken_picture_is_named(clip_folder, tmp_path):
 
 
 def test_a_model_without_both_towers_is_refused(bert_folder):
-    with pytest.raises(ValueError, match="is a bert: a CLIP of text and pictures is wanted"):
+    with pytest.raises(ValueError, match="is a bert: expected a CLIP of text and pictures"):
         CLIPScore(bert_folder)
 
 

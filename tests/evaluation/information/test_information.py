@@ -222,7 +222,7 @@ def test_what_a_probe_refuses():
     two = np.tile(["a", "b"], 6)
     with pytest.raises(ValueError, match="all alike"):
         probe(x, ["a"] * 12)
-    with pytest.raises(ValueError, match="in one: rare"):
+    with pytest.raises(ValueError, match="these have one: rare"):
         probe(x, ["rare", *two[:11]])
     with pytest.raises(ValueError, match="one group"):
         probe(x, x[:, 0], [0] * 12)
@@ -348,7 +348,7 @@ def test_what_has_no_dimension():
 
 def test_what_bounds_and_geometry_refuse():
     x, c = gaussians(12, 3, 0.5)
-    with pytest.raises(ValueError, match="2 pairs or more"):
+    with pytest.raises(ValueError, match="at least 2 pairs"):
         infonce_bound(x, c[:, :2], tau=1)
     with pytest.raises(ValueError, match="tau"):
         infonce_bound(x, c, tau=0)
@@ -363,7 +363,7 @@ def test_what_bounds_and_geometry_refuse():
             figure(x, c[:7])
     with pytest.raises(ValueError, match="4 independent pairs or more"):
         independence(x, c, [0, 1, 2] * 4)
-    with pytest.raises(ValueError, match="half of the 6 sources may be 3 clips"):
+    with pytest.raises(ValueError, match="half of the 6 sources may have 3 clips"):
         cka(x[:6], c[:6])
     with pytest.raises(ValueError, match="rows of c are all alike"):
         independence(x, np.ones((12, 3)))

@@ -333,7 +333,7 @@ def test_what_never_answers_fails_and_the_run_goes_on(out: Path, reply: Reply) -
         (error(404, "no such model"), "is the model's name right.*no such model"),
         (error(429, "out of money", code="insufficient_quota"), "refuses.*out of money"),
         (error(429, retry_after="3600"), "wait 3600 s"),
-        (error(400, "json_schema isn't known"), "doesn't take such requests.*json_schema"),
+        (error(400, "json_schema isn't known"), "rejects such requests.*json_schema"),
     ],
 )
 def test_what_does_not_pass_stops_the_run(out: Path, reply: Reply, says: str) -> None:
@@ -552,7 +552,7 @@ def test_captions_that_can_not_be_judged(out: Path, tmp_path: Path) -> None:
         Caption("a", "text")
     with pytest.raises(TypeError, match="tuple of texts"):
         Caption("a", "text", references="one")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="a picture is .jpg"):
+    with pytest.raises(ValueError, match="a picture must be .jpg"):
         Caption("a", "text", picture=tmp_path / "clip.mp4")
     with pytest.raises(FileNotFoundError, match="no picture"):
         Caption("a", "text", picture=tmp_path / "frame.png")

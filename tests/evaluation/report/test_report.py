@@ -303,7 +303,7 @@ def test_information_stands_in_tables_with_what_it_cannot_show(made, runs):
     shared, kind, dimension = written["shared"], written["unique"]["kind"], written["dimension"]
     for critic in ("cosine", "linear"):
         figures = [shared[side][critic] for side in ("raw", "projected", "gain")]
-        assert page.row(f"{critic} bound in nats, of 4.32 at most") == list(map(an_interval, figures))
+        assert page.row(f"{critic} bound in nats, at most 4.32") == list(map(an_interval, figures))
 
     def halved(figure):
         return f"{an_interval(figure)} half: {figure['half']:.3g}"
@@ -319,8 +319,8 @@ def test_information_stands_in_tables_with_what_it_cannot_show(made, runs):
         assert page.row(heading) == [
             halved(dimension[side][name]) for side in ("raw", "projected", "picture")
         ]
-    assert "kind: left out 11 clips of 6 classes that are in one source alone" in page.text
-    assert "Not read: the label 'place' is no use" in page.text
+    assert "kind: left out 11 clips of 6 classes that occur in one source only" in page.text
+    assert "Not probed: the label 'place' is no use" in page.text
     for sentence in LIMITS.values():
         assert sentence in page.text
 
@@ -334,7 +334,7 @@ def test_information_of_raw_alone(tmp_path):
         "Does the sound tell what the picture doesn't?",
     ]
     assert len(page.row("kind balanced accuracy, 33 clips")) == 3 and len(page.row("CKA")) == 1
-    assert "projected –" not in page.text and "Not read" not in page.text
+    assert "projected –" not in page.text and "Not probed" not in page.text
     folder = write(tmp_path / "without labels", a=an_information(labels=()))
     assert len(write_report(folder, tmp_path / "page.html")["summary"]) == 1
     assert "A probe reads" not in Page(tmp_path / "page.html").text
@@ -522,7 +522,7 @@ def test_little_is_enough_and_two_runs_stand_under_their_names(tmp_path):
         value for tag, name, value in page.attributes if (tag, name) == ("section", "id")
     }
     assert found["summary"][0]["question"] == "Is retrieval better than chance?"
-    assert "not told" in page.text
+    assert "not given" in page.text
 
 
 def test_captions_alone_by_a_judge_alone_and_the_reports_own_json(tmp_path):
@@ -685,7 +685,7 @@ def test_retrieval_in_words():
         "told from chance, projected 0.4 (0.3 to 0.5) is above chance, which is 0.01."
     )
     assert found["answers"][1].startswith(
-        "Sounds find pictures, mean rank (lower is better): whether projected is above or below raw can't be told, "
+        "Sounds find pictures, mean rank (lower is better): projected can't be told from raw, "
         "-30 (-40 to 1); "
     )
 
@@ -713,16 +713,16 @@ def test_information_in_words(low, high, told):
     ends = sorted((abs(low), abs(high)))
     by = f"by {abs(value):.3g} ({ends[0]:.3g} to {ends[1]:.3g})"
     assert reach["answers"][0] == (
-        "In a cosine's reach, in nats of 4.32 at most: "
+        "Within a cosine's reach, in nats (at most 4.32): "
         + (
             f"projected is {told} raw {by}"
             if told
-            else f"whether projected is above or below raw can't be told, {an_interval(apart)}"
+            else f"projected can't be told from raw, {an_interval(apart)}"
         )
         + "; raw -0.01 (-0.02 to -0.005) shows nothing, projected 1.5 (1.2 to 1.8) shows that something is shared."
     )
     assert lost["answers"] == [
-        "kind, balanced accuracy, by chance 0.125: "
+        "kind, balanced accuracy (chance 0.125): "
         + (
             f"raw is {told} projected {by}"
             if told

@@ -54,9 +54,9 @@ def test_a_sound_is_heard_where_its_own_clip_is_told_from_another():
 @pytest.mark.parametrize(
     ("low", "high", "said"),
     [
-        (0.1, 0.3, "BLEU, in which raw is better by 0.2 (0.1 to 0.3)"),
-        (-0.3, -0.1, "Nothing in BLEU, in which projected is better by 0.2 (0.1 to 0.3)"),
-        (-0.1, 0.3, "No cost that can be told in BLEU, raw minus projected 0.1 (-0.1 to 0.3)"),
+        (0.1, 0.3, "BLEU: raw is better by 0.2 (0.1 to 0.3)"),
+        (-0.3, -0.1, "Nothing in BLEU: projected is better by 0.2 (0.1 to 0.3)"),
+        (-0.1, 0.3, "No measurable cost in BLEU, raw minus projected 0.1 (-0.1 to 0.3)"),
     ],
 )
 def test_the_cost_of_projecting_stands_with_its_gain(low, high, said):
@@ -85,7 +85,7 @@ def test_what_was_not_measured_is_said_and_a_page_begins_with_the_three(tmp_path
     names = {name: NAMES[name] for name in ("raw", "projected")}
     folder = write(tmp_path / "runs", a=captions(names=names), b=a_retrieval(alphas=()))
     found = write_report(folder, tmp_path / "page.html")["verdicts"]
-    assert len(found) == 3 and all(each["answer"].startswith("Not measured: it takes") for each in found)
+    assert len(found) == 3 and all(each["answer"].startswith("Not measured: this needs") for each in found)
     text = Page(tmp_path / "page.html").text
     places = [text.index(each["answer"]) for each in found]
     assert places == sorted(places) and places[-1] < text.index("Summary")

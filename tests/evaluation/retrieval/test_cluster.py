@@ -97,7 +97,7 @@ def test_a_strip_that_processes_die_of_is_an_error(nodes, monkeypatch):
         return found
 
     monkeypatch.setattr(cluster, "_count", dying)
-    with pytest.raises(RuntimeError, match="4 processes died of rows 10 to 15"):
+    with pytest.raises(RuntimeError, match="4 processes died on rows 10 to 15"):
         ranks_on_ray(*pairs(15), block=10)
 
 
@@ -122,7 +122,7 @@ def test_the_command(tmp_path):
 
 def test_what_is_refused(tmp_path, monkeypatch):
     f_a, c = pairs(3)
-    with pytest.raises(ValueError, match="ray goes with full alone"):
+    with pytest.raises(ValueError, match="ray needs full=True"):
         retrieval(f_a, c, ray="local")
     features = write_features(tmp_path / "features", clips=3)
     result = eval_retrieval(features, "--ray", "local")

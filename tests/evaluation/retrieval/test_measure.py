@@ -171,7 +171,7 @@ def test_what_is_refused():
         ranks(torch.zeros(3, 2), torch.zeros(4, 2))
     with pytest.raises(ValueError, match=r"groups must be \(3,\) integers"):
         ranks(torch.zeros(3, 2), torch.zeros(3, 2), torch.zeros(2))
-    with pytest.raises(ValueError, match="one pair at least"):
+    with pytest.raises(ValueError, match="at least one pair"):
         retrieval(torch.zeros(0, 2), torch.zeros(0, 2))
 
 

@@ -68,7 +68,7 @@ def test_every_plan_can_be_read_by_the_report(k, projected, budgets, alphas):
     [
         ({"k": 10}, "k is 10, but an image has 9 patches"),
         ({"budgets": [-1]}, "k is -1"),
-        ({"alphas": [1.0]}, "alpha 1 is no mix: 0 is projected, 1 is raw"),
+        ({"alphas": [1.0]}, "alpha 1 is not a mix: 0 is projected, 1 is raw"),
         ({"alphas": [0.5], "projected": False}, "give a projector"),
     ],
 )
