@@ -1,1 +1,1 @@
-"""Training a projector: the paper's losses, splits by source, the loop. Imported when it is asked for."""
+"""Training of a projector: the paper's losses, splits by source, and the training loop. Imported on demand."""

@@ -1,7 +1,7 @@
-"""Training a projector on a features folder: a loop that fits one screen, on accelerate.
+"""Training of a projector on a features folder: a loop that fits one screen, on accelerate.
 
-A run is fixed by its recipe, its features and the number of its processes: interrupted at any step and resumed, it
-ends as if it had never been interrupted, bit for bit on a CPU.
+The recipe, the features and the number of processes determine a run. Interrupted at any step and resumed, it ends as
+if it had never been interrupted, bit for bit on a CPU.
 """
 
 import io
@@ -34,29 +34,29 @@ METRICS = "metrics.jsonl"
 STATE = "training_state.pt"
 LAST = "last"
 
-FEW_UPDATES = 200  # below which a run gets a note
-ENOUGH_UPDATES = 500  # that the note proposes
-QUICK_RATE = 1e-3  # learning rate that it proposes, unless the recipe's is higher
+FEW_UPDATES = 200  # a run with fewer updates gets a note
+ENOUGH_UPDATES = 500  # number of updates that the note proposes
+QUICK_RATE = 1e-3  # learning rate that the note proposes, unless the recipe's is higher
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Options of a projector's training. The defaults are the paper's (Appendix E, F.4); what it leaves open is said below.
+    """Options of a projector's training. The defaults are the paper's (Appendix E, F.4), except where noted.
 
     Attributes:
-        loss: one of `LOSSES`.
+        loss: name of a loss in `LOSSES`.
         temperature: temperature of InfoNCE; the other losses have none.
-        fusion: fusion of Whisper's blocks, where the features hold them all; None for average_all.
+        fusion: fusion of Whisper's blocks, if the features hold all blocks; None for average_all.
         n: number of blocks for the fusion "last_n".
         hidden: width of the projector's hidden layers.
-        dropout: dropout after each of its activations.
+        dropout: dropout probability after each activation of the projector.
         learning_rate: learning rate of Adam.
-        epochs: passes over the clips that are trained on.
+        epochs: number of passes over the training clips.
         batch_size: pairs per step, over all processes (not in the paper).
         accumulate: steps per update of Adam, whose gradients are summed; each has its own negatives.
         factor: factor of ReduceLROnPlateau, on the validation loss.
-        patience: epochs without a better one before it lowers the rate (not in the paper; torch's default).
-        early_stopping: epochs without a better one before training stops; None for no early stopping.
+        patience: epochs without improvement before the rate is lowered (not in the paper; torch's default).
+        early_stopping: epochs without improvement before training stops; None for no early stopping.
         validation: held-out share of the rows, in whole sources (not in the paper).
         seed: random seed for the weights, the split, the order and the dropout.
         precision: precision of the forward pass: "no" is float32.
@@ -101,14 +101,14 @@ class Recipe:
 
 
 class Model(nn.Module):
-    """The projector, and the fusion of Whisper's blocks in front of it where the features hold them all."""
+    """The projector, with the fusion of Whisper's blocks in front of it if the features hold all blocks."""
 
     def __init__(self, projector: Projector, fusion: Fusion | None) -> None:
         super().__init__()
         self.projector, self.fusion = projector, fusion
 
     def forward(self, audio: Tensor) -> Tensor:
-        """(B, D) of (B, d_a) or (B, L, d_a)."""
+        """Project (B, d_a), or Whisper's blocks (B, L, d_a), to (B, D)."""
         if self.fusion is not None:
             audio = self.fusion(audio, getattr(self.projector, "layer_weights", None))
         return self.projector(audio)
@@ -128,28 +128,29 @@ def train(
 ) -> Projector:
     """Train a projector and write it to a folder that `Projector.from_pretrained` opens.
 
-    Started by `accelerate launch` it runs in several processes; every one of them calls this.
+    With `accelerate launch` it runs in several processes, and every process calls this function.
 
     Args:
         features: a folder made by `llava-soundclip features`.
-        out: the projector's folder: the best weights by validation loss; `last/`, those of the last epoch;
-            `metrics.jsonl`; `recipe.json`, from which an evaluation learns what wasn't trained on; while it isn't
-            done, the state. An interrupted run resumes.
-        recipe: how; the paper's by default.
+        out: the projector's folder. It gets the best weights by validation loss, the last epoch's weights in `last/`,
+            `metrics.jsonl`, and `recipe.json`, which tells evaluations the held-out clips. During the run it also holds
+            the state. An interrupted run resumes.
+        recipe: options of the training; the paper's by default.
         save_every: seconds between two saved states.
-        tensorboard: also log to `runs/` beside the weights (needs the package).
+        tensorboard: whether to also log to `runs/` beside the weights (needs the package).
         command: the command line, for the projector's card.
-        on_note: called before the first step with `advice`, if there is any, in the main process.
-        on_step: called after every step with the steps done and all of them, in the main process.
-        on_epoch: called after every epoch with its row of metrics, in the main process.
+        on_note: called in the main process before the first step with the note of `advice`, if any.
+        on_step: called in the main process after every step with the number of steps done and in all.
+        on_epoch: called in the main process after every epoch with its row of metrics.
 
     Returns:
         The best projector, in evaluation mode, on the CPU.
 
     Raises:
-        FileNotFoundError, ValueError: for features that aren't there or are broken, a recipe that doesn't fit
-            them, or a folder with a run of another recipe in it.
-        ImportError: for `tensorboard` without the package.
+        FileNotFoundError: if there is no features folder.
+        ValueError: if the features are broken, the recipe doesn't fit them, or the folder holds a run of another recipe
+            or a finished run.
+        ImportError: if `tensorboard` is set without the package.
     """
     from accelerate import Accelerator
 
@@ -236,7 +237,7 @@ def validate(
     rows: Tensor,
     device: torch.device,
 ) -> dict[str, float]:
-    """Loss and retrieval (Appendix E) on rows that aren't trained on; every process computes the same."""
+    """Loss and retrieval (Appendix E) on held-out rows; every process computes the same."""
     model = Model(projector, fusion).eval()
     loss_of = make_loss(recipe.loss, gather=False, **recipe.loss_options())
 
@@ -264,7 +265,7 @@ class _TrainingRun:
 
     Attributes:
         epoch: the current epoch, from 0.
-        step: the next step in it.
+        step: the next step of the epoch.
     """
 
     def __init__(
@@ -280,7 +281,7 @@ class _TrainingRun:
         self.folder, self.recipe, self.projector = folder, recipe, projector
         self.optimiser, self.schedule, self.accelerator = optimiser, schedule, accelerator
         self.epoch = self.step = 0
-        self.losses = [0.0, 0.0]  # sum over rows of this epoch, and rows
+        self.losses = [0.0, 0.0]  # this epoch's sum over rows, and number of rows
         self.best: dict[str, Any] = {"epoch": -1, "validation_loss": math.inf}
         self.rows: list[dict[str, Any]] = []
         self._saved = time.monotonic()
@@ -294,7 +295,7 @@ class _TrainingRun:
         """Restore the saved state, if there is one.
 
         Raises:
-            ValueError: if it is another run's.
+            ValueError: if the folder holds another run, or a finished one.
         """
         path = self.folder / STATE
         if not path.is_file():
@@ -302,7 +303,7 @@ class _TrainingRun:
                 raise ValueError(f"{self.folder} holds a finished run: give another folder, or remove it")
             return
         state = torch.load(path, weights_only=True)
-        # Fields that an earlier version didn't have were at their defaults.
+        # Fields that an earlier version lacked had their defaults.
         before = {**_as_text(Recipe()), **state["identity"]}
         differ = {
             key: f"{key} was {before.get(key)} and is {value}"
@@ -321,7 +322,7 @@ class _TrainingRun:
         torch.set_rng_state(state["random"][self.accelerator.process_index])
 
     def save(self) -> None:
-        """Write the state, whole or not at all; every process calls this."""
+        """Write the state atomically; every process calls this."""
         random = [torch.get_rng_state()]
         if self.accelerator.num_processes > 1:
             random = [None] * self.accelerator.num_processes  # type: ignore[list-item]
@@ -352,12 +353,12 @@ class _TrainingRun:
         self.step += 1
 
     def is_due(self, seconds: float) -> bool:
-        """Whether the last save was so long ago; the processes agree."""
+        """Whether the last save was at least this many seconds ago; all processes agree."""
         late = torch.tensor(float(time.monotonic() - self._saved >= seconds), device=self.accelerator.device)
         return bool(self.accelerator.reduce(late, reduction="sum").item())
 
     def after_epoch(self, figures: dict[str, float]) -> dict[str, Any]:
-        """Write the metrics, the last weights and, if they are, the best ones."""
+        """Record the metrics, write the weights (as the best ones, if they are), and save the state."""
         row = {
             "epoch": self.epoch + 1,
             "loss": self.losses[0] / self.losses[1],
@@ -378,12 +379,12 @@ class _TrainingRun:
         return row
 
     def is_stopped_early(self) -> bool:
-        """Whether no epoch has been better for long enough."""
+        """Whether the number of epochs without improvement has reached `early_stopping`."""
         patience = self.recipe.early_stopping
         return patience is not None and self.epoch - 1 - self.best["epoch"] >= patience and self.epoch > 0
 
     def finish(self, command: str | None, data: FeatureFolder, trained: int, validated: int) -> None:
-        """Write the metrics and the card, and take the state away."""
+        """Write the metrics, the recipe and the card, and remove the state."""
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             lines = "".join(json.dumps(row) + "\n" for row in self.rows)
@@ -406,19 +407,19 @@ def training_card(
     best: Mapping[str, Any],
     command: str | None,
 ) -> str:
-    """The part of a projector's card that says how it was made, and how well it does."""
+    """The part of a projector's card about its training and its retrieval."""
     chance = (min(ITEMS, validated) + 1) / 2
     lines = [
         "## Training\n",
         (
-            f"{trained} clips to train on and {validated} to validate on, of other sources ({len(set(data.sources))} in "
-            f"all). The weights of epoch {best['epoch']} are saved, the best by validation loss.\n"
+            f"{trained} clips for training and {validated} for validation, from other sources ({len(set(data.sources))} in "
+            f"all). The saved weights are those of epoch {best['epoch']}, the best by validation loss.\n"
         ),
         "| on validation clips | sounds find pictures | pictures find sounds |",
         "|---|---|---|",
         f"| mean rank (chance: {chance:g}) | {best['A2V_mean_rank']:.1f} | {best['V2A_mean_rank']:.1f} |",
         *(f"| R@{top} | {best[f'A2V_R@{top}']:.2f} | {best[f'V2A_R@{top}']:.2f} |" for top in TOPS),
-        "\nRetrieval as in Appendix E: 100 random pairs of up to 500, by cosine, five times.\n",
+        "\nRetrieval as in Appendix E: 100 random pairs from up to 500, by cosine, five times.\n",
         "| recipe | |",
         "|---|---|",
         *(f"| {name} | {value} |" for name, value in asdict(recipe).items()),
@@ -429,12 +430,12 @@ def training_card(
 
 
 def advice(clips: int, recipe: Recipe) -> str | None:
-    """A note for runs that are too short to learn, with a learning rate and epochs to try.
+    """A note for runs that are too short to learn, with a learning rate and a number of epochs to try.
 
-    Adam moves a weight by about the learning rate in each update. The paper's 5e-5 supposes thousands of updates.
+    Adam moves a weight by about the learning rate in each update. The paper's 5e-5 assumes thousands of updates.
 
     Args:
-        clips: number of clips to train on.
+        clips: number of training clips.
         recipe: the run's recipe.
 
     Returns:
@@ -447,7 +448,7 @@ def advice(clips: int, recipe: Recipe) -> str | None:
         return None
     rate = max(recipe.learning_rate, QUICK_RATE)
     return (
-        f"{clips} clips to train on make {updates} updates in {recipe.epochs} epochs, too few to learn much: "
+        f"{clips} training clips give {updates} updates in {recipe.epochs} epochs, too few to learn much: "
         f"try learning rate {rate:g} and {math.ceil(ENOUGH_UPDATES / per_epoch)} epochs"
     )
 
@@ -457,12 +458,12 @@ def _as_text(recipe: Recipe) -> dict[str, str]:
 
 
 def _fusion(recipe: Recipe, header: FeatureHeader) -> Fusion | None:
-    """The fusion of the blocks; None where the features hold one vector per clip."""
+    """The fusion of the blocks; None if the features hold one vector per clip."""
     if header.layers is None:
         if recipe.fusion is not None:
             raise ValueError(
-                f"fusion={recipe.fusion!r} needs the blocks of whisperclip, and these features hold one vector "
-                f"per clip, of {header.encoder.get('encoder')}"
+                f"fusion={recipe.fusion!r} needs the blocks of whisperclip, but these features hold one vector "
+                f"per clip, from {header.encoder.get('encoder')}"
             )
         return None
     fusion = Fusion(recipe.fusion, recipe.n) if recipe.fusion else Fusion()
@@ -471,14 +472,14 @@ def _fusion(recipe: Recipe, header: FeatureHeader) -> Fusion | None:
 
 
 def _signature(header: FeatureHeader, fusion: Fusion | None) -> dict[str, str]:
-    """The encoder's signature with the fusion that was chosen, as `WhisperCLIPEncoder` writes it."""
+    """The encoder's signature with the chosen fusion, as `WhisperCLIPEncoder` writes it."""
     if fusion is None:
         return dict(header.encoder)
     return {**header.encoder, "fusion": str(fusion)}
 
 
 def _batches(rows: Tensor, size: int) -> list[Tensor]:
-    """Rows in steps. A single one left over joins the step before: alone it has no negative and no deviation."""
+    """Split rows into steps. A single last row joins the step before: alone it has no negative and no deviation."""
     batches = list(rows.split(size))
     if len(batches) > 1 and len(batches[-1]) == 1 < size:
         batches[-2:] = [torch.cat(batches[-2:])]

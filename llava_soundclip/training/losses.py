@@ -1,12 +1,11 @@
 """The paper's five losses (Table 7, F.4), over the pairs of one process or of several.
 
-Shapes: f_a (B, D) projected sounds and c (B, D) the CLS tokens of their pictures, row by row a pair;
-N pairs in all processes together, N = B where there is one. a2v finds the picture of a sound, v2a the
-sound of a picture.
+Shapes: f_a (B, D) are projected sounds, c (B, D) the CLS tokens of their pictures. Rows are pairs. N is the number of
+pairs in all processes; N = B with one process. a2v finds the picture of a sound, v2a the sound of a picture.
 
-With torch.distributed initialised every loss is that of all N pairs: each process returns its part, and
-the mean of the parts, and of their gradients as DistributedDataParallel takes it, is the loss of the one
-batch of N. The processes may hold different numbers of pairs, also none.
+With torch.distributed initialised, every loss is over all N pairs. Each process returns its part. The mean of the
+parts is the loss of one batch of N, and the same holds for gradients, which DistributedDataParallel averages. Processes
+may hold different numbers of pairs, or none.
 """
 
 import math
@@ -29,7 +28,7 @@ STRENGTH = 0.02  # lambda of F.4
 
 
 class _Gather(torch.autograd.Function):
-    """(B, D) to (N, D), all processes' rows in their order; B may differ from process to process."""
+    """Gather (B, D) to (N, D), the rows of all processes in their order; B may differ between processes."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, sizes: list[int], rank: int) -> Tensor:
@@ -49,7 +48,7 @@ class _Gather(torch.autograd.Function):
 
 @dataclass
 class _Batch:
-    """The pairs of a step: this process's own and, gathered by whichever loss reads them, everybody's."""
+    """The pairs of a step: this process's own, and those of all processes, gathered when a loss reads them."""
 
     own_f_a: Tensor
     own_c: Tensor
@@ -77,7 +76,7 @@ class _Batch:
         return _Gather.apply(x, self.sizes, self.rank) if len(self.sizes) > 1 else x
 
     def mean(self, own_values: Tensor) -> Tensor:
-        """This process's part of the mean over all N pairs, from (B,) values of its own ones."""
+        """This process's part of the mean over all N pairs, from the (B,) values of its own pairs."""
         return own_values.sum() * (len(self.sizes) / self.pairs)
 
 
@@ -85,8 +84,8 @@ class PairLoss(nn.Module, ABC):
     """Base of the losses.
 
     Args:
-        gather: with several processes, the loss of all their pairs; every process must then call it. False:
-            each for itself, such as where one process alone evaluates.
+        gather: with several processes, compute the loss over all their pairs; every process must then call it. With
+            False each process computes its own loss, such as for evaluation in one process only.
     """
 
     def __init__(self, *, gather: bool = True) -> None:
@@ -94,18 +93,18 @@ class PairLoss(nn.Module, ABC):
         self.gather = gather
 
     def forward(self, f_a: Tensor, c: Tensor) -> dict[str, Tensor]:
-        """The loss of pairs, computed in float32, or in float64 if one of the two is that.
+        """The loss of pairs, computed in float32, or in float64 if one of the inputs is float64.
 
         Args:
             f_a: (B, D) projected sounds, of any float dtype.
             c: (B, D) CLS tokens, of any float dtype.
 
         Returns:
-            Scalars by name: "loss" is to be backpropagated, the others are its parts, detached.
+            Scalar tensors by name: "loss" for backpropagation, and its parts, detached.
 
         Raises:
-            ValueError: if the two aren't 2-D tensors of floats of one shape, there are too few pairs, or
-                another process has another width or precision.
+            ValueError: if the two aren't 2-D float tensors of one shape, there are too few pairs, or processes differ in
+                width or precision.
         """
         for name, x in (("f_a", f_a), ("c", c)):
             if x.ndim != 2 or not x.is_floating_point():
@@ -132,7 +131,7 @@ class PairLoss(nn.Module, ABC):
 
 
 class Cosine(PairLoss):
-    """1 - cos(f_a, c), averaged over pairs. Its part is "cosine", the mean of the cosines."""
+    """1 - cos(f_a, c), averaged over pairs. The only part is "cosine", the mean of the cosines."""
 
     def terms(self, batch: _Batch) -> tuple[Tensor, dict[str, Tensor]]:
         cosines = (_unit(batch.own_f_a) * _unit(batch.own_c)).sum(1)
@@ -140,7 +139,7 @@ class Cosine(PairLoss):
 
 
 class MSE(PairLoss):
-    """(f_a - c)^2, averaged over pairs and dimensions. Its part is "mse", the same."""
+    """(f_a - c)^2, averaged over pairs and dimensions. The only part is "mse", the same value."""
 
     def terms(self, batch: _Batch) -> tuple[Tensor, dict[str, Tensor]]:
         loss = batch.mean((batch.own_f_a - batch.own_c).square().mean(1))
@@ -148,25 +147,25 @@ class MSE(PairLoss):
 
 
 class DistributionMatching(PairLoss):
-    """L_dist of F.4, on f_a as it is: lambda |mu_a - mu_v|^2 + lambda |sigma_a - sigma_v|^2.
+    """L_dist of F.4, on unnormalised f_a: lambda |mu_a - mu_v|^2 + lambda |sigma_a - sigma_v|^2.
 
-    mu and sigma (D,) are each dimension's mean and deviation (of N - 1) over the pairs of all processes;
-    the squares are summed over dimensions, as the norm has it. The parts are "mean" and "deviation",
-    without lambda. It reads no pairing: alone it can't tell which picture is whose.
+    mu and sigma (D,) are the mean and the standard deviation (with N - 1) of each dimension over the pairs of all
+    processes. The squares are summed over dimensions, as by the norm. The parts are "mean" and "deviation", without
+    lambda. The loss ignores the pairing: alone it can't tell which picture belongs to which sound.
 
     Args:
         strength: lambda, 0 or more.
         gather: see `PairLoss`.
 
     Raises:
-        ValueError: if `strength` is none; when called, if there are fewer than 2 pairs in all.
+        ValueError: if `strength` is out of range; when called, if there are fewer than 2 pairs in all.
     """
 
     def __init__(self, *, strength: float = STRENGTH, gather: bool = True) -> None:
         super().__init__(gather=gather)
         self.strength = as_number(strength)
         if not 0 <= self.strength < math.inf:
-            raise ValueError(f"strength (lambda) must be a number, 0 or more, got {strength!r}.")
+            raise ValueError(f"strength (lambda) must be a number of 0 or more, got {strength!r}.")
 
     def terms(self, batch: _Batch) -> tuple[Tensor, dict[str, Tensor]]:
         if batch.pairs < 2:
@@ -185,14 +184,14 @@ class InfoNCE(PairLoss):
         -1/(2N) sum_i [log e^(cos(f_a^i, c^i)/tau) / sum_j e^(cos(f_a^i, c^j)/tau)
                      + log e^(cos(c^i, f_a^i)/tau) / sum_j e^(cos(c^i, f_a^j)/tau)]
 
-    The parts are "a2v" and "v2a", each a mean over pairs; the loss is half their sum. One pair has no
-    negatives: its loss is 0.
+    The parts are "a2v" and "v2a", each a mean over pairs; the loss is half their sum. A single pair has no negatives, so
+    its loss is 0.
 
     Args:
         tau: the temperature, above 0.
-        chunk: None holds all B x N cosines. A number holds chunk x chunk of them at a time and computes
-            them once more for the gradient, so that memory grows with N and not with its square; the
-            gradient can then not be differentiated again.
+        chunk: None holds all B x N cosines in memory. A number holds chunk x chunk of them at a time and computes them
+            again for the gradient, so that memory grows with N instead of its square. The gradient then can't be
+            differentiated again.
         gather: see `PairLoss`.
 
     Raises:
@@ -205,7 +204,7 @@ class InfoNCE(PairLoss):
         if not 0 < self.tau < math.inf:
             raise ValueError(f"tau must be a number above 0, got {tau!r}.")
         if chunk is not None and (isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1):
-            raise ValueError(f"chunk must be an int from 1 on, or None, got {chunk!r}.")
+            raise ValueError(f"chunk must be an int of 1 or more, or None, got {chunk!r}.")
         self.chunk = chunk
 
     def terms(self, batch: _Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -220,7 +219,7 @@ class InfoNCE(PairLoss):
         return (a2v + v2a) / 2, {"a2v": a2v, "v2a": v2a}
 
     def _log_sums(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Logs of the sums of e^(x . y / tau): over y for every x, and over x for every y."""
+        """Logs of the sums of e^(x . y / tau): over all y for each x, and over all x for each y."""
         if self.chunk is not None:
             return _TiledLogSums.apply(x, y, self.tau, self.chunk)
         logits = x @ y.T / self.tau
@@ -231,7 +230,7 @@ class InfoNCE(PairLoss):
 
 
 class InfoNCEDistribution(PairLoss):
-    """L = L_NCE + L_dist (F.4), what SoundCLIP is trained with; with the parts of both.
+    """L = L_NCE + L_dist (F.4), SoundCLIP's loss, with the parts of both.
 
     Args:
         tau: see `InfoNCE`.
@@ -240,7 +239,7 @@ class InfoNCEDistribution(PairLoss):
         gather: see `PairLoss`.
 
     Raises:
-        ValueError: as the two do.
+        ValueError: as for `InfoNCE` and `DistributionMatching`.
     """
 
     def __init__(
@@ -271,17 +270,17 @@ LOSSES: dict[str, type[PairLoss]] = {
 
 
 def make_loss(name: str, **options: Any) -> PairLoss:
-    """The loss of a name in `LOSSES`.
+    """Make a loss by its name in `LOSSES`.
 
     Args:
-        name: such as "infonce+distribution".
+        name: name of a loss, such as "infonce+distribution".
         options: arguments of its class.
 
     Raises:
         ValueError: if there is no such loss, it has no such option, or an option is out of range.
     """
     if name not in LOSSES:
-        raise ValueError(f"There is no loss {name!r}; known are {', '.join(LOSSES)}.")
+        raise ValueError(f"There is no loss {name!r}; known: {', '.join(LOSSES)}.")
     known = signature(LOSSES[name]).parameters
     if not options.keys() <= known.keys():
         unknown = ", ".join(option for option in options if option not in known)
@@ -336,13 +335,13 @@ def _tiles(height: int, width: int, chunk: int) -> Iterator[tuple[slice, slice]]
 
 
 def _unit(x: Tensor) -> Tensor:
-    """Rows of length 1. A row of zeros stays one, and its gradient finite."""
+    """Scale rows to length 1. A row of zeros stays zero, and its gradient is finite."""
     norms = torch.linalg.vector_norm(x, dim=1, keepdim=True)
     return x / torch.where(norms > 0, norms, 1.0)
 
 
 def _all_sizes(x: Tensor) -> list[int]:
-    """B of every process, once all have the same width and precision."""
+    """B of every process, after a check that all have the same width and precision."""
     here = torch.tensor([*x.shape, x.element_size()], device=x.device)
     everywhere = [torch.empty_like(here) for _ in range(distributed.get_world_size())]
     distributed.all_gather(everywhere, here)

@@ -1,4 +1,4 @@
-"""A trained projector on the Hub."""
+"""Upload of a trained projector to the Hub."""
 
 import os
 
@@ -8,11 +8,11 @@ def push_projector(folder: str | os.PathLike[str], repo_id: str, *, private: boo
 
     Args:
         folder: a folder that `train` made.
-        repo_id: "user/name"; made if it isn't there.
+        repo_id: "user/name"; created if it doesn't exist.
         private: whether a new repository is private.
 
     Returns:
-        The address of the commit.
+        The URL of the commit.
 
     Raises:
         OSError: if the Hub can't be reached or refuses.

@@ -308,7 +308,7 @@ def interrupt(done: int, total: int) -> None:
             35,
             {},
             (
-                "35 clips to train on make 10 updates in 10 epochs, too few to learn much: "
+                "35 training clips give 10 updates in 10 epochs, too few to learn much: "
                 "try learning rate 0.001 and 500 epochs"
             ),
         ),
