@@ -22,7 +22,7 @@ SLOTS = {
     "raw, matched": 'raw, scaled to CLS\'s norm (`norm="match"`)',
     "noise": "noise of the projected sound's norm",
     "zero vector": "a zero vector",
-    "another recording": "another recording, projected: the true kind named",
+    "another recording": "another recording: the scene's own kind named",
 }
 
 
@@ -49,7 +49,7 @@ def silence(figures: dict[str, Any]) -> str:
             for things in (1, 2):
                 cells = [cell(part[f"{things} {what}"]) for what in ("named", "talks of hearing", "repeats")]
                 rows.append([recipe, str(things), *cells])
-    head = ("mm_projector", "things", "all named", "talks of hearing", "names one twice in a clause")
+    head = ("mm_projector", "things", "all named", "mentions hearing", "repeats a thing in a clause")
     return f"### Without a sound (n = {n} each)\n\n" + table(head, rows) if rows else ""
 
 
@@ -76,7 +76,7 @@ def scenes(figures: dict[str, Any], recipe: str) -> str:
                 played = [
                     cell(part[f"{tokens}, {k}, {choice}, {what}, {place}"]["played"]) for place in PLACES
                 ]
-                slots.append(["the same: what is played named", played[0], "", played[1], ""])
+                slots.append(["the same: the played kind named", played[0], "", played[1], ""])
             if what == "alpha":
                 own = [part[f"{tokens}, {k}, {choice}, projected, {place}"] for place in PLACES]
                 slots.insert(
@@ -92,7 +92,7 @@ def scenes(figures: dict[str, Any], recipe: str) -> str:
 
 
 def agreement(figures: dict[str, Any], place: str) -> str:
-    """Table of `tokens="drop"` against `"zero"`: how often they say the same, and how well each does."""
+    """Table of `tokens="drop"` against `"zero"`: their agreement, and the figures of each."""
     rows, n = [], 0
     for recipe in TOKENS:
         for key, drop in figures.get(f"{recipe}: scenes", {}).items():
@@ -114,7 +114,7 @@ def unseen(figures: dict[str, Any]) -> str:
     parts = {recipe: figures[f"{recipe}: unseen"] for recipe in TOKENS if f"{recipe}: unseen" in figures}
     if not parts:
         return ""
-    origins = {"held out": "held out of the world's", "far": "far: ESC-50's and ImageBind's"}
+    origins = {"held out": "held out, from the world", "far": "far, from ESC-50 and ImageBind"}
     rows = []
     for recipe, part in parts.items():
         for origin, called in origins.items():
@@ -135,7 +135,7 @@ def unseen(figures: dict[str, Any]) -> str:
     return (
         "### Recordings never trained on\n\n"
         + table(head, rows)
-        + "\nOne by one, with pictures of something else:\n\n"
+        + "\nEach recording, with pictures of something else:\n\n"
         + table(("recording", "kind", *recipes), each)
     )
 
@@ -157,7 +157,7 @@ def retrieval(figures: dict[str, Any]) -> str:
         "Top-1",
         "Top-3",
         "Top-10",
-        "a pair of the same kind first",
+        "same kind first",
     )
     return f"### Retrieval (Appendix E), {n} pairs\n\n" + table(head, rows)
 
@@ -167,21 +167,23 @@ def others(figures: dict[str, Any]) -> str:
     lines = []
     if part := figures.get("drawn"):
         lines.append(
-            f"- Drawn kinds, each sound with each drawing (`prepared`): heard {cell(part['heard'])}, n = {part['heard']['n']}; another thing seen {cell(part['seen'])}, n = {part['seen']['n']}."
+            f"- Drawn kinds, each sound with each drawing (`prepared`): sound named {cell(part['heard'])}, "
+            f"n = {part['heard']['n']}; another thing that is seen {cell(part['seen'])}, n = {part['seen']['n']}."
         )
     for recipe, tokens in TOKENS.items():
         if part := figures.get(f"{recipe}: scenes"):
             both = [part[f"{tokens}, {K}, similar, projected, {place}"]["repeats"] for place in PLACES]
             lines.append(
-                f"- A thing named twice in a clause, with a sound and {tokens}, k = {K} (`{recipe}`): "
-                f"{cell(both[0])} with the thing visible, {cell(both[1])} without, n = {both[0]['n']} each."
+                f"- A thing repeated in a clause, with a sound and `{tokens}`, k = {K} (`{recipe}`): "
+                f"{cell(both[0])} with the thing visible, {cell(both[1])} otherwise, n = {both[0]['n']} each."
             )
     if part := figures.get("time"):
         one = part["caption"]
         lines.append(
-            f"- Loading from the cache {part['loading']:.1f} s; one caption {one['median']:.2f} s (median of {one['n']}, the slowest {one['most']:.2f} s), two cores."
+            f"- Time on two cores: {part['loading']:.1f} s to load from the cache, {one['median']:.2f} s per caption "
+            f"(median of {one['n']}; the slowest took {one['most']:.2f} s)."
         )
-    return "### And\n\n" + "\n".join(lines) + "\n" if lines else ""
+    return "### Other figures\n\n" + "\n".join(lines) + "\n" if lines else ""
 
 
 def render(figures: dict[str, Any]) -> str:

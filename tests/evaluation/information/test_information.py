@@ -361,7 +361,7 @@ def test_what_bounds_and_geometry_refuse():
     for figure in (cka, independence):
         with pytest.raises(ValueError, match="row by row, got 12 and 7"):
             figure(x, c[:7])
-    with pytest.raises(ValueError, match="4 independent pairs or more"):
+    with pytest.raises(ValueError, match="at least 4 independent pairs"):
         independence(x, c, [0, 1, 2] * 4)
     with pytest.raises(ValueError, match="half of the 6 sources may have 3 clips"):
         cka(x[:6], c[:6])
