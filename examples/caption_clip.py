@@ -4,8 +4,8 @@ python examples/caption_clip.py                                      # the minia
 python examples/caption_clip.py my_clip.mp4 --map map.png
 python examples/caption_clip.py bark.wav --picture dog.jpg --model llava-hf/llava-1.5-7b-hf --device cuda
 
-Without --model the miniature answers. It knows 18 sounds, which llava_soundclip.demo.SOUNDS lists, and calls any other
-sound by one of their names.
+Without --model the miniature answers. It knows 18 sounds, listed in llava_soundclip.demo.SOUNDS, and gives any other
+sound one of their names.
 """
 
 import argparse
@@ -46,7 +46,7 @@ def check_clip(clip: str, picture: str | None) -> None:
         if not info.has_audio:
             sys.exit(f"{clip}: it has no sound")
         if not info.has_video and picture is None:
-            sys.exit(f"{clip}: it has no picture, give one with --picture")
+            sys.exit(f"{clip}: it has no picture; give one with --picture")
         load_frame(picture or clip)
     except MediaError as error:
         sys.exit(str(error))

@@ -1,4 +1,4 @@
-"""LLaVA-NeXT in 4 bits. Every tile gets the sound, and the patches that it doesn't keep leave the prompt.
+"""LLaVA-NeXT in 4 bits. Every tile gets the sound, and the other patches leave the prompt.
 
 pip install bitsandbytes
 python examples/llava_next_4bit.py my_clip.mp4

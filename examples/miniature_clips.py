@@ -1,4 +1,4 @@
-"""Draw clips for the miniature, and write references that say what they show and play.
+"""Draw clips for the miniature, and write references that name the things in them.
 
 python examples/miniature_clips.py clips/
 llava-soundclip eval tradeoff clips/ --references clips/refs.jsonl --out runs/ --bertscore demo --clipscore demo

@@ -5,7 +5,7 @@ python examples/miniature_tour.py [folder for the pictures]
 Run it whole, or cell by cell in an editor that knows "# %%". All pictures are drawn and all sounds synthesised here.
 """
 
-# %% A small LLaVA, patched: Whisper and SmolLM2 as they are, and a vision tower trained for it
+# %% A small LLaVA, patched: unchanged Whisper and SmolLM2, and a vision tower trained for it
 import sys
 from pathlib import Path
 
@@ -68,5 +68,5 @@ soundclip.alignment = "projected"
 soundclip.tokens = "drop"
 print("whistle, drop:   ", caption(whistle))
 
-# %% The model is what it was
+# %% Restore the model
 soundclip.unpatch()

@@ -3,8 +3,8 @@
 python examples/own_encoder.py bark.wav --picture dog.jpg
 python examples/own_encoder.py bark.wav --picture dog.jpg --checkpoint MIT/ast-finetuned-audioset-10-10-0.4593
 
-docs/adding-an-encoder.md explains the steps. The miniature hears this encoder raw, which is noise to it: a projector
-trained for the encoder is what makes a LLaVA understand it.
+docs/adding-an-encoder.md explains the steps. The miniature gets this encoder's raw vectors, which are noise to it. A
+LLaVA needs a projector trained for the encoder.
 """
 
 import argparse

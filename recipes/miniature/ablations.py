@@ -1,7 +1,8 @@
 """Tables 7, 8 and 10 of the paper on the miniature's world: losses, poolings of Whisper's blocks, its last n blocks.
 
-Each seed leaves one recording out of every kind that has several, and trains projectors on all the others with
-`llava_soundclip.training`. The held-out variations and their pictures then find each other. An interrupted run resumes.
+Each seed holds out one recording of every kind that has several, and trains projectors on all others with
+`llava_soundclip.training`. Retrieval is then measured on variations of the held-out recordings. An interrupted run
+resumes.
 Writes `figures/ablations.json`, and from it docs/ablations.md and its plot.
 
 python recipes/miniature/ablations.py
@@ -43,7 +44,7 @@ class Row:
         loss: the recipe's loss.
         fusion: how Whisper's blocks are pooled.
         n: number of blocks for "last_n".
-        paper: the paper's mean ranks, A2V and V2A, of 100; None where it has no such row.
+        paper: the paper's mean ranks among 100, A2V and V2A; None if it has no such row.
     """
 
     name: str
@@ -126,7 +127,7 @@ def left_out(sources: Sequence[str], seed: int) -> set[str]:
 
 
 def figures(f_a: Tensor, rows: Rows, means: Tensor, seed: int) -> dict[str, float]:
-    """Retrieval of vectors (n, D) and their pictures, and how often a vector is nearest to its own kind."""
+    """Retrieval of vectors (n, D) and their pictures, and the share of vectors that are nearest to their own kind."""
     found = retrieval(f_a, rows.cls, seed=seed)
     told = [name == kind for name, kind in zip(nearest(f_a, means), rows.kinds, strict=True)]
     ranks = {
@@ -172,7 +173,7 @@ def render(results: Mapping[str, Mapping[str, dict[str, float]]]) -> str:
         return [name, *(spread([figure[column] for figure in seeds], digits) for column, digits in columns)]
 
     def behind(key: str, best: str) -> str:
-        """Difference in A2V mean rank to the paper's choice, paired by seed."""
+        """Difference in A2V mean rank from the paper's choice, paired by seed."""
         pairs = [
             (found["A2V mean_rank"], results[best][seed]["A2V mean_rank"])
             for seed, found in results[key].items()

@@ -1,4 +1,4 @@
-"""Write the figures of `figures/measured.json` into the card and docs/tokens.md: one table per question, between marks.
+"""Write the figures of `figures/measured.json` into the card and docs/tokens.md, as tables between marks.
 
 python recipes/miniature/card.py
 """

@@ -124,7 +124,7 @@ def prepared_examples(
     examples = []
     for kinds, source, label, row, slot in zip(scenes, sources, labels, tokens, slots, strict=True):
         patches = row[1:]
-        form = rng.random()  # below .4: no slot; below .48: a slot that nobody asks about; else: hear
+        form = rng.random()  # below .4: no slot; below .48: a slot, but a question about sight; else: hear
         if form < 0.4:
             prompt = str(rng.choice(HEAR_PROMPTS if rng.random() < 0.8 else SEE_PROMPTS))
             examples.append(Example(patches, prompt, seen(kinds, rng)))

@@ -1,8 +1,8 @@
 """Gains and costs of projecting on the miniature, for both mm_projectors: `eval tradeoff` on clips that are made here.
 
-"scenes" are fresh variations of the recordings that the projector was trained on. "unseen" are held-out recordings,
-whole. Half of the clips show the sounding thing and a silent one, the others only the silent one.
-An interrupted run resumes. `make reports` runs it for the reports alone; with `--page` it also writes the tables.
+"scenes" play fresh variations of the recordings that the projector was trained on. "unseen" play whole held-out
+recordings. Half of the clips show the sounding thing and a silent one, the others only the silent one.
+An interrupted run resumes. `make reports` runs it only for the reports; with `--page` it also writes the tables.
 
 python recipes/miniature/tradeoff.py --media ../shared/media --page docs/tradeoff.md
 """

@@ -16,13 +16,13 @@ from llava_soundclip.running import PROGRAM
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "cli.md"
 HEAD = f"""# The command line
 
-`{PROGRAM} COMMAND --help` shows the same in a terminal. This page is made from it by `make docs-cli`.
+`{PROGRAM} COMMAND --help` shows the same in a terminal. `make docs-cli` makes this page from it.
 
 | exit code | meaning |
 | --- | --- |
 | 0 | all went well |
 | 1 | some clips failed and are listed at the end, or no clips were found |
-| 2 | a mistake in the command, or in what it was given |
+| 2 | a mistake in the command or in its input |
 | 130 | Ctrl-C |
 """
 METAVARS = {Path: "PATH", int: "N", float: "NUMBER"}

@@ -16,10 +16,10 @@ from llava_soundclip.prompts import chat_prompt
 OUT = Path(__file__).resolve().parents[2] / "docs" / "images" / "demo.png"
 RATE = 16_000  # Hz
 SIDE = 400  # pixels of a panel
-GAP = 20  # pixels round and between the panels
-TITLE, TEXT = 30, 42  # sizes of the two fonts, to be read on a phone
+GAP = 20  # pixels around and between the panels
+TITLE, TEXT = 30, 42  # sizes of the two fonts, readable on a phone
 INK, PAPER, FAINT = (16, 18, 24), (238, 238, 232), (150, 154, 166)
-MARGIN = 24  # pixels that `draw_map` leaves round a panel
+MARGIN = 24  # pixels that `draw_map` leaves around a panel
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Recompute what the paper derives from its own tables, and write docs/paper-check.md between its marks.
+"""Recompute the figures that the paper derives from its own tables, and write docs/paper-check.md between its marks.
 
 python recipes/paper_check/check.py
 
@@ -51,13 +51,13 @@ def claims_section(checked: Sequence[Checked]) -> Iterator[str]:
 
 def damage_section(tables: dict[str, Table]) -> Iterator[str]:
     """Cells that the extraction damaged."""
-    yield "## What the extracted text leaves unclear\n"
+    yield "## Unclear cells of the extracted text\n"
     rows = [
         [table.name, note["row"], note.get("column", "the row's name"), note["stands"], note["why"]]
         for table in tables.values()
         for note in table.notes
     ]
-    yield grid(("table", "row", "column", "stands there", ""), rows)
+    yield grid(("table", "row", "column", "extracted", ""), rows)
 
 
 def render(tables: dict[str, Table]) -> str:

@@ -11,7 +11,7 @@ from tables import Table
 
 
 class Found(NamedTuple):
-    """A recomputed figure, name or list, or None if it can't be told; and a note."""
+    """A recomputed figure, name or list (None if it can't be recomputed), and a note."""
 
     value: Decimal | str | None
     note: str = ""
@@ -26,8 +26,8 @@ class Claim:
         words: the paper's own words, with " ... " for an omission.
         tables: tables that it is recomputed from.
         says: the figure, name or list that the paper gives.
-        recompute: function of the tables; None if they lack what is needed.
-        note: why it can't be recomputed.
+        recompute: function of the tables; None if they lack the needed figures.
+        note: reason why it can't be recomputed.
     """
 
     place: str
@@ -38,7 +38,7 @@ class Claim:
     note: str = ""
 
     def check(self, tables: dict[str, Table]) -> Checked:
-        """Recompute it."""
+        """Recompute the claim and compare."""
         if self.recompute is None:
             return Checked(self, None, "", self.note)
         found = self.recompute(tables)
@@ -66,7 +66,7 @@ def digits(figure: str) -> Decimal:
 
 
 def agrees(says: str, value: Decimal) -> bool:
-    """Whether a figure rounds, halves away from 0, to the digits that the paper prints."""
+    """Whether a figure rounds (halves away from 0) to the digits that the paper prints."""
     printed = digits(says)
     return value.quantize(printed, rounding=ROUND_HALF_UP) == printed
 

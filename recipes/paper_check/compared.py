@@ -13,13 +13,13 @@ from llava_soundclip.evaluation.tradeoff import Tradeoff, analyse
 
 DATA_SETS = {"1": "AudioCaps", "3": "AudioCaps", "4": "AVE-2", "5": "TVSum", "6": "Ego4D"}
 GENERATION = ("Figure 6", "12")
-SHOWN = 5  # cells that differ, at most
-R = "0.89"  # as in Finding 6, like the prices
+SHOWN = 5  # maximum number of differing cells shown
+R = "0.89"  # from Finding 6, like the prices
 PRICES = {"Wav2CLIP": "0.05", "CLAP": "0.65"}
 
 
 def cells(table: Table) -> dict[str, Decimal]:
-    """A table's figures, by names that are the same in every table."""
+    """A table's figures, by names that are shared by all tables."""
     if table.number in ("8", "10"):
         row = "Last-n layers (n={})" if table.number == "10" else "{}"
         return {f"{row.format(r)}, {way}": table[r, way] for r in table.rows for way in ("A2V", "V2A")}
@@ -51,7 +51,7 @@ def cells(table: Table) -> dict[str, Decimal]:
 
 
 def compared_section(tables: dict[str, Table]) -> Iterator[str]:
-    """Every two tables that have cells in common."""
+    """All pairs of tables with common cells."""
     names = [
         number for number in tables if number not in ("2.1", "Figure 5", "Figure 9", "7", "9", "15", "16")
     ]
@@ -71,7 +71,7 @@ def compared_section(tables: dict[str, Table]) -> Iterator[str]:
         both = f"{tables[first].name}, {tables[second].name}"
         rows.append([both, str(len(common)), str(len(apart)), which])
     yield "## The same figure in two tables\n"
-    yield f"Of the cells that differ, those furthest apart are listed, {SHOWN} at most.\n"
+    yield f"At most {SHOWN} cells are listed, those that differ most.\n"
     yield grid(("tables", "cells in both", "differ", "which"), rows)
     shares = []
     own = {name: figure for name, figure in every["Figure 6"].items() if name.startswith("Whisper ")}
@@ -80,7 +80,7 @@ def compared_section(tables: dict[str, Table]) -> Iterator[str]:
         common = [name for name in own if theirs[name] is not None]
         alike = sum(theirs[name] == own[name] for name in common)
         shares.append(f"{alike} of {len(common)} in {tables[number].name}")
-    yield f"Cells in which WhisperCLIP has what Whisper has in Figure 6: {', '.join(shares)}.\n"
+    yield f"Cells in which WhisperCLIP has Whisper's figure from Figure 6: {', '.join(shares)}.\n"
 
 
 def tradeoff_section(tables: dict[str, Table]) -> Iterator[str]:
@@ -104,10 +104,10 @@ def tradeoff_section(tables: dict[str, Table]) -> Iterator[str]:
     yield "## Finding 6\n"
     yield (
         "Top-1 gain on AudioCaps, audio to video (Table 3), and the loss of GPT-4o's score in percent (Table 12), "
-        "by `llava_soundclip.evaluation.tradeoff.analyse`; in brackets 95 % intervals:\n"
+        "by `llava_soundclip.evaluation.tradeoff.analyse`, with 95 % intervals in brackets:\n"
     )
     yield f"```text\n{analysed(('3', 'A2V T1'), ('percent', 'GPT-4o'))}\n```\n"
-    yield "r for other data sets and measures, Top-1, audio to video, percent. Table 1 has Whisper as a sixth:\n"
+    yield "r for other data sets and measures, Top-1, audio to video, percent. Table 1 has Whisper as a sixth encoder:\n"
     measures = tables["Figure 6"].measures
     rows = [
         [f"{DATA_SETS[number]} ({tables[number].name})"]
@@ -128,7 +128,7 @@ def tradeoff_section(tables: dict[str, Table]) -> Iterator[str]:
     (number, column), (unit, measure) = near
     yield (
         f"Over all {len(r)} choices of a column of Tables 1 to 6 and a measure, in percent or in points, r is "
-        f"between {min(r.values()):.2f} and {max(r.values()):.2f}; {equal} of them round to {R}. Nearest is "
+        f"between {min(r.values()):.2f} and {max(r.values()):.2f}; {equal} of them round to {R}. The nearest is "
         f"{r[near]:.3f}: {tables[number].name}, {column}, and {measure} in {unit}. "
-        f"{priced} of them cost {' and '.join(f'{price} a point for {name}' for name, price in PRICES.items())}.\n"
+        f"{priced} of them cost {' and '.join(f'{price} per point for {name}' for name, price in PRICES.items())}.\n"
     )

@@ -74,7 +74,7 @@ def exceptions(found: list[str]) -> str:
 
 
 def top1_gain(t: Tables) -> Found:
-    """The largest gain in Top-1, A2V, over the data sets; and that of V2A."""
+    """The largest gain in Top-1 over the data sets, A2V and V2A."""
     there, back = (
         max(max(gains(t[number], f"{way} T1").values()) for number in RETRIEVAL) for way in ("A2V", "V2A")
     )
@@ -130,7 +130,7 @@ def best_raw(number: str, measure: str) -> Recompute:
 
 
 def most_severe(measure: str) -> Recompute:
-    """The encoder that loses most."""
+    """The encoder with the largest loss."""
 
     def recompute(t: Tables) -> Found:
         found = drops(t["Figure 6"], measure)
@@ -196,7 +196,7 @@ def figure7(measure: str) -> Recompute:
 
 
 def worst_dimensions(t: Tables) -> Found:
-    """The two dimensions in which ImageBind loses most."""
+    """The two dimensions with ImageBind's largest losses."""
     found = {
         name: t["11"].pair("ImageBind-150tk", name).loss for name in t["11"].measures if name != "Overall"
     }
