@@ -190,7 +190,7 @@ class InfoNCE(PairLoss):
     Args:
         tau: the temperature, above 0.
         chunk: None holds all B x N cosines in memory. A number holds chunk x chunk of them at a time and computes them
-            again for the gradient, so that memory grows with N instead of its square. The gradient then can't be
+            again for the gradient. Memory then grows with N instead of its square, and the gradient can't be
             differentiated again.
         gather: see `PairLoss`.
 

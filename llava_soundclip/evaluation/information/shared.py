@@ -164,10 +164,10 @@ def _mapped(x: Tensor, c: Tensor, fitted: Tensor, rows: Tensor, penalty: float) 
 def cka(x: Vectors, c: Vectors, groups: Groups | None = None, *, seed: int = 0) -> Halved:
     """Linear CKA, a similarity of geometry, with the unbiased HSIC (Kornblith et al. 2019; HSIC_1, Song et al. 2012).
 
-    HSIC(x, c) / sqrt(HSIC(x, x) HSIC(c, c)). It is 1 if distances in x equal those in c up to one scale, and 0 on
-    average for independent sides, so it may be negative. Rotating, shifting or scaling a side doesn't change it, and it
-    needs no common axes. It can show that clips that sound alike look alike. Copies of a source raise it, so give one
-    clip per source.
+    HSIC(x, c) / sqrt(HSIC(x, x) HSIC(c, c)). It is 1 if distances in x equal those in c up to one scale. For independent
+    sides it is 0 on average, so it may be negative. Rotating, shifting or scaling a side doesn't change it, and it needs
+    no common axes. It can show that clips that sound alike look alike. Copies of a source raise it, so give one clip per
+    source.
 
     It is not mutual information. The directions of largest variance decide it, it sees second moments only, and
     stretching x along an axis changes it but not I_shared.
