@@ -77,7 +77,7 @@ def test_all_clips_where_it_is_asked_for_or_it_was_trained_elsewhere(features, p
     assert run(other, "--projector", projector, "--json", tmp_path / "b").exit_code == 0
     assert (figures(tmp_path / "b")["rows"], figures(tmp_path / "b")["clips"]) == ("all", 30)
     refused = run(other, "--projector", projector, "--rows", "validation")
-    assert refused.exit_code == 2 and "that is another one" in refused.stderr
+    assert refused.exit_code == 2 and "that is another folder" in refused.stderr
 
 
 def test_raw_alone_and_any_clip_of_the_film(features, tmp_path):

@@ -129,7 +129,7 @@ def test_all_clips_where_it_is_asked_for_and_raw_alone(features, projector, tmp_
     assert "projected - raw" not in result.stdout and "probe" not in result.stdout.partition("Dimension")[0]
     other = write_features(tmp_path / "other", clips=60)
     refused = run(other, "--projector", projector, "--rows", "validation")
-    assert refused.exit_code == 2 and "that is another one" in refused.stderr
+    assert refused.exit_code == 2 and "that is another folder" in refused.stderr
 
 
 def test_a_references_file_has_labels_too(features, tmp_path):

@@ -111,7 +111,7 @@ class Server:
                 await asyncio.sleep(wait)
             elif wait > _LONGEST_ASKED:
                 raise RuntimeError(
-                    f"the judge's server asks for a wait of {wait:.0f} s: run again after that ({reason})"
+                    f"the judge's server asks to wait {wait:.0f} s: run again after that ({reason})"
                 )
             else:
                 self._pace.pause(wait)
