@@ -43,7 +43,7 @@ def test_a_clip_that_cannot_be_captioned_is_told_before_a_model_is_loaded(run, t
     assert run("folder") == "folder: Is a directory"
     assert run("notes.txt") == "notes.txt: it isn't a media file, or it is truncated or damaged"
     assert run("bell.png") == "bell.png: it has no sound"
-    assert run("bell.wav") == "bell.wav: it has no picture, give one with --picture"
+    assert run("bell.wav") == "bell.wav: it has no picture; give one with --picture"
     assert run("bell.wav", "--picture", "nosuch.png") == "nosuch.png: No such file or directory"
     for good in (["bell.mp4"], ["bell.wav", "--picture", "bell.png"]):
         with pytest.raises(AssertionError, match="a model was loaded"):
