@@ -47,7 +47,9 @@ def load_llava(model_id: str, *, device: str | None = None, dtype: str = "auto")
     """
     import transformers
 
-    architectures = transformers.AutoConfig.from_pretrained(model_id).architectures or []
+    architectures = (
+        transformers.AutoConfig.from_pretrained(model_id, trust_remote_code=False).architectures or []
+    )
     # Models of the original package aren't loaded here; a program that loads one can patch it.
     supported = [name for name in supported_models() if hasattr(transformers, name)]
     known = [name for name in architectures if name in supported]
@@ -61,7 +63,7 @@ def load_llava(model_id: str, *, device: str | None = None, dtype: str = "auto")
         model = getattr(transformers, known[0]).from_pretrained(
             model_id, dtype=dtype, device_map=device or default_device()
         )
-    return model.eval(), transformers.AutoProcessor.from_pretrained(model_id)
+    return model.eval(), transformers.AutoProcessor.from_pretrained(model_id, trust_remote_code=False)
 
 
 def load_soundclip(

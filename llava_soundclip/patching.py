@@ -453,7 +453,7 @@ class SoundCLIP:
                 raise ValueError(
                     "the model has no Hub id or folder to load a processor from: pass processor= to patch()"
                 )
-            self.processor = AutoProcessor.from_pretrained(origin)
+            self.processor = AutoProcessor.from_pretrained(origin, trust_remote_code=False)
         return self.processor
 
     def unpatch(self) -> None:

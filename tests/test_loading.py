@@ -6,13 +6,17 @@ import pytest
 import torch
 
 from llava_soundclip import loading
+from llava_soundclip.evaluation.captions import BERTScore, CLIPScore
+from llava_soundclip.features import VisionTower
 
 
 def test_a_folder_of_a_llava_is_loaded(tmp_path, tiny_llava, monkeypatch):
     import transformers
 
     tiny_llava.save_pretrained(tmp_path)
-    monkeypatch.setattr(transformers.AutoProcessor, "from_pretrained", lambda name: f"processor of {name}")
+    monkeypatch.setattr(
+        transformers.AutoProcessor, "from_pretrained", lambda name, **_: f"processor of {name}"
+    )
     model, processor = loading.load_llava(str(tmp_path), device="cpu", dtype="bfloat16")
     assert type(model) is type(tiny_llava) and str(model.dtype) == "torch.bfloat16"
     assert processor == f"processor of {tmp_path}"
@@ -75,3 +79,27 @@ def test_a_wrong_option_is_an_error_before_the_model_is_loaded(monkeypatch, mode
     monkeypatch.setattr(loading, "load_llava", load)
     with pytest.raises(ValueError, match=message):
         loading.load_soundclip(model, **options)
+
+
+LOADERS = {
+    "a LLaVA": lambda folder: loading.load_llava(folder),
+    "a tower": lambda folder: VisionTower.load(folder),
+    "BERTScore": lambda folder: BERTScore(folder),
+    "CLIPScore": lambda folder: CLIPScore(folder),
+}
+
+
+@pytest.mark.parametrize("load", LOADERS.values(), ids=LOADERS)
+def test_the_code_of_a_model_folder_is_never_run(tmp_path, monkeypatch, load):
+    (tmp_path / "config.json").write_text(
+        '{"model_type": "own", "auto_map": {"AutoConfig": "own.Own", "AutoTokenizer": ["own.Own", null]}}'
+    )
+    (tmp_path / "own.py").write_text(
+        f"open({str(tmp_path / 'ran')!r}, 'w').close()\n"
+        "from transformers import PretrainedConfig\n"
+        "class Own(PretrainedConfig): model_type = 'own'\n"
+    )
+    monkeypatch.setattr("builtins.input", lambda *_: "y")  # the user agrees, if asked
+    with pytest.raises(ValueError):
+        load(str(tmp_path))
+    assert not (tmp_path / "ran").exists()

@@ -69,7 +69,7 @@ class VisionTower(nn.Module):
 
         if checkpoint == DEMO:
             checkpoint = clip_folder()
-        config = transformers.AutoConfig.from_pretrained(checkpoint)
+        config = transformers.AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
         if config.model_type not in ("clip", "clip_vision_model"):
             raise ValueError(
                 f"{checkpoint} is a {config.model_type}: a tower with a CLS token is needed, "
@@ -77,7 +77,7 @@ class VisionTower(nn.Module):
             )
         with quiet_loading():
             model = transformers.CLIPVisionModel.from_pretrained(checkpoint, dtype=dtype)
-        processor = transformers.AutoImageProcessor.from_pretrained(checkpoint)
+        processor = transformers.AutoImageProcessor.from_pretrained(checkpoint, trust_remote_code=False)
         tower = cls(model.eval().requires_grad_(False), processor, layer=layer)
         encoder = getattr(model, "vision_model", model).encoder  # one more level in transformers 4 than in 5
         encoder.layers = encoder.layers[: max(1, tower._read)]  # the output of the other layers isn't read

@@ -191,7 +191,7 @@ def test_captions_are_scored(told):
 
 
 def test_a_judge_is_asked_and_told_of(told, monkeypatch):
-    from tests.evaluation.judge.server import JudgeServer
+    from tests.evaluation.judge_server import JudgeServer
 
     with JudgeServer() as server:
         monkeypatch.setenv("OPENAI_API_KEY", "test")
@@ -206,7 +206,7 @@ def test_a_judge_is_asked_and_told_of(told, monkeypatch):
 
 
 def test_of_films_a_judge_has_the_references(told, monkeypatch):
-    from tests.evaluation.judge.server import JudgeServer
+    from tests.evaluation.judge_server import JudgeServer
 
     rows = [json.loads(line) for line in (told / "captions.jsonl").read_text().splitlines()]
     (told / "captions.jsonl").write_text("\n".join(json.dumps({**row, "image": row["clip"]}) for row in rows))

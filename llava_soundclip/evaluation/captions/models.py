@@ -67,9 +67,11 @@ class BERTScore:
             model, known_as = find_part(TEXT_ENCODER).parent, known_as or TEXT_ENCODER.hub_id
         self._known_as = known_as or fspath(model)
         self._batch_size, self._device = batch_size, device
-        self._tokenizer = transformers.AutoTokenizer.from_pretrained(model)
+        self._tokenizer = transformers.AutoTokenizer.from_pretrained(model, trust_remote_code=False)
         with quiet_loading():
-            encoder = transformers.AutoModel.from_pretrained(model, dtype=torch.float32)
+            encoder = transformers.AutoModel.from_pretrained(
+                model, dtype=torch.float32, trust_remote_code=False
+            )
         if encoder.config.is_encoder_decoder:
             encoder = encoder.get_encoder()
         depth = encoder.config.num_hidden_layers
@@ -161,7 +163,7 @@ class CLIPScore:
 
         if model == DEMO:
             model, known_as = clip_folder(), known_as or "the miniature's"
-        config = transformers.AutoConfig.from_pretrained(model)
+        config = transformers.AutoConfig.from_pretrained(model, trust_remote_code=False)
         if config.model_type != "clip":
             raise ValueError(
                 f"{fspath(model)} is a {config.model_type}: expected a CLIP of text and pictures, "
@@ -171,8 +173,8 @@ class CLIPScore:
         self._weight, self._prompt = weight, prompt
         self._batch_size, self._device = batch_size, device
         self._words = config.text_config.max_position_embeddings
-        self._tokenizer = transformers.AutoTokenizer.from_pretrained(model)
-        self._processor = transformers.AutoImageProcessor.from_pretrained(model)
+        self._tokenizer = transformers.AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+        self._processor = transformers.AutoImageProcessor.from_pretrained(model, trust_remote_code=False)
         with quiet_loading():
             clip = transformers.CLIPModel.from_pretrained(model, dtype=torch.float32)
         self._weights = _fingerprint(clip)

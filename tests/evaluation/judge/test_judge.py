@@ -22,7 +22,7 @@ from llava_soundclip.evaluation import judge as judge_package
 from llava_soundclip.evaluation.judge import DIMENSIONS, PROMPT_HASH, Caption, Judge
 from llava_soundclip.evaluation.judge import server as judge_server
 from llava_soundclip.evaluation.judge.server import Pace
-from tests.evaluation.judge.server import USAGE, JudgeServer, Reply, Request, completion, error, scores
+from tests.evaluation.judge_server import USAGE, JudgeServer, Reply, Request, completion, error, scores
 
 KEY = "sk-very-secret"
 
