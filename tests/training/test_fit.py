@@ -90,7 +90,7 @@ def test_it_learns_and_says_so(features, tmp_path):
     assert best["norm"] == pytest.approx((f_a.norm(dim=1).mean() / cls.norm(dim=1).mean()).item(), rel=1e-5)
     assert best["validation_loss"] == pytest.approx(make_loss(recipe.loss)(f_a, cls)["loss"].item(), rel=1e-5)
     card = (tmp_path / "README.md").read_text()
-    assert f"weights of epoch {best['epoch']}" in card and "llava-soundclip train x" in card
+    assert f"those of epoch {best['epoch']}, the best" in card and "llava-soundclip train x" in card
     assert f"| {best['A2V_mean_rank']:.1f} | {best['V2A_mean_rank']:.1f} |" in card
     assert (projector.encoder, projector.fusion, projector.loss) == (
         "whisperclip",
