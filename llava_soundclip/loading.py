@@ -7,6 +7,8 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, overload
 
+import torch
+
 from llava_soundclip._quiet import quiet_loading
 from llava_soundclip.alignment.build import check_alignment
 from llava_soundclip.demo import PROMPT, STOCK_PROMPT, WINDOW, K, MMProjector
@@ -20,6 +22,7 @@ from llava_soundclip.demo.parts import (
     weights_folder,
 )
 from llava_soundclip.encoders import encoder_class
+from llava_soundclip.encoders.base import check_dtype
 from llava_soundclip.hosts import supported_models
 from llava_soundclip.patching import SoundCLIP, patch
 from llava_soundclip.running import default_device
@@ -82,7 +85,7 @@ def load_soundclip(
 
     Raises:
         TypeError, ValueError, OSError, ImportError: as in `load_llava`, `patch` and `load_demo`. A wrong encoder,
-            alignment or k is found before the model is loaded.
+            alignment, k, dtype or device is found before the model is loaded.
     """
     if isinstance(patch_options.get("encoder"), str):
         encoder_class(patch_options["encoder"])
@@ -90,9 +93,11 @@ def load_soundclip(
         check_alignment(patch_options["alignment"])
     if "k" in patch_options:
         check_k(patch_options["k"])
+    if dtype != "auto":
+        check_dtype(dtype)
+    if str(device).startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"device={device!r}: torch finds no CUDA device here")
     if model == DEMO:
-        import torch
-
         soundclip = load_demo(**patch_options)
         soundclip.model.to(device=device, dtype=None if dtype == "auto" else getattr(torch, dtype))
         return soundclip

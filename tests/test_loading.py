@@ -54,8 +54,8 @@ def test_another_model_is_patched_with_its_processor(monkeypatch):
         loading, "load_llava", lambda name, device, dtype: (f"{name} on {device}", "its processor")
     )
     monkeypatch.setattr(loading, "patch", lambda model, **options: (model, options))
-    assert loading.load_soundclip("some/llava", device="cuda", dtype="auto", k=3) == (
-        "some/llava on cuda",
+    assert loading.load_soundclip("some/llava", device="cpu", dtype="auto", k=3) == (
+        "some/llava on cpu",
         {"processor": "its processor", "k": 3},
     )
 
@@ -67,6 +67,8 @@ def test_another_model_is_patched_with_its_processor(monkeypatch):
         ({"alignment": "middle"}, "alignment must be 'raw', 'projected' or a number"),
         ({"alignment": 1.5}, "alignment must be"),
         ({"k": -1}, "k must be 0 or more"),
+        ({"dtype": "fp16"}, "dtype='fp16' is unknown"),
+        ({"device": "cuda:1"}, "torch finds no CUDA device here"),
     ],
 )
 @pytest.mark.parametrize("model", ["demo", "some/llava"])
@@ -77,6 +79,7 @@ def test_a_wrong_option_is_an_error_before_the_model_is_loaded(monkeypatch, mode
 
     monkeypatch.setattr(loading, "load_demo", load)
     monkeypatch.setattr(loading, "load_llava", load)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match=message):
         loading.load_soundclip(model, **options)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from llava_soundclip.captioning.rows import CaptionFile
 from llava_soundclip.captioning.settings import CaptionOptions, Setting
-from llava_soundclip.clips import Clip, frame_of, open_media, sound_of
+from llava_soundclip.clips import Clip, Names, as_clips, frame_of, open_media, sound_of
 from llava_soundclip.clips.find import file_name
 from llava_soundclip.controls import ANOTHER
 from llava_soundclip.running import work_through
@@ -39,7 +39,7 @@ class Captioned:
 
 def caption_clips(
     soundclip: "SoundCLIP",
-    clips: Sequence[Clip],
+    clips: Sequence[Clip] | Names,
     out: str | os.PathLike[str] | None = None,
     *,
     options: CaptionOptions | None = None,
@@ -62,7 +62,7 @@ def caption_clips(
 
     Args:
         soundclip: the handle. Its alignment, k and control are restored afterwards.
-        clips: clips with unique ids; see `read_clips`.
+        clips: clips with unique ids, see `read_clips`; or names of files and folders.
         out: JSON Lines file to which rows are added. Clips in it are done already, so an interrupted run resumes.
         options: prompt, frame, lengths and batch size.
         settings: settings with unique names; by default one without a name, with the handle's own values.
@@ -83,6 +83,7 @@ def caption_clips(
         MediaError: if `picture` can't be decoded.
         OSError: if a file can't be read or written.
     """
+    clips = as_clips(clips)
     settings = (
         [Setting(soundclip.alignment, soundclip.k, soundclip.control)] if settings is None else settings
     )

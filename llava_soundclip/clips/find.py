@@ -6,6 +6,7 @@ import re
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TypeAlias
 
 # Suffixes of media in folders. A file that is named directly may have any suffix.
 _VIDEOS = "mp4 m4v mov mkv webm avi flv wmv mpg mpeg ts mts m2ts 3gp ogv gif"
@@ -15,14 +16,22 @@ SOUND_SUFFIXES = frozenset(f".{suffix}" for suffix in _SOUNDS.split())
 MEDIA_SUFFIXES = VIDEO_SUFFIXES | SOUND_SUFFIXES
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
+Names: TypeAlias = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]  # one name or several
 
-def find_clips(names: Iterable[str]) -> list[str]:
+
+def as_names(names: Names) -> list[str]:
+    """One name or several, as a list of strings."""
+    several = [names] if isinstance(names, str | os.PathLike) else names
+    return [os.fspath(name) for name in several]
+
+
+def find_clips(names: Names) -> list[str]:
     """Find media files: named files, all media files in and below folders, and the matches of patterns.
 
     Each file is listed once. A name that matches nothing stays in the list, so that it is reported as a bad clip.
     """
     clips: dict[str, str] = {}
-    for name in names:
+    for name in as_names(names):
         matches = [name] if os.path.exists(name) else sorted(glob.glob(name, recursive=True)) or [name]
         for match in map(Path, matches):
             for path in sorted(match.rglob("*")) if match.is_dir() else [match]:

@@ -2,13 +2,13 @@
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
 from llava_soundclip.clips.cells import as_text
 from llava_soundclip.clips.clip import Clip, collect
 from llava_soundclip.clips.datasets import PREFIX, read_named_dataset
-from llava_soundclip.clips.find import find_clips, picture_beside
+from llava_soundclip.clips.find import Names, as_names, find_clips, picture_beside
 from llava_soundclip.clips.tables import TABLE_SUFFIXES, Columns, read_table
 from llava_soundclip.clips.tars import read_tar
 
@@ -16,7 +16,7 @@ _PACKED_TARS = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 
 def read_clips(
-    names: Iterable[str],
+    names: Names,
     *,
     columns: Columns | None = None,
     root: str | os.PathLike[str] | None = None,
@@ -29,7 +29,7 @@ def read_clips(
     the picture next to it with the same name, if there is one.
 
     Args:
-        names: videos, sounds, folders and patterns of them; tables (.csv, .tsv, .json, .jsonl, .parquet); uncompressed
+        names: one name or several: videos, sounds, folders and patterns of them; tables (.csv, .tsv, .json, .jsonl, .parquet); uncompressed
             WebDataset tars; "dataset:NAME[:SPLIT]", see `read_named_dataset`.
         columns: the columns of tables and datasets.
         root: folder that a table's relative paths start from; by default the table's own folder.
@@ -44,7 +44,7 @@ def read_clips(
     wanted = columns or Columns()
     clips: dict[str, Clip] = {}
     paths: set[str] = set()
-    for name in names:
+    for name in as_names(names):
         if name.startswith(PREFIX):
             collect(clips, read_named_dataset(name, wanted))
             continue
@@ -94,3 +94,16 @@ def _path_clip(path: str) -> Clip:
     id = as_text(path)
     assert id is not None
     return Clip(id, id, path, picture_beside(path))
+
+
+def as_clips(clips: Sequence[Clip] | Names) -> list[Clip]:
+    """Clips as they are; the clips in files and folders if names are given, with paths for ids.
+
+    Raises:
+        ValueError: as in `read_clips`.
+    """
+    if isinstance(clips, str | os.PathLike):
+        return read_clips(clips, by_path=True)
+    given = list(clips)
+    names = [clip for clip in given if not isinstance(clip, Clip)]
+    return read_clips(names, by_path=True) if names else [clip for clip in given if isinstance(clip, Clip)]

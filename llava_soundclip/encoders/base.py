@@ -5,11 +5,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from itertools import chain
 from os import PathLike
-from typing import Any, ClassVar, Literal, TypeAlias, get_args, get_origin
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, get_args, get_origin
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 Waveform: TypeAlias = np.ndarray | Tensor  # float in [-1, 1], (samples,) or (channels, samples)
 DType = Literal["float32", "float16", "bfloat16"]
@@ -152,6 +155,19 @@ class LoadOptions:
             if get_origin(field.type) is Literal:
                 check_choice(field.name, getattr(self, field.name), field.type)
         check_dtype(self.dtype)
+
+    @classmethod
+    def given(cls, **options: Any) -> "Self":
+        """The options by name.
+
+        Raises:
+            TypeError: for an unknown name; the known ones are listed.
+        """
+        known = [field.name for field in fields(cls)]
+        unknown = [repr(name) for name in options if name not in known]
+        if unknown:
+            raise TypeError(f"unknown option of the encoder: {', '.join(unknown)}; known: {', '.join(known)}")
+        return cls(**options)
 
     @property
     def torch_dtype(self) -> torch.dtype:

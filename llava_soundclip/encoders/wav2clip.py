@@ -117,7 +117,7 @@ class Wav2CLIPEncoder(AudioEncoder):
                 truncated, foreign or contains code.
             OSError: if the checkpoint doesn't exist, or a server can't be reached.
         """
-        chosen = Wav2CLIPOptions(**options)
+        chosen = Wav2CLIPOptions.given(**options)
         path = find_checkpoint(chosen.checkpoint, KNOWN, "Wav2CLIP", chosen.revision)
         state = read_tensors(path, ("audio_encoder.", "audio_transform."))
         return cls(state, chosen, source=path).to(chosen.device)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from llava_soundclip._version import __version__
 from llava_soundclip.alignment.files import METADATA_KEY
-from llava_soundclip.clips import Clip, sound_of
+from llava_soundclip.clips import Clip, Names, as_clips, sound_of
 from llava_soundclip.encoders import AudioEncoder
 from llava_soundclip.running import work_through, write_file
 
@@ -30,7 +30,7 @@ class Embedded:
 
 
 def embed_clips(
-    clips: Sequence[Clip],
+    clips: Sequence[Clip] | Names,
     encoder: AudioEncoder,
     *,
     batch_size: int = 8,
@@ -39,7 +39,7 @@ def embed_clips(
     """Embed the sounds of clips. One bad clip doesn't stop the rest.
 
     Args:
-        clips: clips with unique ids; see `read_clips`.
+        clips: clips with unique ids, see `read_clips`; or names of files and folders.
         encoder: the audio encoder.
         batch_size: clips per batch.
         on_clips: called with the number of clips that were done or failed since the last call.
@@ -47,7 +47,7 @@ def embed_clips(
     Returns:
         The vectors, and the bad clips.
     """
-    by_id = {clip.id: clip for clip in clips}
+    by_id = {clip.id: clip for clip in as_clips(clips)}
 
     def embed(ids: Sequence[str]) -> Sequence[Tensor]:
         sounds = [sound_of(by_id[id].fetched(), encoder.decoding_rate) for id in ids]

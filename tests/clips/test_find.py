@@ -2,7 +2,7 @@
 
 import pytest
 
-from llava_soundclip.clips import find_clips
+from llava_soundclip.clips import as_clips, find_clips, read_clips
 
 
 @pytest.fixture
@@ -29,3 +29,15 @@ def test_files_folders_and_patterns_each_once(folder):
 def test_a_name_that_looks_like_a_pattern(folder):
     (folder / "clips" / "take[1].mp4").touch()
     assert find_clips(["clips/take[1].mp4"]) == ["clips/take[1].mp4"]
+
+
+def test_one_name_is_not_a_list_of_letters(folder):
+    assert (
+        find_clips("clips")
+        == find_clips(folder.joinpath("clips").relative_to(folder))
+        == find_clips(["clips"])
+    )
+    assert [clip.id for clip in read_clips("clips/b.mp4")] == ["clips/b.mp4"]
+    (clip,) = as_clips("clips/b.mp4")
+    assert as_clips(["clips/b.mp4"]) == [clip] == as_clips([clip]) and clip.sound == "clips/b.mp4"
+    assert as_clips([]) == []

@@ -43,3 +43,11 @@ def test_what_is_not_an_option_is_refused(options, error, message):
 def test_options_do_not_change():
     with pytest.raises(FrozenInstanceError):
         Options().mode = "fast"
+
+
+def test_an_unknown_option_is_named_beside_the_known_ones():
+    assert Options.given(mode="fast") == Options(mode="fast")
+    with pytest.raises(
+        TypeError, match="unknown option of the encoder: 'mod'; known: checkpoint, device, .*, mode, n"
+    ):
+        Options.given(mod="fast")

@@ -131,7 +131,7 @@ class AudioCLIPEncoder(AudioEncoder):
                 truncated, foreign or contains code.
             OSError: if the checkpoint doesn't exist, or a server can't be reached.
         """
-        chosen = AudioCLIPOptions(**options)
+        chosen = AudioCLIPOptions.given(**options)
         path = find_checkpoint(chosen.checkpoint, KNOWN, "AudioCLIP", chosen.revision)
         return cls(read_tensors(path, ("audio.",)), chosen, source=path).to(chosen.device)
 

@@ -98,7 +98,7 @@ class CLAPEncoder(AudioEncoder):
             OSError: if the checkpoint doesn't exist, or the Hub can't be reached.
             ImportError: if laion_clap isn't installed; the message has the pip line.
         """
-        chosen = CLAPOptions(**options)
+        chosen = CLAPOptions.given(**options)
         check_checkpoint(chosen.checkpoint, KNOWN, "CLAP")
         if chosen.backend == "laion":
             laion_htsat()

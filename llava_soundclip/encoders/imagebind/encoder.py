@@ -87,7 +87,7 @@ class ImageBindEncoder(AudioEncoder):
                 truncated, foreign or contains code.
             OSError: if the checkpoint doesn't exist, or a server can't be reached.
         """
-        chosen = ImageBindOptions(**options)
+        chosen = ImageBindOptions.given(**options)
         path = find_checkpoint(chosen.checkpoint, KNOWN, "ImageBind", chosen.revision)
         state = read_state(path)
         _say_licence()

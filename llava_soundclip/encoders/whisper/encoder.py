@@ -140,7 +140,7 @@ class WhisperEncoder(AudioEncoder):
             OSError: if the checkpoint doesn't exist, or the Hub can't be reached.
             ImportError: if openai-whisper isn't installed; the message has the pip line.
         """
-        chosen = cls.options(**options)
+        chosen = cls.options.given(**options)
         check_checkpoint(chosen.checkpoint, NAMES, "Whisper", LAYOUT)
         if chosen.backend == "openai":
             require("whisper", extra="whisper")
