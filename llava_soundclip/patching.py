@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from llava_soundclip.alignment import build_alignment
+from llava_soundclip.alignment.build import build_alignment, check_alignment
 from llava_soundclip.clips import FrameTime
 from llava_soundclip.clips.given import as_list, as_waveforms, pictures_for
 from llava_soundclip.controls import Control, RandomSubstituter, check_control, fill
@@ -98,14 +98,9 @@ def patch(
     encoder = "whisperclip" if encoder is None else encoder
     alignment = "raw" if alignment is None else alignment
     k = check_k(150 if k is None else k, host.patches)
-    if isinstance(encoder, AudioEncoder):
-        if encoder_options:
-            raise ValueError(
-                f"{', '.join(encoder_options)}: options need an encoder's name, but this encoder is loaded already"
-            )
-    else:
-        encoder_options.setdefault("device", getattr(model, "device", None))
-        encoder = load_encoder(encoder, **encoder_options)
+    check_alignment(alignment)
+    _check_tokens(tokens)
+    AudioTokenSubstituter(k, norm=norm)  # checks norm
     if projector is not None:
         from llava_soundclip.alignment.projector import Projector
 
@@ -116,6 +111,14 @@ def patch(
                 f"projector must be a SoundCLIP Projector, a folder, a .safetensors file or a Hub id, not a "
                 f"{type(projector).__name__}; LLaVA's own mm_projector stays where it is"
             )
+    if isinstance(encoder, AudioEncoder):
+        if encoder_options:
+            raise ValueError(
+                f"{', '.join(encoder_options)}: options need an encoder's name, but this encoder is loaded already"
+            )
+    else:
+        encoder_options.setdefault("device", getattr(model, "device", None))
+        encoder = load_encoder(encoder, **encoder_options)
     soundclip = SoundCLIP(host, encoder, projector, alignment=alignment, k=k, tokens=tokens, norm=norm)
     soundclip.processor = processor
     if projector is None:
@@ -174,6 +177,12 @@ class Trace:
             f"Trace(encoder={self.encoder!r}, k={self.k} of {rows}x{columns} patches, "
             f"similarity {low:.3f} to {high:.3f})"
         )
+
+
+def _check_tokens(tokens: Tokens) -> Tokens:
+    if tokens not in get_args(Tokens):
+        raise ValueError(f"tokens must be one of {', '.join(map(repr, get_args(Tokens)))}, not {tokens!r}")
+    return tokens
 
 
 class SoundCLIP:
@@ -274,11 +283,7 @@ class SoundCLIP:
 
     @tokens.setter
     def tokens(self, tokens: Tokens) -> None:
-        if tokens not in get_args(Tokens):
-            raise ValueError(
-                f"tokens must be one of {', '.join(map(repr, get_args(Tokens)))}, not {tokens!r}"
-            )
-        self._tokens = tokens
+        self._tokens = _check_tokens(tokens)
 
     @property
     def control(self) -> Control | None:

@@ -745,3 +745,20 @@ def test_a_deep_copy_of_a_patched_model_is_stock(soundclip: Any, inputs: Any) ->
     assert torch.equal(negative, -scores(soundclip.model, inputs))
     assert words not in (stock, heard)
     assert generate(soundclip.model, inputs) == stock
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"alignment": "proj"}, "alignment must be"),
+        ({"tokens": "dro"}, "tokens must be one of"),
+        ({"norm": "mach"}, "norm must be one of"),
+        ({"projector": "nope/"}, "nope/"),
+    ],
+)
+def test_a_wrong_option_is_found_before_the_encoder_is_loaded(monkeypatch, options, message):
+    from llava_soundclip import patching
+
+    monkeypatch.setattr(patching, "load_encoder", lambda *_, **__: pytest.fail("the encoder was loaded"))
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        patch(build_tiny_llava(), k=4, **options)
