@@ -12,6 +12,7 @@ from llava_soundclip.captioning.settings import CaptionOptions, Setting
 from llava_soundclip.clips import Clip, Names, as_clips, frame_of, open_media, sound_of
 from llava_soundclip.clips.find import file_name
 from llava_soundclip.controls import ANOTHER
+from llava_soundclip.media import load_frame, probe
 from llava_soundclip.running import work_through
 
 if TYPE_CHECKING:
@@ -153,8 +154,6 @@ class _CaptionRun:
         maps: str | os.PathLike[str] | None,
         mapped: Collection[str] | None,
     ) -> None:
-        from llava_soundclip.media import load_frame
-
         self.soundclip = soundclip
         self.clips = {clip.id: clip for clip in clips}
         if len(self.clips) < len(clips):
@@ -210,8 +209,6 @@ class _CaptionRun:
 
     def _shown(self, id: str) -> Clip:
         """A clip ready to decode: fetched from its dataset, and with the run's picture if it has none."""
-        from llava_soundclip.media import probe
-
         clip = self.clips[id].fetched()
         if self.picture is None or clip.picture is not None or clip.fault is not None:
             return clip
