@@ -1,14 +1,11 @@
 """`patch` a LLaVA, let it hear through the handle, and `unpatch` it again."""
 
-import threading
 import warnings
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
@@ -20,10 +17,11 @@ from llava_soundclip.clips import FrameTime
 from llava_soundclip.clips.given import as_list, as_waveforms, pictures_for
 from llava_soundclip.controls import Control, RandomSubstituter, check_control, fill
 from llava_soundclip.encoders import AudioEncoder, load_encoder
+from llava_soundclip.hearing import Hearing, OpenSounds
 from llava_soundclip.hosts import find_host, inner_model
-from llava_soundclip.hosts.base import Hearing, Host, Undo
+from llava_soundclip.hosts.base import Host, Undo
 from llava_soundclip.presets import PRESETS
-from llava_soundclip.prompts import as_seen, chat_prompt
+from llava_soundclip.prompts import as_seen, chat_prompt, tokenizer_options
 from llava_soundclip.substitution import AudioTokenSubstituter, Norm, check_k
 
 if TYPE_CHECKING:
@@ -35,10 +33,6 @@ Tokens = Literal["zero", "drop"]
 
 _MAX_NEW_TOKENS = 128
 
-# Handle -> sounds that are open in this context. Context variables must be at module level.
-_OPEN: ContextVar[Mapping["SoundCLIP", Hearing]] = ContextVar(
-    "llava_soundclip.open", default=MappingProxyType({})
-)
 _HANDLES: "weakref.WeakKeyDictionary[nn.Module, weakref.ref[SoundCLIP]]" = weakref.WeakKeyDictionary()
 
 
@@ -142,7 +136,7 @@ def unpatch(model: nn.Module, *, missing_ok: bool = False) -> None:
 
     Raises:
         ValueError: if the model isn't patched, unless `missing_ok`.
-        RuntimeError: if a method was wrapped again after the patch; then nothing is undone.
+        RuntimeError: if the class was replaced after the patch; then nothing is undone.
     """
     handle = _HANDLES.get(inner_model(model))
     soundclip = handle() if handle is not None else None
@@ -229,8 +223,7 @@ class SoundCLIP:
         self.processor: Any = None
         self.host = host
         self._undo = Undo()
-        self._opened: list[Hearing] = []  # in any context, for threads without one of their own
-        self._lock = threading.Lock()
+        self._sounds = OpenSounds()
         self._is_installed = False
         self.k = k
         self.alignment = alignment
@@ -304,32 +297,39 @@ class SoundCLIP:
 
     @contextmanager
     def audio(
-        self, sounds: Any, *, sampling_rate: int | Sequence[int] | None = None
+        self,
+        sounds: Any,
+        *,
+        sampling_rate: int | Sequence[int] | None = None,
+        raw_logits: bool = False,
     ) -> Iterator["SoundCLIP"]:
         """Let every call inside the block hear: one sound per image, in the order of the images.
 
-        A call in another thread hears the sound of its own context. A thread that was started without a context hears
-        the sound that is open on this handle, if there is only one.
+        Calls hear it that are made in the block's own thread and context, in tasks that were started inside, and in
+        a `threading.Thread` that was started inside. Any other call stays stock. For a pool of threads, start the
+        work with `contextvars.copy_context().run`. Blocks may end in any order, thread or context.
 
         Args:
             sounds: a sound or a list of sounds. A sound is a path, bytes, a binary file, an array or a tensor. Arrays
                 and tensors are (samples,) or (channels, samples), float in [-1, 1].
             sampling_rate: sampling rate of arrays and tensors in Hz, or a list with one per sound; files know theirs.
+            raw_logits: whether `forward` returns states and logits for each token that the language model reads. By
+                default they are in the places of the prompt: the last token that was read up to each place.
 
         Raises:
             MediaError: if a file can't be decoded.
             TypeError, ValueError: for an array that has no rate, is empty, or holds NaN or integers.
             RuntimeError: if the model was unpatched.
         """
-        hearing = Hearing(self.embed(sounds, sampling_rate=sampling_rate))
-        with self._lock:
-            self._opened.append(hearing)
-        try:
-            with self.listening(hearing):
-                yield self
-        finally:
-            with self._lock:
-                self._opened = [other for other in self._opened if other is not hearing]
+        hearing = Hearing(self.embed(sounds, sampling_rate=sampling_rate), has_raw_logits=raw_logits)
+        with self._sounds.block(hearing):
+            yield self
+
+    @contextmanager
+    def silence(self) -> Iterator["SoundCLIP"]:
+        """Let every call inside the block be stock, also inside a block with a sound."""
+        with self._sounds.block(None):
+            yield self
 
     def embed(self, sounds: Any, *, sampling_rate: int | Sequence[int] | None = None) -> Tensor:
         """Encode sounds to z_a of Algorithm 1: (n, d_a) float32. Arguments and errors are those of `audio`."""
@@ -380,7 +380,7 @@ class SoundCLIP:
         *,
         sampling_rate: int | Sequence[int] | None = None,
         **generate_kwargs: Any,
-    ) -> str | list[str]:
+    ) -> Any:
         """Caption a video, or a sound with a picture: decode, choose a frame, hear, generate.
 
         Args:
@@ -392,7 +392,8 @@ class SoundCLIP:
             **generate_kwargs: for `model.generate`; `max_new_tokens` is 128 unless given.
 
         Returns:
-            The caption, or a list of captions for a list of sources.
+            The caption, or a list of captions for a list of sources. With `num_return_sequences` above 1, a list of
+            captions takes the place of each.
 
         Raises:
             MediaError: if a file can't be decoded.
@@ -409,12 +410,16 @@ class SoundCLIP:
             padding=True,
             padding_side="left",
             return_tensors="pt",
+            **tokenizer_options(processor, question),
         ).to(self.model.device, self.model.dtype)
         with self.audio(sources, sampling_rate=sampling_rate):
             output = self.model.generate(**inputs, **{"max_new_tokens": _MAX_NEW_TOKENS, **generate_kwargs})
         sequences = output if isinstance(output, Tensor) else output.sequences
         new = sequences[:, inputs["input_ids"].shape[1] :]
-        captions = [text.strip() for text in processor.batch_decode(new, skip_special_tokens=True)]
+        captions: list[Any] = [text.strip() for text in processor.batch_decode(new, skip_special_tokens=True)]
+        several = len(captions) // len(pictures)
+        if several > 1:
+            captions = [captions[start : start + several] for start in range(0, len(captions), several)]
         return captions if isinstance(source, list | tuple) else captions[0]
 
     def trace(
@@ -465,7 +470,7 @@ class SoundCLIP:
         """Restore the model. A second call does nothing.
 
         Raises:
-            RuntimeError: if a method was wrapped again after the patch; then nothing is undone.
+            RuntimeError: if the class was replaced after the patch; then nothing is undone.
         """
         self._undo.close()
         self._is_installed = False
@@ -474,29 +479,13 @@ class SoundCLIP:
         """The sounds that a call from this context hears; None for a stock call.
 
         Raises:
-            RuntimeError: in a thread without a sound of its own, if several are open on this handle.
+            RuntimeError: if it can't be told; see `audio`.
         """
-        if not self._is_installed:
-            return None
-        own = _OPEN.get().get(self)
-        if own is not None:
-            return own
-        opened = self._opened
-        if len(opened) > 1:
-            raise RuntimeError(
-                f"{len(opened)} sounds are open and this thread has none of its own: start it with "
-                "contextvars.copy_context().run as its target, inside the block of the sound that it should hear"
-            )
-        return opened[0] if opened else None
+        return self._sounds.hearing() if self._is_installed else None
 
-    @contextmanager
-    def listening(self, hearing: Hearing) -> Iterator[None]:
-        """Pin sounds to the current context."""
-        token = _OPEN.set({**_OPEN.get(), self: hearing})
-        try:
-            yield
-        finally:
-            _OPEN.reset(token)
+    def listening(self, hearing: Hearing | None) -> AbstractContextManager[None]:
+        """Pin the sounds of a call, or None for a stock call, until the call ends."""
+        return self._sounds.block(hearing)
 
     def edit(self, layers: Sequence[Tensor], hearing: Hearing) -> list[Tensor]:
         """Algorithm 1 on the tower's selected layers, each (n, N+1, D). The last one decides which patches stay."""

@@ -21,6 +21,12 @@ def chat_prompt(processor: Any, question: str) -> str:
     return processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
 
 
+def tokenizer_options(processor: Any, prompt: str) -> dict[str, Any]:
+    """Options for a prompt that begins with BOS, as some chat templates write it: no second one is added."""
+    bos = getattr(processor.tokenizer, "bos_token", None)
+    return {"add_special_tokens": False} if bos and prompt.startswith(bos) else {}
+
+
 def as_seen(pixel_values: Tensor, image_processor: Any) -> "Image":
     """Undo the processor's normalisation: (3, H, W) to an RGB picture."""
     from PIL import Image

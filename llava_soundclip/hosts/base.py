@@ -1,26 +1,21 @@
 """The interface of a LLaVA family, and tools to change a model and restore it completely."""
 
+import copyreg
 import functools
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from llava_soundclip.hearing import Hearing
 
-@dataclass(frozen=True)
-class Hearing:
-    """The sounds of one call.
-
-    Attributes:
-        embeddings: (n, d_a) float32, one z_a per image, in the order of the images.
-        images_per_row: number of images in each row of the prompt while `generate` runs; else None.
-    """
-
-    embeddings: Tensor
-    images_per_row: tuple[int, ...] | None = None
+REPLICA = (
+    "a sound is open, but nn.DataParallel splits the images and not their sounds: use DistributedDataParallel, or one "
+    "GPU"
+)
 
 
 class Ear(Protocol):
@@ -29,8 +24,8 @@ class Ear(Protocol):
     def hearing(self) -> Hearing | None:
         """The sounds that the calling context hears; None for a stock call."""
 
-    def listening(self, hearing: Hearing) -> AbstractContextManager[None]:
-        """Pin the sounds of a call to the current context."""
+    def listening(self, hearing: Hearing | None) -> AbstractContextManager[None]:
+        """Pin the sounds of a call, or None for a stock call, until the call ends."""
 
     def edit(self, layers: Sequence[Tensor], hearing: Hearing) -> list[Tensor]:
         """Algorithm 1 on the tower's selected layers, each (n, N+1, D). The last one decides which patches stay."""
@@ -142,29 +137,93 @@ class Undo:
             self._steps.pop()[1]()
 
 
-class _Shadow:
-    """Wraps a method of one instance. A deep copy of the instance gets the class's own method."""
+def override(owner: nn.Module, name: str, wrap: Callable[..., Any], undo: Undo) -> None:
+    """Replace a method of this one instance by `wrap(module, stock, *args, **kwargs)`.
+
+    `module` is the module of the call, which isn't `owner` in a replica of `nn.DataParallel`.
+
+    The instance gets a subclass of its class, as parametrizations and FSDP do. So the method is found in each way of
+    calling it, and the class's method of the moment is called below. Copies and pickles get the stock class. A method
+    that the instance had of its own, such as accelerate's `forward`, is wrapped in the instance.
+    """
+    if name in vars(owner):
+        _wrap_own(owner, name, wrap, undo)
+        return
+    cls = type(owner)
+    if "_soundclip_wraps" not in vars(cls):
+        cls = _patched_class(cls)
+        owner.__class__ = cls
+    wraps = vars(cls)["_soundclip_wraps"].setdefault(name, [])
+    if not wraps:
+        setattr(cls, name, _method(cls, name, wraps))
+    wraps.append(wrap)
+
+    def check() -> None:
+        if type(owner) is not cls:
+            raise RuntimeError(
+                f"the class of {cls.__name__} was replaced after the patch: undo that first, then unpatch"
+            )
+
+    def remove() -> None:
+        wraps.remove(wrap)
+        if not any(vars(cls)["_soundclip_wraps"].values()):
+            owner.__class__ = cls.__base__  # type: ignore[assignment]
+
+    undo.push(remove, check=check)
+
+
+def stock_class(module: nn.Module) -> Any:
+    """The class of a module, without the overrides of a patch."""
+    return next(cls for cls in type(module).__mro__ if "_soundclip_wraps" not in vars(cls))
+
+
+def _patched_class(stock: Any) -> Any:
+    def reduce(self: Any, protocol: Any) -> Any:
+        _, _, *state = super(cls, self).__reduce_ex__(protocol)
+        return copyreg._reconstructor, (stock, object, None), *state  # type: ignore[attr-defined]
+
+    names = {name: getattr(stock, name) for name in ("__module__", "__qualname__", "__doc__")}
+    cls: Any = type(stock.__name__, (stock,), {**names, "__reduce_ex__": reduce, "_soundclip_wraps": {}})
+    return cls
+
+
+def _method(cls: type, name: str, wraps: list[Callable[..., Any]]) -> Callable[..., Any]:
+    base: Any = cls.__base__
+
+    @functools.wraps(getattr(base, name))  # transformers reads the signature
+    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        call = functools.partial(getattr(base, name), self)
+        for wrap in wraps:
+            call = functools.partial(wrap, self, call)
+        return call(*args, **kwargs)
+
+    return method
+
+
+class _Own:
+    """Wraps a method that an instance had of its own. A copy gets the class's method, and a pickle the one before."""
 
     def __init__(self, owner: nn.Module, name: str, wrap: Callable[..., Any]) -> None:
         self._owner, self._name, self._wrap = owner, name, wrap
-        self._stock = getattr(owner, name)
-        functools.update_wrapper(self, self._stock)  # transformers reads the signature
+        self._before = vars(owner)[name]
+        functools.update_wrapper(self, self._before)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._wrap(self._stock, *args, **kwargs)
+        return self._wrap(self._owner, self._before, *args, **kwargs)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        return getattr(type(self._owner), self._name).__get__(memo[id(self._owner)])
+        return getattr(stock_class(self._owner), self._name).__get__(memo[id(self._owner)])
+
+    def __reduce__(self) -> Any:
+        return _same, (self._before,)
 
 
-def shadow(owner: nn.Module, name: str, wrap: Callable[..., Any], undo: Undo) -> None:
-    """Replace a method of this one instance by `wrap(stock, *args, **kwargs)`.
+def _same(value: Any) -> Any:
+    return value
 
-    Undo restores the attribute of the instance. If the method was wrapped again since, ours can't be removed from
-    under the new wrapper: the check raises a RuntimeError that names the method.
-    """
-    before = vars(owner).get(name)
-    method = _Shadow(owner, name, wrap)
+
+def _wrap_own(owner: nn.Module, name: str, wrap: Callable[..., Any], undo: Undo) -> None:
+    method = _Own(owner, name, wrap)
 
     def check() -> None:
         if vars(owner).get(name) is not method:
@@ -172,10 +231,22 @@ def shadow(owner: nn.Module, name: str, wrap: Callable[..., Any], undo: Undo) ->
                 f"{type(owner).__name__}.{name} was replaced after the patch: undo that first, then unpatch"
             )
 
-    def restore() -> None:
-        delattr(owner, name)
-        if before is not None:
-            setattr(owner, name, before)
-
     setattr(owner, name, method)
-    undo.push(restore, check=check)
+    undo.push(lambda: setattr(owner, name, method._before), check=check)
+
+
+def signature_of(module: nn.Module, name: str) -> inspect.Signature:
+    """The signature of a method; of the class that names its arguments, if a subclass has `*args` only."""
+    for cls in type(module).__mro__:
+        if name in vars(cls):
+            signature = inspect.signature(vars(cls)[name])
+            if not any(p.kind is p.VAR_POSITIONAL for p in signature.parameters.values()):
+                break
+    return signature.replace(parameters=list(signature.parameters.values())[1:])  # without self
+
+
+def arguments_by_name(signature: inspect.Signature, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    """The arguments of a call by name."""
+    arguments = signature.bind(*args, **kwargs).arguments
+    rest = next((p.name for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD), "")
+    return {**arguments.pop(rest, {}), **arguments}

@@ -1,36 +1,55 @@
 """The common part of the LLaVAs in transformers, 4.57 to 5.23.
 
-Three places of the patched instance are changed:
+These methods of the patched instance are overridden:
 
-- The vision tower gets a forward hook that edits the hidden states which the model reads. If the stock code then
-  removes the CLS token, the hook puts a zero before the slot, which is removed instead.
-- A wrapper of `model.model.get_image_features` sets which layers these are and which sounds are heard. `forward` calls
-  that method in every version; since 5.18 `generate` also calls it before its prefill.
-- The outer model makes room in the prompt: a pre-hook in `forward`, a wrapper in `generate`. Ids, streamers and
-  processors stay the caller's own.
-
-Code that calls `tower.forward(x)` would skip the forward hook, but transformers calls the tower itself.
+- `forward` of the model without its head makes room in the prompt for the tokens of a sound. Masks, positions, states
+  and caches stay in the caller's places, so logits, losses and everything in `generate` do as well.
+- `get_image_features` below it says which layers are read and which sounds are heard.
+- `forward` of the vision tower edits the hidden states of these layers. If the stock code then removes the CLS token,
+  a zero before the slot is removed instead.
+- `generate` pins the sounds of its call and checks it before anything is encoded.
 """
 
 import copy
-import inspect
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from llava_soundclip.fingerprints import clip_fingerprint
-from llava_soundclip.hosts.base import Ear, Hearing, Host, Undo, shadow
-from llava_soundclip.hosts.generation import adapt_generate
+from llava_soundclip.hearing import Hearing
+from llava_soundclip.hosts.base import (
+    REPLICA,
+    Ear,
+    Host,
+    Undo,
+    arguments_by_name,
+    override,
+    signature_of,
+)
+from llava_soundclip.hosts.places import (
+    Places,
+    attentions_in_places,
+    capacity_of,
+    enlarge,
+    last_read,
+    masks,
+    no_places,
+    places_of,
+    positions,
+    reading,
+    remember,
+    states_in_places,
+)
 from llava_soundclip.hosts.room import Room, count_images, make_room
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Encoding:
     """One call of `get_image_features` with sounds.
 
@@ -39,16 +58,20 @@ class Encoding:
         hearing: one sound per picture that the tower gets.
         layers: indices of the hidden states that the model reads, with the deepest last.
         cuts_first: whether the stock code removes the first token.
+        is_done: whether the tower's tokens were edited.
     """
 
     host: "HuggingFaceHost"
     hearing: Hearing
     layers: tuple[int, ...]
     cuts_first: bool
+    is_done: bool = False
 
 
 # Set only during the stock `get_image_features`, so that other uses of the tower stay stock.
 _ENCODING: ContextVar[Encoding | None] = ContextVar("llava_soundclip.encoding", default=None)
+# Set during a sounding `forward`: grows when `get_image_features` has encoded.
+_ENCODED: ContextVar[list[Encoding] | None] = ContextVar("llava_soundclip.encoded", default=None)
 
 
 def current_encoding(host: "HuggingFaceHost") -> Encoding | None:
@@ -121,82 +144,186 @@ class HuggingFaceHost(Host):
         return list(features(output))
 
     def install(self, ear: Ear, undo: Undo) -> None:
-        hook = self.vision_tower.register_forward_hook(self._edit_tower_output(ear))
-        undo.push(hook.remove)
-        hook = self.model.register_forward_pre_hook(self._make_room_in_forward(ear), with_kwargs=True)
-        undo.push(hook.remove)
-        shadow(self.model.model, "get_image_features", self._keep_slot(ear), undo)
-        shadow(self.model, "generate", self._generate(ear), undo)
+        override(self.vision_tower, "forward", self._tower(ear), undo)
+        override(self.model.model, "get_image_features", self._encode(ear), undo)
+        override(self.model.model, "forward", self._forward(ear), undo)
+        override(self.model, "generate", self._generate(ear), undo)
+        override(self.model, "prepare_inputs_for_generation", self._prepare(ear), undo)
+        if hasattr(self.model, "_supports_mm_encoder_outputs"):
+            # Else `generate` encodes the images itself, and counts their tokens in the caller's prompt.
+            override(self.model, "_supports_mm_encoder_outputs", self._encodes_before(ear), undo)
 
-    def _edit_tower_output(self, ear: Ear) -> Callable[..., Any]:
-        def hook(tower: nn.Module, args: Any, output: Any) -> Any:
+    def _tower(self, ear: Ear) -> Callable[..., Any]:
+        def forward(module: nn.Module, stock: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            output = stock(*args, **kwargs)
             encoding = current_encoding(self)
             if encoding is None:
-                return None
+                return output
             hidden_states = list(output.hidden_states)
             edited = self.edit(ear, [hidden_states[layer] for layer in encoding.layers], encoding)
             for layer, tokens in zip(encoding.layers, edited, strict=True):
                 if encoding.cuts_first:
                     tokens = nn.functional.pad(tokens, (0, 0, 1, 0))
                 hidden_states[layer] = tokens
+            encoding.is_done = True
             return type(output)(**{**output, "hidden_states": tuple(hidden_states)})
 
-        return hook
+        return forward
 
     def edit(self, ear: Ear, layers: list[Tensor], encoding: Encoding) -> list[Tensor]:
         """Algorithm 1 on the layers that a call reads, each (n, N+1, D)."""
         return ear.edit(layers, encoding.hearing)
 
-    def _keep_slot(self, ear: Ear) -> Callable[..., Any]:
-        def get_image_features(stock: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def _encode(self, ear: Ear) -> Callable[..., Any]:
+        def get_image_features(
+            module: nn.Module, stock: Callable[..., Any], *args: Any, **kwargs: Any
+        ) -> Any:
             hearing = ear.hearing()
+            if module is not self.model.model:
+                _mark_hooks(cast(Any, module).vision_tower)
             if hearing is None:
                 return stock(*args, **kwargs)
-            kwargs = arguments_by_name(inspect.signature(stock), *args, **kwargs)
-            repeats = _beams(self.pictures(kwargs), hearing)
+            self._refuse_replicas(module)
+            kwargs = arguments_by_name(signature_of(module, "get_image_features"), *args, **kwargs)
+            repeats = _repeats(self.pictures(kwargs), hearing)
+            _check_counts(self.pictures(kwargs), repeats, hearing)
             kwargs |= {name: kwargs[name][::repeats] for name in self.per_image}
-            token = _ENCODING.set(self.encoding(kwargs, hearing))
+            encoding = self.encoding(kwargs, hearing)
+            token = _ENCODING.set(encoding)
             try:
                 output = stock(**kwargs)
             finally:
                 _ENCODING.reset(token)
-            if repeats > 1:
-                return _repeat_by_row(output, hearing, repeats)
-            return output
+            if not encoding.is_done:
+                raise RuntimeError(
+                    "the sound wasn't heard: the vision tower was replaced after the patch; patch the model again"
+                )
+            encoded = _ENCODED.get()
+            if encoded is not None:
+                encoded.append(encoding)
+            return _repeat_by_row(output, hearing, repeats) if repeats > 1 else output
 
         return get_image_features
 
     def encoding(self, arguments: dict[str, Any], hearing: Hearing) -> Encoding:
-        """The description of a call of `get_image_features` for the tower's hook."""
+        """The description of a call of `get_image_features` for the tower."""
         layers = arguments.get("vision_feature_layer", arguments.get("vision_feature_layers"))
         layers = self._by_depth(self.selected_layers if layers is None else layers)
-        return Encoding(self, hearing, layers, self.cuts_first(arguments))
+        return Encoding(host=self, hearing=hearing, layers=layers, cuts_first=self.cuts_first(arguments))
 
-    def _make_room_in_forward(self, ear: Ear) -> Callable[..., Any]:
-        signature = inspect.signature(type(self.model).forward)
+    def _forward(self, ear: Ear) -> Callable[..., Any]:
+        def forward(module: nn.Module, stock: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            hearing = ear.hearing()
+            given = arguments_by_name(signature_of(module, "forward"), *args, **kwargs)
+            places = places_of(given.get("past_key_values"))
+            hears = hearing is not None and self._hears(given, hearing)
+            if places is None and not hears:
+                return stock(*args, **kwargs)
+            self._refuse_replicas(module)
+            return_dict = given.get("return_dict")
+            if return_dict is None:
+                return_dict = getattr(self.model.config, "return_dict", True)
+            output = self._read(
+                ear, stock, {**given, "return_dict": True}, places, hearing if hears else None
+            )
+            return output if return_dict else output.to_tuple()
 
-        def pre_hook(model: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
-            hearing = ear.hearing() if model is self.model else None  # a copy of the model has the same hooks
-            if hearing is None or hearing.images_per_row is not None:  # `generate` has made room already
-                return None
-            kwargs = arguments_by_name(signature, model, *args, **kwargs)
-            del kwargs["self"]
-            if kwargs.get("inputs_embeds") is not None:
-                raise ValueError("inputs_embeds can't be given with a sound: give input_ids and pixel_values")
-            encoded = (kwargs.get("past_key_values"), kwargs.get("mm_encoder_outputs"))
-            if kwargs.get("pixel_values") is None and encoded != (None, None):
-                return None
-            room, _ = self.room(ear, kwargs, hearing)
-            return (), self.stretch(room, kwargs)
+        return forward
 
-        return pre_hook
+    def _hears(self, given: dict[str, Any], hearing: Hearing) -> bool:
+        """Whether a call has images for the open sounds.
+
+        Raises:
+            ValueError: for a call that can't hear them.
+        """
+        if given.get("mm_encoder_outputs"):
+            raise ValueError(
+                "a sound is open, but these images were encoded before the call: give pixel_values instead of "
+                "mm_encoder_outputs"
+            )
+        is_inside = hearing.images_per_row is not None or given.get("past_key_values") is not None
+        if given.get("inputs_embeds") is not None and (
+            given.get("pixel_values") is not None or not is_inside
+        ):
+            raise ValueError("inputs_embeds can't be given with a sound: give input_ids and pixel_values")
+        if given.get("pixel_values") is not None:
+            return True
+        if not is_inside:
+            raise ValueError("a sound is open, but no pixel_values are given: a sound needs an image")
+        return False
+
+    def _read(
+        self,
+        ear: Ear,
+        stock: Callable[..., Any],
+        given: dict[str, Any],
+        before: Places | None,
+        hearing: Hearing | None,
+    ) -> Any:
+        """The stock `forward` on the tokens that are read, with everything else in the caller's places."""
+        cache, mask = given.get("past_key_values"), given.get("attention_mask")
+        tokens = given["input_ids"] if given.get("inputs_embeds") is None else given["inputs_embeds"]
+        batch, length = tokens.shape[:2]
+        if before is None:
+            cached = 0 if cache is None else int(cache.get_seq_length())
+            before = no_places(batch, cached, tokens.device)
+        if len(before.source) != batch:
+            raise ValueError(f"the cache has {len(before.source)} rows, but the call has {batch}")
+        chunk = torch.arange(length, device=tokens.device).expand(batch, -1)
+        if hearing is not None:
+            room = self._repeated_room(ear, given, hearing)
+            chunk = room.source
+            pad = self.model.config.get_text_config().pad_token_id
+            for name, value in given.items():
+                is_per_token = isinstance(value, Tensor) and value.shape == (batch, length)
+                if is_per_token and name not in ("attention_mask", "position_ids"):
+                    given[name] = room.stretch(value, padding=(pad or 0) if name == "input_ids" else 0)
+            enlarge(cache, max(room.growth, 0))
+        places = before.extend(chunk, length)
+        given["attention_mask"] = masks(places, chunk, mask, capacity_of(cache))
+        given["position_ids"] = positions(places, chunk, given.get("position_ids"), mask)
+        given.pop("cache_position", None)  # counts the caller's tokens
+        if "cache_position" in signature_of(self.model.model, "forward").parameters:  # before transformers 5
+            given["cache_position"] = torch.arange(
+                before.source.shape[1], places.source.shape[1], device=tokens.device
+            )
+        encoded = _ENCODED.set([])
+        try:
+            with ear.listening(hearing), reading(cache):
+                output = stock(**given)
+            if hearing is not None and not _ENCODED.get():
+                raise RuntimeError(
+                    "the sound wasn't heard: the model's forward was replaced and doesn't call "
+                    "get_image_features; open silence() for a call without a sound"
+                )
+        finally:
+            _ENCODED.reset(encoded)
+        if output.past_key_values is not None:
+            remember(output.past_key_values, places)
+        if hearing is None or not hearing.has_raw_logits:
+            _put_in_places(output, chunk, length, places)
+        return output
+
+    def _repeated_room(self, ear: Ear, given: dict[str, Any], hearing: Hearing) -> Room:
+        """The room for a prompt, whose rows `generate` may have repeated for beams."""
+        repeats = _repeats(self.pictures(given), hearing)
+        once = {name: given[name][::repeats] for name in ("input_ids", *self.per_image)}
+        mask, length = given.get("attention_mask"), given["input_ids"].shape[1]
+        if isinstance(mask, Tensor) and mask.ndim == 2:
+            once["attention_mask"] = mask[::repeats, -length:]
+        room, _ = self.room(ear, {**given, "attention_mask": None, **once}, hearing)
+        if repeats == 1:
+            return room
+        return Room(*(value.repeat_interleave(repeats, 0) for value in (room.source, room.is_new, room.ids)))
 
     def _generate(self, ear: Ear) -> Callable[..., Any]:
-        def generate(stock: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        def generate(module: nn.Module, stock: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             hearing = ear.hearing()
-            if hearing is None or hearing.images_per_row is not None:
-                return stock(*args, **kwargs)
-            kwargs = arguments_by_name(inspect.signature(stock), *args, **kwargs)
+            if hearing is None:
+                with ear.listening(None):  # a sound that opens meanwhile isn't heard
+                    return stock(*args, **kwargs)
+            self._refuse_replicas(module)
+            kwargs = arguments_by_name(signature_of(module, "generate"), *args, **kwargs)
             inputs = kwargs.pop("inputs", None)
             ids = kwargs.pop("input_ids", None) if inputs is None else inputs
             if kwargs.get("inputs_embeds") is not None or ids is None:
@@ -204,16 +331,54 @@ class HuggingFaceHost(Host):
                     "a sound needs input_ids: inputs_embeds alone don't say where the images are"
                 )
             kwargs["input_ids"] = ids
-            room, images = self.room(ear, kwargs, hearing)
-            kwargs = adapt_generate(self.stretch(room, kwargs), room, self.model.generation_config)
-            with ear.listening(Hearing(hearing.embeddings, images)):
+            images = self._images_per_row(ear, kwargs, hearing)
+            _read_at_once(kwargs, self.model.generation_config)
+            with ear.listening(replace(hearing, images_per_row=images, has_raw_logits=False)):
                 output = stock(**kwargs)
-            if isinstance(output, Tensor):
-                return room.restore(output)
-            output.sequences = room.restore(output.sequences)
+            if places_of(getattr(self.model, "_cache", None)) is not None:
+                del self.model._cache  # transformers would use it again, enlarged, in a stock call
             return output
 
         return generate
+
+    def _images_per_row(self, ear: Ear, arguments: dict[str, Any], hearing: Hearing) -> tuple[int, ...]:
+        """The number of images in each row that `generate` will encode. Those in a cache are heard already."""
+        ids, mask, cache = (
+            arguments.get(name) for name in ("input_ids", "attention_mask", "past_key_values")
+        )
+        assert ids is not None
+        if places_of(cache) is not None and arguments.get("pixel_values") is None:
+            return (0,) * len(ids)
+        cached = 0 if cache is None else int(cache.get_seq_length())
+        if cached and (mask is None or mask.shape[-1] == ids.shape[1]):
+            arguments = {**arguments, "input_ids": ids[:, cached:]}
+        if isinstance(mask, Tensor):
+            length = arguments["input_ids"].shape[1]
+            arguments = {**arguments, "attention_mask": mask[:, -length:] if mask.ndim == 2 else None}
+        return self.room(ear, arguments, hearing)[1]
+
+    def _prepare(self, ear: Ear) -> Callable[..., Any]:
+        def prepare_inputs_for_generation(
+            module: nn.Module, stock: Callable[..., Any], *args: Any, **kwargs: Any
+        ) -> Any:
+            inputs = stock(*args, **kwargs)
+            mask = kwargs.get("attention_mask")
+            is_heard = ear.hearing() is not None or places_of(kwargs.get("past_key_values")) is not None
+            if is_heard and (mask is None or mask.ndim == 2):
+                inputs["attention_mask"] = mask  # for a static cache, it was made for the caller's tokens
+            return inputs
+
+        return prepare_inputs_for_generation
+
+    def _encodes_before(self, ear: Ear) -> Callable[..., Any]:
+        def supports_mm_encoder_outputs(module: nn.Module, stock: Callable[..., Any]) -> bool:
+            return ear.hearing() is None and stock()
+
+        return supports_mm_encoder_outputs
+
+    def _refuse_replicas(self, module: nn.Module) -> None:
+        if module is not self.model and module is not self.model.model:
+            raise RuntimeError(REPLICA)
 
     def room(self, ear: Ear, arguments: dict[str, Any], hearing: Hearing) -> tuple[Room, tuple[int, ...]]:
         """The plan for the prompt of a call, and the number of images in each row. Nothing is encoded yet.
@@ -227,18 +392,14 @@ class HuggingFaceHost(Host):
             raise ValueError(
                 f"the prompt has no image token, but {_count(sounds, 'sound')} open: a sound needs an image"
             )
-        has_pictures = arguments.get("pixel_values") is not None
-        if not has_pictures and arguments.get("past_key_values") is None:
+        if arguments.get("pixel_values") is None:
             raise ValueError("a sound is open, but no pixel_values are given: a sound needs an image")
         stock, wanted = self.sizes(ear, arguments)
         images = count_images(ids, placeholder=placeholder, stock=stock)
-        pictures = self.pictures(arguments) if has_pictures else sum(images)
+        pictures = self.pictures(arguments)
         if pictures != sum(images):
             raise ValueError(f"{_count(pictures, 'image')} given, but the prompt has room for {sum(images)}")
-        if sounds != pictures:
-            raise ValueError(
-                f"{_count(sounds, 'sound')} for {_count(pictures, 'image')}: give one sound per image"
-            )
+        _check_counts(pictures, 1, hearing)
         room = make_room(
             ids,
             placeholder=placeholder,
@@ -260,38 +421,9 @@ class HuggingFaceHost(Host):
         images = math.ceil(placeholders / stock)
         return [stock] * images, [ear.visual_tokens_per_image()] * images
 
-    def stretch(self, room: Room, kwargs: dict[str, Any]) -> dict[str, Any]:
-        """The arguments of a call, with every tensor stretched that has one value per token.
-
-        Raises:
-            ValueError: for position_ids. They follow from the attention mask, and the caller's don't fit.
-        """
-        if kwargs.get("position_ids") is not None:
-            raise ValueError("leave position_ids out while a sound is given: they follow from attention_mask")
-        kwargs = {name: value for name, value in kwargs.items() if name != "cache_position"}
-        shape = kwargs["input_ids"].shape
-        if room.is_padded and kwargs.get("attention_mask") is None:
-            kwargs["attention_mask"] = torch.ones_like(kwargs["input_ids"])
-        pad = self.model.config.get_text_config().pad_token_id
-        for name, value in kwargs.items():
-            if name == "input_ids":
-                kwargs[name] = room.stretch(value, padding=pad or 0)
-            elif name == "labels" and value is not None:
-                kwargs[name] = room.stretch(value, padding=-100, new=-100)
-            elif isinstance(value, Tensor) and value.shape == shape and not value.is_floating_point():
-                kwargs[name] = room.stretch(value, padding=0)
-        return kwargs
-
     def _by_depth(self, layers: int | Sequence[int]) -> tuple[int, ...]:
         states = self.model.config.vision_config.num_hidden_layers + 1
         return (layers,) if isinstance(layers, int) else tuple(sorted(layers, key=lambda i: i % states))
-
-
-def arguments_by_name(signature: inspect.Signature, *args: Any, **kwargs: Any) -> dict[str, Any]:
-    """The arguments of a call by name."""
-    arguments = signature.bind(*args, **kwargs).arguments
-    rest = next((p.name for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD), "")
-    return {**arguments.pop(rest, {}), **arguments}
 
 
 def _count(number: int, noun: str) -> str:
@@ -303,18 +435,49 @@ def features(output: Any) -> Any:
     return getattr(output, "pooler_output", output)
 
 
-def _beams(images: int, hearing: Hearing) -> int:
-    """The number of times that `generate` repeated each image for its beams; 1 outside `generate`.
+def _mark_hooks(replica: nn.Module) -> None:
+    """Tell a replica of `nn.DataParallel` that its hooks are there, since it shares them with the original.
 
-    Raises:
-        ValueError: if the numbers of sounds and images differ; the message names both.
+    Without this, transformers 5 adds them once more for each replica, and a hidden state is collected several times.
     """
+    hooks = (hook for module in replica.modules() for hook in module._forward_hooks.values())
+    if any(getattr(hook, "__name__", "") == "output_capturing_hook" for hook in hooks):
+        vars(replica)["_output_capturing_hooks_installed"] = True
+
+
+def _repeats(images: int, hearing: Hearing) -> int:
+    """The number of times that `generate` repeated each image for its beams; 1 outside `generate`."""
     sounds = len(hearing.embeddings)
-    if hearing.images_per_row is not None and images % sounds == 0:
-        return images // sounds
-    if sounds != images:
+    return images // sounds if hearing.images_per_row is not None and images % sounds == 0 else 1
+
+
+def _check_counts(images: int, repeats: int, hearing: Hearing) -> None:
+    sounds = len(hearing.embeddings)
+    if sounds * repeats != images:
         raise ValueError(f"{_count(sounds, 'sound')} for {_count(images, 'image')}: give one sound per image")
-    return 1
+
+
+def _read_at_once(kwargs: dict[str, Any], default_config: Any) -> None:
+    """`prefill_chunk_size` would cut an image's tokens, so a prompt with sounds is read at once."""
+    kwargs.pop("prefill_chunk_size", None)
+    config = kwargs.get("generation_config") or default_config
+    if getattr(config, "prefill_chunk_size", None) is not None:
+        kwargs["generation_config"] = copy.deepcopy(config)
+        kwargs["generation_config"].prefill_chunk_size = None
+
+
+def _put_in_places(output: Any, chunk: Tensor, length: int, places: Places) -> None:
+    """Put the states of an output into the caller's places."""
+    last = last_read(chunk, length)
+    if last is not None:
+        output.last_hidden_state = states_in_places(output.last_hidden_state, last)
+        if output.hidden_states is not None:
+            output.hidden_states = tuple(states_in_places(states, last) for states in output.hidden_states)
+    if output.attentions is not None:
+        last = torch.arange(length).expand(len(chunk), -1) if last is None else last
+        output.attentions = tuple(
+            attentions_in_places(weights, last, places) for weights in output.attentions
+        )
 
 
 def _repeat_by_row(output: Any, hearing: Hearing, repeats: int) -> Any:

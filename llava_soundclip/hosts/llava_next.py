@@ -9,16 +9,16 @@ base tile and the first row, in the order of the tiles. Removed patches are neve
 newlines stay, so that a prompt's length follows from `image_sizes` and the number of rows can still be read.
 """
 
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from llava_soundclip.hosts.base import Ear, Hearing, Undo, shadow
-from llava_soundclip.hosts.huggingface import Encoding, HuggingFaceHost, arguments_by_name, current_encoding
+from llava_soundclip.hearing import Hearing
+from llava_soundclip.hosts.base import Ear, Undo, arguments_by_name, override, signature_of
+from llava_soundclip.hosts.huggingface import Encoding, HuggingFaceHost, current_encoding
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Layout:
     has_place: Tensor
 
 
-@dataclass
+@dataclass(kw_only=True)
 class TiledEncoding(Encoding):
     """An encoding whose hearing has one sound per tile.
 
@@ -71,7 +71,7 @@ class LlavaNextHost(HuggingFaceHost):
 
     def install(self, ear: Ear, undo: Undo) -> None:
         super().install(ear, undo)
-        shadow(self.model.model, "pack_image_features", self._pack, undo)
+        override(self.model.model, "pack_image_features", self._pack, undo)
 
     def pictures(self, arguments: dict[str, Any]) -> int:
         return len(self._given(arguments.get("image_sizes")))
@@ -124,12 +124,12 @@ class LlavaNextHost(HuggingFaceHost):
             layouts.append(Layout(order, torch.isin(tiles[:, :, 0], order)))
         return layouts
 
-    def _pack(self, stock: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def _pack(self, module: nn.Module, stock: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """The stock code's sequence of patches, with the slots inserted and unread patches removed."""
         encoding = current_encoding(self)
         if not isinstance(encoding, TiledEncoding):
             return stock(*args, **kwargs)
-        arguments = arguments_by_name(inspect.signature(stock), *args, **kwargs)
+        arguments = arguments_by_name(signature_of(module, "pack_image_features"), *args, **kwargs)
         tiles = arguments["image_features"]
         arguments["image_features"] = [image[:, 1:] for image in tiles]
         patches, lengths = stock(**arguments)

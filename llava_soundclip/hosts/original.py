@@ -1,32 +1,53 @@
 """The original `llava` package (haotian-liu): `LlavaLlamaForCausalLM`, and its Mistral and MPT siblings.
 
 A prompt holds one image token (-200) per image and becomes embeddings before the language model sees it, so the ids
-need no room. Three methods of the patched instance are wrapped:
+need no room. Four methods of the patched instance are overridden:
 
 - `encode_images` returns the sound's token and the patches instead of the patches only.
 - `prepare_inputs_labels_for_multimodal` gives each tile of an image the image's sound.
-- `generate` refuses calls in which a sound can't be heard, as a forward pre-hook does for `forward`.
+- `forward` puts logits and states into the places of the stock prompt, in which an image has one place per patch.
+- `generate` pins its sounds and refuses a call that can't hear them.
 
 The stock code that merges the tiles of `spatial` images needs squares of patches. So it is run on the patches' indices,
 and the tokens follow them. The base tile's slot comes first. The slots of the other tiles are between the base
 tile's patches and the rows, in the order of the tiles. So rows, columns and newlines are those of the stock code.
 Tiles of `flat` images follow one another, each with its slot first.
 
-Without a sound the wrappers call the stock methods. The package is never imported.
+Without a sound the stock methods are called. The package is never imported.
 """
 
 import copy
-import inspect
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from llava_soundclip.fingerprints import clip_fingerprint
-from llava_soundclip.hosts.base import Ear, Hearing, Host, Undo, shadow
-from llava_soundclip.hosts.huggingface import arguments_by_name
+from llava_soundclip.hearing import Hearing
+from llava_soundclip.hosts.base import (
+    REPLICA,
+    Ear,
+    Host,
+    Undo,
+    arguments_by_name,
+    override,
+    signature_of,
+    stock_class,
+)
+from llava_soundclip.hosts.places import (
+    capacity_of,
+    last_read,
+    masks,
+    no_places,
+    places_of,
+    positions,
+    reading,
+    remember,
+    states_in_places,
+)
 
 _IMAGE_TOKEN = -200  # llava.constants.IMAGE_TOKEN_INDEX
 
@@ -103,43 +124,131 @@ class OriginalLlavaHost(Host):
         return [row[mask.bool()][:-1] for row, mask in zip(embeddings, is_token, strict=True)]
 
     def install(self, ear: Ear, undo: Undo) -> None:
-        hook = self.model.register_forward_pre_hook(self._check_forward(ear), with_kwargs=True)
-        undo.push(hook.remove)
-        shadow(self.model, "encode_images", self._encode(ear), undo)
-        shadow(self.model, "prepare_inputs_labels_for_multimodal", self._prepare(ear), undo)
-        shadow(self.model, "generate", self._generate(ear), undo)
+        override(self.model, "forward", self._forward(ear), undo)
+        override(self.model, "encode_images", self._encode(ear), undo)
+        override(self.model, "prepare_inputs_labels_for_multimodal", self._prepare(ear), undo)
+        override(self.model, "generate", self._generate(ear), undo)
 
-    def _check_forward(self, ear: Ear) -> Callable[..., None]:
-        signature = inspect.signature(type(self.model).forward)
+    def _forward(self, ear: Ear) -> Callable[..., Any]:
+        def forward(module: nn.Module, stock: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            hearing = ear.hearing()
+            given = arguments_by_name(signature_of(module, "forward"), *args, **kwargs)
+            cache = given.get("past_key_values")
+            before = places_of(cache)
+            hears = hearing is not None and hearing.images_per_row is None and self._hears(given)
+            if before is None and not hears:
+                return stock(*args, **kwargs)
+            if module is not self.model:
+                raise RuntimeError(REPLICA)
+            ids: Any = given.get("input_ids")
+            mask = given.get("attention_mask")
+            tokens = given["inputs_embeds"] if ids is None else ids
+            if before is None:
+                cached = 0 if cache is None else int(cache.get_seq_length())
+                before = no_places(len(tokens), cached, tokens.device)
+            if hears:
+                assert hearing is not None
+                self.check(hearing, ids, mask, given["images"])
+                sizes = self._sizes(ear, given["images"], given.get("image_sizes"))
+                chunk, length = self._layout(ids, mask, sizes)
+                places = before.extend(chunk, length)
+            else:
+                length = tokens.shape[1]
+                chunk = torch.arange(length, device=tokens.device).expand(len(tokens), -1)
+                places = before.extend(chunk, length)
+                given["attention_mask"] = masks(places, chunk, mask, capacity_of(cache))
+                given["position_ids"] = positions(places, chunk, given.get("position_ids"), mask)
+            with ear.listening(hearing if hears else None), reading(cache):
+                output = stock(**given)
+            if getattr(output, "past_key_values", None) is not None:
+                remember(output.past_key_values, places)
+            if hearing is not None and hearing.has_raw_logits:
+                return output
+            return _in_places(output, last_read(chunk, length))
 
-        def pre_hook(model: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-            hearing = ear.hearing() if model is self.model else None  # a copy of the model has the same hooks
-            if hearing is None or hearing.images_per_row is not None:  # `generate` has checked
-                return
-            given = arguments_by_name(signature, model, *args, **kwargs)
-            if given.get("inputs_embeds") is not None:
-                raise ValueError("inputs_embeds can't be given with a sound: give input_ids and images")
-            if given.get("images") is None and given.get("past_key_values") is None:
-                raise ValueError("a sound is open, but the call has no images: a sound needs an image")
+        return forward
 
-        return pre_hook
+    def _hears(self, given: dict[str, Any]) -> bool:
+        """Whether a call of `forward` has images.
+
+        Raises:
+            ValueError: for a call that can't hear the open sounds.
+        """
+        if given.get("inputs_embeds") is not None:
+            raise ValueError("inputs_embeds can't be given with a sound: give input_ids and images")
+        if given.get("images") is not None:
+            return given["input_ids"].shape[1] > 1  # else the stock code takes it for a step of decoding
+        if given.get("past_key_values") is None:
+            raise ValueError("a sound is open, but the call has no images: a sound needs an image")
+        return False
+
+    def _sizes(self, ear: Ear, images: Any, image_sizes: Any) -> list[tuple[int, int]]:
+        """For each image, the number of its tokens in the stock prompt, and with a sound."""
+        heard = ear.visual_tokens_per_image()
+        if isinstance(images, Tensor) and images.ndim == 4:
+            return [(self.patches, heard)] * len(images)
+        tiles = [len(image) if image.ndim == 4 else 1 for image in images]
+        if getattr(self.model.config, "mm_patch_merge_type", "flat") == "flat":
+            return [(count * self.patches, count * heard) for count in tiles]
+        sizes = []
+        for count, size in zip(tiles, _checked_sizes(image_sizes, tiles), strict=True):
+            places = torch.arange(count * (1 + self.patches)).view(count, -1)
+            order = self._merged_order(places, size)
+            kept = torch.isin(places[:, 1:], order).sum(1).clamp_max(heard - 1)
+            sizes.append((len(order) - count, int((order < 0).sum()) + count + int(kept.sum())))
+        return sizes
+
+    def _layout(
+        self, ids: Tensor, attention_mask: Tensor | None, sizes: Sequence[tuple[int, int]]
+    ) -> tuple[Tensor, int]:
+        """The place in the stock prompt of each token that is read, (B, L') or -1, and the stock prompt's length."""
+        limit = getattr(self.model.config, "tokenizer_model_max_length", None)
+        pads_left = getattr(self.model.config, "tokenizer_padding_side", "right") == "left"
+        is_real = torch.ones_like(ids) if attention_mask is None else attention_mask
+        rows, lengths = [], []
+        images = iter(sizes)
+        for row, real in zip(ids, is_real, strict=True):
+            is_image = (row == _IMAGE_TOKEN)[real.bool()].tolist()
+            places: list[int] = []
+            count = 0
+            for at_image in is_image:
+                stock, heard = next(images) if at_image else (1, 1)
+                places += [count] * max(heard - stock, 0) + list(range(count, count + min(stock, heard)))
+                count += stock
+            if not any(is_image):
+                next(images)
+            rows.append(torch.tensor(places[:limit]))
+            lengths.append(count if limit is None else min(count, limit))
+        length, tokens = max(lengths), max(map(len, rows))
+        chunk = torch.full((len(rows), tokens), -1)
+        for target, source, count in zip(chunk, rows, lengths, strict=True):
+            source = source.masked_fill(source >= count, -1)
+            if pads_left:
+                target[tokens - len(source) :] = torch.where(source < 0, -1, source + length - count)
+            else:
+                target[: len(source)] = source
+        return chunk.to(ids.device), length
 
     def _encode(self, ear: Ear) -> Callable[..., Any]:
-        def encode_images(stock: Callable[..., Any], images: Tensor) -> Tensor:
+        def encode_images(module: nn.Module, stock: Callable[..., Any], images: Tensor) -> Tensor:
             hearing = ear.hearing()
             if hearing is None:
                 return stock(images)
+            if module is not self.model:
+                raise RuntimeError(REPLICA)
             (edited,) = ear.edit([self.tower_tokens(images)], hearing)
-            return self.model.get_model().mm_projector(edited)
+            return cast(Any, self.model).get_model().mm_projector(edited)
 
         return encode_images
 
     def _prepare(self, ear: Ear) -> Callable[..., Any]:
-        def prepare(stock: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        def prepare(module: nn.Module, stock: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             hearing = ear.hearing()
             if hearing is None:
                 return stock(*args, **kwargs)
-            given = arguments_by_name(inspect.signature(stock), *args, **kwargs)
+            given = arguments_by_name(
+                signature_of(module, "prepare_inputs_labels_for_multimodal"), *args, **kwargs
+            )
             ids, images = given["input_ids"], given["images"]
             if images is None or ids.shape[1] == 1:  # a step of decoding
                 return stock(**given)
@@ -155,7 +264,7 @@ class OriginalLlavaHost(Host):
             features = self._merge(ear, hearing, tiles, given.get("image_sizes"))
             view = _View(self.model, encode_images=lambda _: features)
             given["images"] = tiles[0]  # the stock code leaves the features of a 4-D batch unchanged
-            return type(self.model).prepare_inputs_labels_for_multimodal(view, **given)
+            return stock_class(self.model).prepare_inputs_labels_for_multimodal(view, **given)
 
         return prepare
 
@@ -171,22 +280,14 @@ class OriginalLlavaHost(Host):
             hearing: one sound per tile.
             tiles: (tiles, 3, H, W) for each image, with the base tile first.
             image_sizes: width and height of each picture before it was cut into tiles.
-
-        Raises:
-            ValueError: if `image_sizes` doesn't have one entry per image.
         """
-        if image_sizes is None and max(map(len, tiles)) == 1:
-            image_sizes = [None] * len(tiles)  # nothing is merged
-        if image_sizes is None or len(image_sizes) != len(tiles):
-            sizes = "no" if image_sizes is None else len(image_sizes)
-            raise ValueError(
-                f"{sizes} image_sizes for {len(tiles)} images in tiles: give (width, height) of each picture"
-            )
         tokens = 1 + self.patches  # per tile
         places = torch.arange(sum(map(len, tiles)) * tokens).view(-1, tokens)
         orders = [
             self._merged_order(image_places, size)
-            for image_places, size in zip(places.split([*map(len, tiles)]), image_sizes, strict=True)
+            for image_places, size in zip(
+                places.split([*map(len, tiles)]), _checked_sizes(image_sizes, [*map(len, tiles)]), strict=True
+            )
         ]
         candidates = torch.isin(places[:, 1:], torch.cat(orders))
         (edited,), is_read = ear.edit_tiles([self.tower_tokens(torch.cat(tiles))], hearing, candidates)
@@ -223,18 +324,21 @@ class OriginalLlavaHost(Host):
             encode_images=lambda _: places[:, 1:, None],
         )
         ids = torch.tensor([[_IMAGE_TOKEN, 0]])  # a prompt of one token would count as a step of decoding
-        *_, merged, _ = type(self.model).prepare_inputs_labels_for_multimodal(
+        *_, merged, _ = stock_class(self.model).prepare_inputs_labels_for_multimodal(
             view, ids, None, None, None, None, [torch.empty(len(places), 0)], [image_size]
         )
         order, base = merged[0, :-1, 0], places.shape[1] - 1
         return torch.cat([places[:1, 0], order[:base], places[1:, 0], order[base:]])
 
     def _generate(self, ear: Ear) -> Callable[..., Any]:
-        def generate(stock: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        def generate(module: nn.Module, stock: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             hearing = ear.hearing()
-            if hearing is None or hearing.images_per_row is not None:
-                return stock(*args, **kwargs)
-            given = arguments_by_name(inspect.signature(stock), *args, **kwargs)
+            if hearing is None:
+                with ear.listening(None):  # a sound that opens meanwhile isn't heard
+                    return stock(*args, **kwargs)
+            if module is not self.model:
+                raise RuntimeError(REPLICA)
+            given = arguments_by_name(signature_of(module, "generate"), *args, **kwargs)
             ids, images = given.get("inputs"), given.get("images")
             if given.get("inputs_embeds") is not None or ids is None:
                 raise ValueError(
@@ -243,7 +347,10 @@ class OriginalLlavaHost(Host):
             if images is None:
                 raise ValueError("a sound is open, but no images are given: a sound needs an image")
             per_row = self.check(hearing, ids, given.get("attention_mask"), images)
-            with ear.listening(Hearing(hearing.embeddings, tuple(per_row))):
+            sizes = self._sizes(ear, images, given.get("image_sizes"))
+            chunk, length = self._layout(ids, given.get("attention_mask"), sizes)
+            _move_lengths(given, chunk.shape[1] - length, self.model.generation_config)
+            with ear.listening(replace(hearing, images_per_row=tuple(per_row), has_raw_logits=False)):
                 return stock(**given)
 
         return generate
@@ -278,10 +385,57 @@ class OriginalLlavaHost(Host):
         return per_row
 
 
+def _checked_sizes(image_sizes: Sequence[Any] | None, tiles: Sequence[int]) -> Sequence[Any]:
+    """One size per image, whose numbers of tiles are given.
+
+    Raises:
+        ValueError: if `image_sizes` doesn't have one entry per image.
+    """
+    if image_sizes is None and max(tiles) == 1:
+        return [None] * len(tiles)  # nothing is merged
+    if image_sizes is None or len(image_sizes) != len(tiles):
+        sizes = "no" if image_sizes is None else len(image_sizes)
+        raise ValueError(
+            f"{sizes} image_sizes for {len(tiles)} images in tiles: give (width, height) of each picture"
+        )
+    return image_sizes
+
+
+def _move_lengths(given: dict[str, Any], growth: int, default_config: Any) -> None:
+    """`max_length` and `min_length` count the stock prompt, so they change with the tokens that are read."""
+    config = given.get("generation_config")
+    if config is not None:
+        config = given["generation_config"] = copy.deepcopy(config)
+    unset = type(default_config)()
+    for name in ("max_length", "min_length"):
+        if given.get(name) is not None:
+            given[name] += growth
+        elif (value := getattr(config or default_config, name)) not in (None, getattr(unset, name)):
+            if config is not None:
+                setattr(config, name, value + growth)
+            else:
+                given[name] = value + growth
+
+
+def _in_places(output: Any, last: Tensor | None) -> Any:
+    """An output of `forward` with its logits and states in the places of the stock prompt."""
+    if last is None:
+        return output
+    if isinstance(output, tuple):
+        return tuple(
+            states_in_places(value, last) if isinstance(value, Tensor) and value.ndim == 3 else value
+            for value in output
+        )
+    output.logits = states_in_places(output.logits, last)
+    if getattr(output, "hidden_states", None) is not None:
+        output.hidden_states = tuple(states_in_places(states, last) for states in output.hidden_states)
+    return output
+
+
 def _one_a_tile(hearing: Hearing, tiles: Sequence[Tensor]) -> Hearing:
     """The same sounds, repeated for each tile of their image."""
     repeats = torch.tensor([len(image) for image in tiles], device=hearing.embeddings.device)
-    return Hearing(hearing.embeddings.repeat_interleave(repeats, 0), hearing.images_per_row)
+    return replace(hearing, embeddings=hearing.embeddings.repeat_interleave(repeats, 0))
 
 
 class _View:

@@ -164,7 +164,9 @@ def test_the_miniature_captions_out_of_the_hub(tmp_path, monkeypatch, request):
     whisper = write_transformers(tmp_path / "whisper", read_checkpoint("demo"))
     packaged, _ = load_language_model()
     config = packaged.config.to_dict()
-    config.pop("quantization_config", None)  # the package's 4 bits, which older transformers unpack without a word
+    config.pop(
+        "quantization_config", None
+    )  # the package's 4 bits, which older transformers unpack without a word
     model = LlamaForCausalLM(LlamaConfig(**config)).to(torch.bfloat16)
     model.load_state_dict(packaged.state_dict())
     model.save_pretrained(tmp_path / "smollm2")

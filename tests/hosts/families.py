@@ -104,6 +104,31 @@ def make_sounds(n: int, *, seed: int = 1) -> list[Tensor]:
     return [torch.rand(20, generator=generator) * 2 - 1 for _ in range(n)]
 
 
+def expected_places(
+    model: Any,
+    inputs: Mapping[str, Tensor],
+    sounds: list[Tensor],
+    k: int,
+    tokens: str,
+    *,
+    family: Family = LLAVA,
+) -> list[list[int]]:
+    """For each token of each row, without padding, the last embedding of `expected_rows` that is read up to it."""
+    _, stock = family.pictures(len(sounds), torch.Generator())
+    visual = [
+        len(image) for image in family.hear(model, inputs, TinyEncoder().embed(sounds, RATE), k, tokens)
+    ]
+    places = []
+    for ids, mask in zip(inputs["input_ids"], inputs["attention_mask"], strict=True):
+        row = ids[mask.bool()].tolist()
+        images = 0
+        while sum(stock[:images]) < row.count(IMAGE_TOKEN):
+            images += 1
+        places.append(reference.read_up_to(row, visual[:images], stock[:images]))
+        visual, stock = visual[images:], stock[images:]
+    return places
+
+
 def expected_rows(
     model: Any,
     inputs: Mapping[str, Tensor],

@@ -145,6 +145,31 @@ def prompt_embeddings(model: Any, ids: list[int], visual: list[Tensor], stock: l
     return torch.cat(pieces)
 
 
+def read_up_to(ids: list[int], visual: list[int], stock: list[int], *, image: int = IMAGE_TOKEN) -> list[int]:
+    """For each token of a prompt, the embedding that is last read up to its place.
+
+    The tokens of an image fill its placeholders in order. If there is one more, the first placeholder has two; the
+    placeholders that are left over have none.
+    """
+    read, last, place = [], -1, 0
+    images = iter(zip(visual, stock, strict=True))
+    while place < len(ids):
+        if ids[place] != image:
+            last += 1
+            read.append(last)
+            place += 1
+            continue
+        tokens, placeholders = next(images)
+        for placeholder in range(placeholders):
+            if placeholder == 0 and tokens > placeholders:
+                last += tokens - placeholders
+            if placeholder < tokens:
+                last += 1
+            read.append(last)
+        place += placeholders
+    return read
+
+
 def logits(model: Any, embeddings: Tensor) -> Tensor:
     """(L', vocabulary) of one row without padding or cache."""
     hidden = model.model.language_model(inputs_embeds=embeddings[None]).last_hidden_state

@@ -10,7 +10,17 @@ from torch import Tensor
 from llava_soundclip import patch
 from tests.conftest import IMAGE_TOKEN, TinyEncoder
 from tests.hosts import reference
-from tests.hosts.families import FAMILIES, NEW, RATE, Family, K, expected_rows, make_inputs, make_sounds
+from tests.hosts.families import (
+    FAMILIES,
+    NEW,
+    RATE,
+    Family,
+    K,
+    expected_places,
+    expected_rows,
+    make_inputs,
+    make_sounds,
+)
 from tests.test_patching import generate, scores, snapshot
 
 
@@ -67,11 +77,18 @@ def test_forward_equals_the_model_put_together_by_hand(family: Family, model: An
     inputs, sounds = make_inputs([1, 2], family=family), make_sounds(3)
     rows = expected_rows(model, inputs, sounds, K, tokens, family=family)
     expected = [reference.logits(model, row) for row in rows]
+    places = expected_places(model, inputs, sounds, K, tokens, family=family)
     soundclip = patch(model, TinyEncoder(), k=K, tokens=tokens)
     with soundclip.audio(sounds, sampling_rate=RATE):
-        output = model(**inputs).logits
-    assert output.shape[1] == max(map(len, expected))
-    for row, want in zip(output, expected, strict=True):
+        outputs = [model(**inputs).logits, model.forward(**inputs).logits]
+    for output in outputs:
+        assert output.shape[:2] == inputs["input_ids"].shape
+        for row, want, read in zip(output, expected, places, strict=True):
+            torch.testing.assert_close(row[-len(read) :], want[read], rtol=1e-4, atol=1e-4)
+    with soundclip.audio(sounds, sampling_rate=RATE, raw_logits=True):
+        raw = model(**inputs).logits
+    assert raw.shape[1] == max(map(len, expected))
+    for row, want in zip(raw, expected, strict=True):
         torch.testing.assert_close(row[-len(want) :], want, rtol=1e-4, atol=1e-4)
 
 
@@ -81,7 +98,7 @@ def test_the_smallest_and_the_largest_k(family: Family, model: Any, tokens: str,
     inputs, sounds = make_inputs([2], family=family), make_sounds(2)
     [expected] = expected_rows(model, inputs, sounds, k, tokens, family=family)
     soundclip = patch(model, TinyEncoder(), k=k, tokens=tokens)
-    with soundclip.audio(sounds, sampling_rate=RATE):
+    with soundclip.audio(sounds, sampling_rate=RATE, raw_logits=True):
         output = model(**inputs).logits[0]
     torch.testing.assert_close(output, reference.logits(model, expected), rtol=1e-4, atol=1e-4)
 
@@ -147,7 +164,8 @@ def test_the_cache_is_as_long_as_the_tokens(family: Family, model: Any, tokens: 
     soundclip = patch(model, TinyEncoder(), k=K, tokens=tokens)
     with soundclip.audio(sounds, sampling_rate=RATE):
         output = model.generate(**inputs, max_new_tokens=2, return_dict_in_generate=True)
-    assert output.past_key_values.get_seq_length() == len(row) + 1
+    assert output.past_key_values.layers[0].keys.shape[2] == len(row) + 1
+    assert output.past_key_values.get_seq_length() == inputs["input_ids"].shape[1] + 1  # the caller's places
 
 
 @torch.no_grad()

@@ -27,7 +27,7 @@ from transformers import (
 from llava_soundclip import Projector, patch
 from tests.conftest import PAD, PATCHES, WIDTH, TinyEncoder
 from tests.encoders import fake_whisper
-from tests.hosts.reference import algorithm_1, pad_or_cut
+from tests.hosts.reference import algorithm_1, pad_or_cut, read_up_to
 from tests.media.making import write_film
 from tests.test_patching import snapshot
 
@@ -300,7 +300,7 @@ def test_forward_equals_the_model_put_together_by_hand(clip_folder: Path, tokens
     prompt, pixels, sounds = make_prompt([1, 2], side=side), make_pixels(3), make_sounds(3)
     expected = [logits(model, row) for row in heard_rows(model, prompt, pixels, sounds, tokens)]
     soundclip = patch(model, TinyEncoder(), k=K, tokens=tokens)
-    with soundclip.audio(sounds, sampling_rate=RATE):
+    with soundclip.audio(sounds, sampling_rate=RATE, raw_logits=True):
         output = model(**prompt, images=pixels).logits
     assert output.shape[1] == max(map(len, expected))
     for row, want in zip(output, expected, strict=True):
@@ -395,7 +395,7 @@ def test_mpt(clip_folder: Path, tokens: str) -> None:
     prompt, pixels, sounds = make_prompt([1, 2]), make_pixels(3), make_sounds(3)
     expected = [logits(model, row) for row in heard_rows(model, prompt, pixels, sounds, tokens)]
     soundclip = patch(model, TinyEncoder(), k=K, tokens=tokens)
-    with soundclip.audio(sounds, sampling_rate=RATE):
+    with soundclip.audio(sounds, sampling_rate=RATE, raw_logits=True):
         output = model(**prompt, images=pixels).logits
     for row, want in zip(output, expected, strict=True):
         torch.testing.assert_close(row[: len(want)], want, rtol=1e-4, atol=1e-4)
@@ -407,7 +407,7 @@ def test_a_row_without_an_image_token_has_an_image_that_is_skipped(model: Any, t
     visual = [heard_image(model, *pair, tokens) for pair in zip(pixels, sounds, strict=True)]
     rows = prompt_rows(model, prompt, [visual[0], visual[2]])
     soundclip = patch(model, TinyEncoder(), k=K, tokens=tokens)
-    with soundclip.audio(sounds, sampling_rate=RATE):
+    with soundclip.audio(sounds, sampling_rate=RATE, raw_logits=True):
         output = model(**prompt, images=pixels).logits
     for got, row in zip(output, rows, strict=True):
         torch.testing.assert_close(got[: len(row)], logits(model, row), rtol=1e-4, atol=1e-4)
@@ -420,7 +420,7 @@ def test_a_prompt_longer_than_the_tokenizers_is_cut(clip_folder: Path, tokens: s
     prompt, pixels, sounds = make_prompt([1]), make_pixels(1), make_sounds(1)
     [row] = heard_rows(model, prompt, pixels, sounds, tokens)
     soundclip = patch(model, TinyEncoder(), k=K, tokens=tokens)
-    with soundclip.audio(sounds, sampling_rate=RATE):
+    with soundclip.audio(sounds, sampling_rate=RATE, raw_logits=True):
         output = model(**prompt, images=pixels).logits
     torch.testing.assert_close(output[0], logits(model, row[:7]), rtol=1e-4, atol=1e-4)
 
@@ -468,7 +468,7 @@ def test_forward_of_tiles_equals_the_model_put_together_by_hand(clip_folder: Pat
     visual = [heard_tiles(model, *parts, tokens) for parts in zip(tiles, sounds, PICTURES, strict=True)]
     expected = [logits(model, row) for row in prompt_rows(model, prompt, visual)]
     soundclip = patch(model, TinyEncoder(), k=K, tokens=tokens)
-    with soundclip.audio(sounds, sampling_rate=RATE):
+    with soundclip.audio(sounds, sampling_rate=RATE, raw_logits=True):
         output = model(**prompt, images=tiles, image_sizes=[picture.size for picture in PICTURES]).logits
     assert output.shape[1] == max(map(len, expected))
     for row, want in zip(output, expected, strict=True):
@@ -484,7 +484,7 @@ def test_images_of_one_tile_beside_others(clip_folder: Path, tokens: str) -> Non
     visual = [heard_tiles(model, *parts, tokens) for parts in zip(tiles, sounds, pictures, strict=True)]
     expected = [logits(model, row) for row in prompt_rows(model, prompt, visual)]
     soundclip = patch(model, TinyEncoder(), k=K, tokens=tokens)
-    with soundclip.audio(sounds, sampling_rate=RATE):
+    with soundclip.audio(sounds, sampling_rate=RATE, raw_logits=True):
         images = [tiles[0][0], tiles[1]]  # the stock code takes (3, H, W) as one tile
         output = model(**prompt, images=images, image_sizes=[picture.size for picture in pictures]).logits
     for row, want in zip(output, expected, strict=True):
@@ -502,7 +502,7 @@ def test_flat_tiles_follow_one_another_each_with_its_slot(clip_folder: Path, tok
     ]
     expected = [logits(model, row) for row in prompt_rows(model, prompt, visual)]
     soundclip = patch(model, TinyEncoder(), k=K, tokens=tokens)
-    with soundclip.audio(sounds, sampling_rate=RATE):
+    with soundclip.audio(sounds, sampling_rate=RATE, raw_logits=True):
         output = model(**prompt, images=images).logits
     for row, want in zip(output, expected, strict=True):
         torch.testing.assert_close(row[: len(want)], want, rtol=1e-4, atol=1e-4)
@@ -515,7 +515,7 @@ def test_tiles_are_cut_with_the_prompt_after_what_is_dropped(clip_folder: Path, 
     visual = heard_tiles(model, picture.tiles(), sounds[0], picture, tokens)
     [row] = prompt_rows(model, prompt, [visual])
     soundclip = patch(model, TinyEncoder(), k=K, tokens=tokens)
-    with soundclip.audio(sounds, sampling_rate=RATE):
+    with soundclip.audio(sounds, sampling_rate=RATE, raw_logits=True):
         output = model(**prompt, images=[picture.tiles()], image_sizes=[picture.size]).logits
     torch.testing.assert_close(output[0], logits(model, row[:30]), rtol=1e-4, atol=1e-4)
 
@@ -570,7 +570,7 @@ def test_without_a_sound_and_after_unpatch_nothing_differs(
     assert torch.equal(scores(model, inputs), stock) and generate(model, inputs) == words
     with soundclip.audio(make_sounds(3), sampling_rate=RATE):
         heard, heard_words = scores(model, inputs), generate(model, inputs)
-    assert heard.shape != stock.shape and heard_words != words
+    assert heard.shape == stock.shape and not torch.equal(heard, stock) and heard_words != words
     clone = copy.deepcopy(model)
     with soundclip.audio(make_sounds(3), sampling_rate=RATE):
         assert torch.equal(scores(clone, inputs), stock) and generate(clone, inputs) == words
@@ -578,6 +578,102 @@ def test_without_a_sound_and_after_unpatch_nothing_differs(
     soundclip.unpatch()
     assert torch.equal(scores(model, inputs), stock) and generate(model, inputs) == words
     assert snapshot(model) == before
+
+
+def stock_lengths(model: Any, inputs: dict[str, Any]) -> list[int]:
+    """The number of tokens of each image in a stock prompt."""
+    lengths = []
+    for image, size in zip(inputs["images"], inputs.get("image_sizes", [None] * 9), strict=False):
+        ids, image = torch.tensor([[IMAGE, 0]]), image[None] if image.ndim == 3 else [image]
+        *_, embeddings, _ = model.prepare_inputs_labels_for_multimodal(
+            ids, None, None, None, None, image, [size]
+        )
+        lengths.append(embeddings.shape[1] - 1)
+    return lengths
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize(
+    "inputs, merge", [(pad_inputs, "flat"), (anyres_inputs, "flat"), (anyres_inputs, "spatial_unpad")]
+)
+@torch.no_grad()
+def test_logits_stand_in_the_places_of_the_stock_prompt(
+    clip_folder: Path, inputs: Any, merge: str, tokens: str, side: str
+) -> None:
+    model, inputs = build_anyres(clip_folder, merge, tokenizer_padding_side=side), inputs()
+    lengths, stock = stock_lengths(model, inputs), scores(model, inputs)
+    soundclip = patch(model, TinyEncoder(), k=K, tokens=tokens)
+    with soundclip.audio(make_sounds(3), sampling_rate=RATE):
+        got = model(**inputs)
+        visual = [
+            len(image)
+            for image in (
+                soundclip.visual_tokens(image[None], sound, sampling_rate=RATE, image_sizes=size)[0]
+                for image, sound, size in zip(
+                    inputs["images"],
+                    make_sounds(3),
+                    [[size] for size in inputs.get("image_sizes", [])] or [None] * 3,
+                    strict=True,
+                )
+            )
+        ]
+        if merge == "flat" and "image_sizes" in inputs:  # `visual_tokens` has them tile by tile
+            visual = [len(image) * (PATCHES + 1 if tokens == "zero" else K + 1) for image in inputs["images"]]
+    with soundclip.audio(make_sounds(3), sampling_rate=RATE, raw_logits=True):
+        raw = model(**inputs)
+    assert got.logits.shape == stock.shape
+    for row, (ids, mask) in enumerate(zip(inputs["input_ids"], inputs["attention_mask"], strict=True)):
+        ids = ids[mask.bool()].tolist()
+        images = ids.count(IMAGE)
+        prompt: list[int] = []
+        left = list(lengths)
+        for i in ids:
+            prompt += [IMAGE] * left.pop(0) if i == IMAGE else [i]
+        read = read_up_to(prompt, visual[:images], lengths[:images], image=IMAGE)
+        lengths, visual = lengths[images:], visual[images:]
+        total = read[-1] + 1
+        mine = got.logits[row, -len(read) :] if side == "left" else got.logits[row, : len(read)]
+        every = raw.logits[row, -total:] if side == "left" else raw.logits[row, :total]
+        assert torch.equal(mine, every[read])
+
+
+@torch.no_grad()
+def test_a_decode_loop_of_ones_own_counts_the_stock_prompt(model: Any, tokens: str) -> None:
+    inputs, sounds = {**make_prompt([1]), "images": make_pixels(1)}, make_sounds(1)
+    [row] = heard_rows(model, make_prompt([1]), make_pixels(1), sounds, tokens)
+    length = scores(model, inputs).shape[1]
+    soundclip = patch(model, TinyEncoder(), k=K, tokens=tokens)
+    for with_mask in (False, True):
+        words: list[int] = []
+        with soundclip.audio(sounds, sampling_rate=RATE):
+            output = model(**inputs, use_cache=True)
+            while len(words) < NEW:
+                assert output.past_key_values.get_seq_length() == length + len(words)
+                words.append(int(output.logits[0, -1].argmax()))
+                mask = torch.ones(1, length + len(words), dtype=torch.long) if with_mask else None
+                output = model(
+                    torch.tensor([words[-1:]]),
+                    attention_mask=mask,
+                    past_key_values=output.past_key_values,
+                    use_cache=True,
+                )
+        assert words == greedy(model, row)
+
+
+@torch.no_grad()
+def test_lengths_count_the_stock_prompt(model: Any, tokens: str) -> None:
+    inputs = {**make_prompt([1]), "images": make_pixels(1)}
+    length = scores(model, inputs).shape[1]
+    for option in ("argument", "config"):
+        options: dict[str, Any] = {"max_length": length + 3} if option == "argument" else {}
+        model.generation_config.max_length = length + 4
+        ids, rest = inputs["input_ids"], {k: v for k, v in inputs.items() if k != "input_ids"}
+        stock = model.generate(ids, **rest, **options).shape[1]
+        assert stock == 3 + (option == "config")
+        soundclip = patch(model, TinyEncoder(), k=K, tokens=tokens)
+        with soundclip.audio(make_sounds(1), sampling_rate=RATE):
+            assert model.generate(ids, **rest, **options).shape[1] == stock
+        soundclip.unpatch()
 
 
 def test_a_prompt_of_words_alone_after_the_sound(model: Any) -> None:
