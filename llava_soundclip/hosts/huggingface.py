@@ -190,14 +190,19 @@ class HuggingFaceHost(Host):
             kwargs |= {name: kwargs[name][::repeats] for name in self.per_image}
             encoding = self.encoding(kwargs, hearing)
             token = _ENCODING.set(encoding)
+            error = None
             try:
                 output = stock(**kwargs)
+            except Exception as stock_error:
+                if encoding.is_done:
+                    raise
+                error = stock_error
             finally:
                 _ENCODING.reset(token)
             if not encoding.is_done:
                 raise RuntimeError(
                     "the sound wasn't heard: the vision tower was replaced after the patch; patch the model again"
-                )
+                ) from error
             encoded = _ENCODED.get()
             if encoded is not None:
                 encoded.append(encoding)
@@ -273,12 +278,14 @@ class HuggingFaceHost(Host):
         if hearing is not None:
             room = self._repeated_room(ear, given, hearing)
             chunk = room.source
-            pad = self.model.config.get_text_config().pad_token_id
+            config = self.model.config.get_text_config()
+            pad = config.pad_token_id
             for name, value in given.items():
                 is_per_token = isinstance(value, Tensor) and value.shape == (batch, length)
                 if is_per_token and name not in ("attention_mask", "position_ids"):
                     given[name] = room.stretch(value, padding=(pad or 0) if name == "input_ids" else 0)
-            enlarge(cache, max(room.growth, 0))
+            if room.growth > 0:
+                enlarge(cache, room.growth, getattr(config, "sliding_window", None))
         places = before.extend(chunk, length)
         given["attention_mask"] = masks(places, chunk, mask, capacity_of(cache))
         given["position_ids"] = positions(places, chunk, given.get("position_ids"), mask)
@@ -458,12 +465,11 @@ def _check_counts(images: int, repeats: int, hearing: Hearing) -> None:
 
 
 def _read_at_once(kwargs: dict[str, Any], default_config: Any) -> None:
-    """`prefill_chunk_size` would cut an image's tokens, so a prompt with sounds is read at once."""
-    kwargs.pop("prefill_chunk_size", None)
-    config = kwargs.get("generation_config") or default_config
-    if getattr(config, "prefill_chunk_size", None) is not None:
-        kwargs["generation_config"] = copy.deepcopy(config)
-        kwargs["generation_config"].prefill_chunk_size = None
+    """`prefill_chunk_size` could cut an image's tokens, so a prompt with sounds is one chunk."""
+    config = kwargs.get("generation_config")
+    sizes = (kwargs, vars(config) if config is not None else {}, vars(default_config))
+    if any(given.get("prefill_chunk_size") is not None for given in sizes):
+        kwargs["prefill_chunk_size"] = kwargs["input_ids"].shape[1] + 1
 
 
 def _put_in_places(output: Any, chunk: Tensor, length: int, places: Places) -> None:

@@ -255,19 +255,24 @@ def reading(cache: Any) -> Iterator[None]:
 
 def capacity_of(cache: Any) -> int | None:
     """Size of a static cache in tokens; None for any other."""
-    sizes = [layer.max_cache_len for layer in _static_layers(cache)]
+    sizes = [layer.max_cache_len for layer in getattr(cache, "layers", ()) if hasattr(layer, "max_cache_len")]
     return max(sizes, default=None)
 
 
-def enlarge(cache: Any, tokens: int) -> None:
-    """Make room in a static cache, whose size counts the caller's places, for tokens that were added."""
-    for layer in _static_layers(cache):
-        layer.max_cache_len += tokens
+def enlarge(cache: Any, tokens: int, window: int | None) -> None:
+    """Make room in a static cache, whose size counts the caller's places, for tokens that were added.
+
+    Args:
+        cache: any cache.
+        tokens: number of tokens that were added.
+        window: the language model's sliding window, above which no layer grows.
+    """
+    for layer in getattr(cache, "layers", ()):
+        if not hasattr(layer, "max_cache_len"):
+            continue
+        size = layer.max_cache_len + tokens
+        more = (min(size, window) if layer.is_sliding and window else size) - layer.max_cache_len
+        layer.max_cache_len += more
         if layer.is_initialized:
-            layer.keys = nn.functional.pad(layer.keys, (0, 0, 0, tokens))
-            layer.values = nn.functional.pad(layer.values, (0, 0, 0, tokens))
-
-
-def _static_layers(cache: Any) -> list[Any]:
-    layers = getattr(cache, "layers", ())
-    return [layer for layer in layers if hasattr(layer, "max_cache_len") and not layer.is_sliding]
+            layer.keys = nn.functional.pad(layer.keys, (0, 0, 0, more))
+            layer.values = nn.functional.pad(layer.values, (0, 0, 0, more))
