@@ -141,7 +141,7 @@ def of_naive(pairs: int, width: int) -> Spent:
 def of_ranks(pairs: int, width: int, dtype: str) -> Spent:
     f_a, c = made(pairs, width, dtype)
     with measured() as found:
-        found.ranks = tuple(side.numpy() for side in ranks(f_a, c))
+        found.ranks = tuple(side.mean.numpy() for side in ranks(f_a, c))
     found.matmul = matmul(pairs, width)
     return found
 

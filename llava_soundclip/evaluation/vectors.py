@@ -66,7 +66,8 @@ def aligned(
         (n, D) float32.
 
     Raises:
-        ValueError: if the projector was trained on another encoder or tower; the message names the differences.
+        ValueError: if the projector was trained on another encoder or tower; the message names the differences. Also if
+            a vector is NaN or infinite; the message names the clip.
     """
     if projector is not None:
         check_projector(folder, projector)
@@ -81,6 +82,13 @@ def aligned(
     for at in range(0, len(rows), _AT_ONCE):
         z_a = fused(folder.rows(rows[at : at + _AT_ONCE])[0], projector)
         f_a[at : at + _AT_ONCE] = align(z_a)
+    broken = (~f_a.isfinite().all(1)).nonzero().flatten()
+    if len(broken):
+        names = ", ".join(repr(folder.ids[row]) for row in rows[broken[:3]].tolist())
+        raise ValueError(
+            f"the {'raw' if projector is None else 'projected'} sounds of {len(broken)} of {len(rows)} clips are NaN or "
+            f"infinite: {names}{' ...' if len(broken) > 3 else ''}"
+        )
     return f_a
 
 

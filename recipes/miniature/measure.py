@@ -35,6 +35,7 @@ from llava_soundclip.demo import PROMPT, STOCK_PROMPT, K
 from llava_soundclip.demo.kinds import DRAWN_KINDS, make_scene, synthesise
 from llava_soundclip.encoders import AudioEncoder
 from llava_soundclip.evaluation.captions import Things
+from llava_soundclip.evaluation.retrieval.ranks import ranks
 from llava_soundclip.evaluation.tradeoff.plan import partners
 from llava_soundclip.patching import SoundCLIP, Tokens
 from llava_soundclip.prompts import chat_prompt
@@ -68,8 +69,8 @@ ESC50 = {
 PAIRS = {"dog_audio.wav": "dog", "bird_audio.wav": "bird", "car_audio.wav": "car"}
 
 
-def share(hits: Sequence[bool]) -> dict[str, Any]:
-    """A share with Wilson's interval of 95 %."""
+def share(hits: Sequence[float]) -> dict[str, Any]:
+    """A share with Wilson's interval of 95 %, from hits (1) and misses (0), or their probabilities."""
     n, z = len(hits), 1.96
     p = sum(hits) / n
     middle, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
@@ -334,11 +335,6 @@ def measure_unseen(
     return figures
 
 
-def ranks(cosine: Tensor) -> Tensor:
-    """Rank of each query's own pair, 1 is best. `cosine` is (queries, answers), with the pairs on its diagonal."""
-    return 1 + (cosine > cosine.diagonal()[:, None]).sum(1)
-
-
 def measure_retrieval(world: World, soundclip: SoundCLIP) -> dict[str, Any]:
     """Retrieval as in Appendix E, raw and projected, on fresh variations and pictures."""
     rng = np.random.default_rng(25)
@@ -352,13 +348,16 @@ def measure_retrieval(world: World, soundclip: SoundCLIP) -> dict[str, Any]:
         z_a = soundclip.encoder.embed(waves, RATE)
         for alignment in ("raw", "projected"):
             soundclip.alignment = alignment
-            found = functional.normalize(soundclip.align(z_a), dim=-1) @ cls.T
-            for direction, cosine in (("A2V", found), ("V2A", found.T)):
-                rank, best = ranks(cosine), cosine.argmax(1)
+            f_a = functional.normalize(soundclip.align(z_a), dim=-1)
+            found = f_a @ cls.T
+            for direction, places, cosine in zip(
+                ("A2V", "V2A"), ranks(f_a, cls), (found, found.T), strict=True
+            ):
+                best = cosine.argmax(1)
                 figures[f"{alignment}, {direction}"] = {
                     "n": len(kinds),
-                    "mean rank": round(rank.float().mean().item(), 2),
-                    **{f"Top-{top}": share((rank <= top).tolist()) for top in (1, 3, 10)},
+                    "mean rank": round(places.mean.mean().item(), 2),
+                    **{f"Top-{top}": share(places.within(top).tolist()) for top in (1, 3, 10)},
                     "same kind": share(
                         [kinds[i] == kind for i, kind in zip(best.tolist(), kinds, strict=True)]
                     ),

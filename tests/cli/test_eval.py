@@ -37,6 +37,20 @@ def figures(path):
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def test_vectors_that_overflow_are_refused_with_their_clips(features, tmp_path):
+    projector = Projector(12, WIDTH, 8, **Projector.labels(FeatureFolder(features).header.encoder))
+    with torch.no_grad():
+        for weight in projector.parameters():
+            weight.mul_(1e38)
+    projector.save_pretrained(tmp_path)
+    result = run(features, "--projector", tmp_path)
+    assert result.exit_code == 2 and "R@1" not in result.stdout
+    assert (
+        "the projected sounds of 240 of 240 clips are NaN or infinite: '00000', '00001', '00002' ..."
+        in result.stderr
+    )
+
+
 def test_what_was_kept_aside_is_measured(features, projector, tmp_path):
     result = run(features, "--projector", projector, "--json", tmp_path / "out.json", "--seed", 3)
     assert result.exit_code == 0, result.stderr

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from llava_soundclip._extras import require
-from llava_soundclip.evaluation.retrieval.ranks import BLOCK, Places, strip_counts
+from llava_soundclip.evaluation.retrieval.ranks import BLOCK, Places, Ranks, strip_counts
 from llava_soundclip.features.cluster import Tries, joined
 
 _TRIES = 4  # attempts per strip if its processes die; Ray Data alone would retry forever
@@ -16,7 +16,7 @@ _TRIES = 4  # attempts per strip if its processes die; Ray Data alone would retr
 
 def ranks_on_ray(
     f_a: Tensor, c: Tensor, groups: Tensor | None = None, *, address: str | None = None, block: int = BLOCK
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Ranks, Ranks]:
     """`ranks` on all CPUs of a Ray cluster. The result is bit-identical if the CPUs are of one kind.
 
     The vectors are sent once to every node, whose object store must have room for both. A task on each CPU compares
@@ -32,7 +32,7 @@ def ranks_on_ray(
         block: rows and columns of the block of cosines that a task holds in memory.
 
     Returns:
-        Ranks of pictures found by sounds and of sounds found by pictures, (N,) float32 each. Ties can give halves.
+        Ranks of pictures found by sounds and of sounds found by pictures, N each.
 
     Raises:
         ImportError: if Ray isn't installed.

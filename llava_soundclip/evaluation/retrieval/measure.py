@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from llava_soundclip.evaluation.retrieval.ranks import ranks
+from llava_soundclip.evaluation.retrieval.ranks import Ranks, check_finite, ranks
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,25 +23,30 @@ FIGURES = ("mean_rank", *(f"R@{top}" for top in TOPS))
 
 @dataclass(frozen=True, eq=False)
 class Retrieval:
-    """Retrieval in one direction, such as pictures found by sounds.
+    """Retrieval in one direction, such as pictures found by sounds. Vectors that are all equal are at chance.
 
     Attributes:
         rows: (repeats, items) int64, the clips that were drawn.
-        ranks: (repeats, items) float32, the rank of each query's right answer among the items; 1 is best.
+        places: (repeats, items), the rank of each query's right answer among the items, with its ties.
         right: (repeats, items) int64, the number of right answers of each query.
         sources: (repeats, items) integers, the video or recording of each clip: intervals are over these. None: over
             clips.
     """
 
     rows: Tensor
-    ranks: Tensor
+    places: Ranks
     right: Tensor
     sources: Tensor | None = None
 
     @property
     def items(self) -> int:
         """Number of items to choose from."""
-        return self.ranks.shape[1]
+        return self.rows.shape[1]
+
+    @property
+    def ranks(self) -> Tensor:
+        """(repeats, items) float64, the expected rank of each query's right answer; 1 is best."""
+        return self.places.mean
 
     @property
     def mean_rank(self) -> float:
@@ -51,27 +56,28 @@ class Retrieval:
     @property
     def recall(self) -> dict[int, float]:
         """Share of queries whose right answer is among the top n, for each n of `TOPS`."""
-        return {top: (self.ranks <= top).float().mean().item() for top in TOPS}
+        return {top: self.places.within(top).mean().item() for top in TOPS}
 
     def as_dict(self) -> dict[str, float]:
         """The figures by name, as in logs: mean_rank, R@1, R@3, R@10, items."""
-        shares = {f"R@{top}": share for top, share in self.recall.items()}
-        return {"mean_rank": self.mean_rank, **shares, "items": self.items}
+        return {**_means(self.places), "items": self.items}
 
-    def histogram(self) -> list[int]:
-        """Number of queries with their right answer at rank 1, 2, ...; halves are rounded down."""
-        return self.ranks.floor().long().flatten().bincount(minlength=self.items + 1)[1:].tolist()
+    def histogram(self) -> list[float]:
+        """Number of queries with their right answer at rank 1, 2, ...; ties are spread over their ranks."""
+        ties = torch.stack([self.places.ahead, self.places.tied, self.places.right]).flatten(1).long()
+        is_tied = ties[1] > 0
+        counts = ties[0, ~is_tied].bincount(minlength=self.items).double()
+        several, queries = ties[:, is_tied].unique(dim=1, return_counts=True)
+        for (ahead, wrong, right), times in zip(several.T.tolist(), queries.tolist(), strict=True):
+            place = torch.arange(wrong, dtype=torch.float64)
+            missed = ((wrong - place) / (wrong + right - place)).cumprod(0)  # after 1, 2, ... tied answers
+            edges = torch.cat([missed.new_ones(1), missed, missed.new_zeros(1)])
+            counts[ahead : ahead + wrong + 1] -= times * edges.diff()
+        return counts.tolist()
 
     def chance(self) -> dict[str, float]:
         """The figures for answers in random order; with one right answer the mean rank is (items + 1) / 2."""
-        right = self.right.double()
-        wrong = self.items - right
-        figures = {"mean_rank": (1 + wrong / (right + 1)).mean().item()}
-        for top in TOPS:
-            places = torch.arange(min(top, self.items))
-            missed = (wrong[..., None] - places).clamp(min=0) / (self.items - places)
-            figures[f"R@{top}"] = (1 - missed.prod(-1)).mean().item()
-        return figures
+        return _means(Ranks(torch.zeros_like(self.right), self.items - self.right, self.right))
 
     def figures(self, *, seed: int = 0) -> dict[str, dict[str, Any]]:
         """The figures with intervals over sources (or clips), and the figure of each repeat.
@@ -88,9 +94,9 @@ class Retrieval:
         from llava_soundclip.evaluation.intervals import mean
 
         return {
-            name: mean(value.double().numpy().ravel(), self._groups(), seed=seed).as_dict()
+            name: mean(value.numpy().ravel(), self._groups(), seed=seed).as_dict()
             | {"repeats": value.mean(1).tolist()}
-            for name, value in self._values().items()
+            for name, value in _values(self.places).items()
         }
 
     def minus(self, other: "Retrieval", *, seed: int = 0) -> dict[str, "Interval"]:
@@ -111,19 +117,16 @@ class Retrieval:
             raise ValueError("the two weren't measured with the same draws: give both the same seed")
         from llava_soundclip.evaluation.intervals import difference
 
-        theirs = other._values()
+        theirs = _values(other.places)
         return {
             name: difference(
-                value.double().numpy().ravel(),
-                theirs[name].double().numpy().ravel(),
+                value.numpy().ravel(),
+                theirs[name].numpy().ravel(),
                 self._groups(),
                 seed=seed,
             )
-            for name, value in self._values().items()
+            for name, value in _values(self.places).items()
         }
-
-    def _values(self) -> dict[str, Tensor]:
-        return {"mean_rank": self.ranks, **{f"R@{top}": (self.ranks <= top).float() for top in TOPS}}
 
     def _groups(self) -> "np.ndarray":
         """Number of the resampled unit of each item, (repeats * items,): a clip drawn twice is one unit."""
@@ -158,14 +161,16 @@ def retrieval(
         "A2V", pictures found by sounds, and "V2A", sounds found by pictures.
 
     Raises:
-        ValueError: if the two aren't matrices of one shape, have no rows, `groups` doesn't fit, or `ray` comes without
-            `full`.
+        ValueError: if the two aren't matrices of one shape, have no rows, `groups` doesn't fit, a vector is NaN or
+            infinite, or `ray` comes without `full`.
         ImportError, ConnectionError, RuntimeError: with `ray`, as for `ranks_on_ray`.
     """
     if not len(f_a):
         raise ValueError("retrieval needs at least one pair")
     if ray is not None and not full:
         raise ValueError("ray needs full=True: draws of 100 need no cluster")
+    if f_a.ndim == c.ndim == 2:  # also rows that aren't drawn; `ranks` checks the shapes
+        check_finite(f_a, c)
     generator = torch.Generator().manual_seed(seed)
     draws = [torch.arange(len(f_a))]
     if not full:
@@ -186,9 +191,27 @@ def retrieval(
     rows = torch.stack(draws)
     drawn_sources = None if sources is None else sources[rows]
     return {
-        side: Retrieval(rows, torch.stack(each), torch.stack(right), drawn_sources)
+        side: Retrieval(rows, _stacked(each), torch.stack(right), drawn_sources)
         for side, each in zip(("A2V", "V2A"), zip(*found, strict=True), strict=True)
     }
+
+
+def _stacked(repeats: Sequence[Ranks]) -> Ranks:
+    """The ranks of all repeats as (repeats, items)."""
+    return Ranks(
+        torch.stack([each.ahead for each in repeats]),
+        torch.stack([each.tied for each in repeats]),
+        torch.stack([each.right for each in repeats]),
+    )
+
+
+def _values(places: Ranks) -> dict[str, Tensor]:
+    """The figures of each query by name, float64."""
+    return {"mean_rank": places.mean, **{f"R@{top}": places.within(top) for top in TOPS}}
+
+
+def _means(places: Ranks) -> dict[str, float]:
+    return {name: value.mean().item() for name, value in _values(places).items()}
 
 
 def _sizes(groups: Tensor) -> Tensor:

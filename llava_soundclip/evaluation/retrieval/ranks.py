@@ -5,6 +5,7 @@ pairs.
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,13 +16,40 @@ LEVEL = 1e-6  # cosines that differ by less are tied: float32 rounds as much
 _MEETING = 256  # rows whose groups are searched at a time
 
 
-def ranks(
-    f_a: Tensor, c: Tensor, groups: Tensor | None = None, *, block: int = BLOCK
-) -> tuple[Tensor, Tensor]:
+@dataclass(frozen=True, eq=False)
+class Ranks:
+    """The rank of each query's best right answer, with its ties. Tied answers are in random order.
+
+    Attributes:
+        ahead: (...) int32, number of wrong answers ahead of it.
+        tied: (...) int32, number of wrong answers tied with it.
+        right: (...) int32, number of right answers tied with it, itself included.
+    """
+
+    ahead: Tensor
+    tied: Tensor
+    right: Tensor
+
+    @property
+    def mean(self) -> Tensor:
+        """The expected rank, float64; 1 is best. Ties can give fractions."""
+        return 1 + self.ahead + self.tied.double() / (self.right + 1)
+
+    def within(self, top: int) -> Tensor:
+        """The probability that the rank is `top` or better, float64: 0 or 1 without ties."""
+        missed = torch.ones(self.ahead.shape, dtype=torch.float64)
+        for place in range(top):  # a miss: wrong answers on all top places that tied ones have
+            left = (self.tied - place).clamp(min=0).double()
+            share = left / (self.tied + self.right - place).clamp(min=1)
+            missed *= torch.where(self.ahead + place < top, share, 1.0)
+        return 1 - missed
+
+
+def ranks(f_a: Tensor, c: Tensor, groups: Tensor | None = None, *, block: int = BLOCK) -> tuple[Ranks, Ranks]:
     """The rank of each query's right answer among all answers, by cosine; 1 is best.
 
-    Answers tied with the right one share the mean of their ranks, in both directions. If several answers are right,
-    the rank is that of the best one among the wrong ones.
+    If several answers are right, the rank is that of the best one among the wrong ones. Answers tied with it are in
+    random order, in both directions: w wrong and m right ones give it the mean rank 1 + w / (m + 1) among them.
 
     Args:
         f_a: (N, D) of any float dtype, and may be mapped from a file: it is read in blocks, as float32.
@@ -30,10 +58,11 @@ def ranks(
         block: rows and columns of the block of cosines held in memory.
 
     Returns:
-        Ranks of pictures found by sounds and of sounds found by pictures, (N,) float32 each. Ties can give halves.
+        Ranks of pictures found by sounds and of sounds found by pictures, N each.
 
     Raises:
-        ValueError: if the two aren't matrices of one shape, or `groups` doesn't fit them.
+        ValueError: if the two aren't matrices of one shape, `groups` doesn't fit them, or a vector is NaN or infinite in
+            float32.
     """
     places = Places(f_a, c, groups, block=block)
     for rows in places.strips():
@@ -66,6 +95,7 @@ class Places:
                 f"groups must be ({len(f_a)},) integers, got {tuple(groups.shape)} of {groups.dtype}"
             )
         self.block = block
+        check_finite(f_a, c, block=block)
         self.right = torch.full((2, len(f_a)), -torch.inf)
         self.own = torch.zeros(2, len(f_a), dtype=torch.int32)
         self.counts = torch.zeros(2, 2, len(f_a), dtype=torch.int32)
@@ -83,10 +113,11 @@ class Places:
         self.counts[0, :, rows] += of_rows
         self.counts[1] += of_columns
 
-    def ranks(self) -> tuple[Tensor, Tensor]:
+    def ranks(self) -> tuple[Ranks, Ranks]:
         """The result of `ranks`, once all strips are added."""
         nearer, no_further = self.counts.unbind(1)
-        a2v, v2a = 1 + nearer + (no_further - nearer - self.own).clamp(min=0) / 2
+        tied = (no_further - nearer - self.own).clamp(min=0)
+        a2v, v2a = (Ranks(nearer[way], tied[way], self.own[way]) for way in (0, 1))
         return a2v, v2a
 
     def _meet_pairs(self, f_a: Tensor, c: Tensor) -> None:
@@ -155,6 +186,23 @@ def _counts(cosines: Tensor, right: Tensor, marks: Tensor) -> Tensor:
     nearer = torch.gt(cosines, (right + LEVEL)[:, None], out=marks).sum(1)
     no_further = torch.ge(cosines, (right - LEVEL)[:, None], out=marks).sum(1)
     return torch.stack([nearer, no_further]).int()
+
+
+def check_finite(f_a: Tensor, c: Tensor, *, block: int = BLOCK) -> None:
+    """Refuse vectors without a cosine. Nothing is nearer than NaN, so it would count as found first.
+
+    Args:
+        f_a, c, block: as for `ranks`.
+
+    Raises:
+        ValueError: for a row of NaN, infinity, or numbers that are too large for a norm in float32.
+    """
+    for name, x in (("f_a", f_a), ("c", c)):
+        for rows in _slices(0, len(x), block):
+            bad = (~torch.linalg.vector_norm(x[rows].float(), dim=1).isfinite()).nonzero()
+            if len(bad):
+                row = rows.start + int(bad[0])
+                raise ValueError(f"{name}[{row}] is NaN, infinite or too long in float32: it can't be ranked")
 
 
 def _unit(rows: Tensor) -> Tensor:

@@ -1,5 +1,7 @@
 """Retrieval against a slow loop, and where the answer is known."""
 
+from itertools import permutations
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from hypothesis import strategies as st
 
 from llava_soundclip.evaluation.intervals import bootstrap
 from llava_soundclip.evaluation.retrieval import ITEMS, Retrieval, group_rows, retrieval
-from llava_soundclip.evaluation.retrieval.ranks import ranks
+from llava_soundclip.evaluation.retrieval.ranks import Ranks, ranks
 
 
 def slow_rank(queries: np.ndarray, items: np.ndarray, row: int, groups: list[int] | None = None) -> float:
@@ -20,10 +22,12 @@ def slow_rank(queries: np.ndarray, items: np.ndarray, row: int, groups: list[int
         return float(a @ b / norms) if norms else 0.0
 
     cosines = [cosine(queries[row], item) for item in items]
-    right = max(value for value, group in zip(cosines, groups, strict=True) if group == groups[row])
+    own = [value for value, group in zip(cosines, groups, strict=True) if group == groups[row]]
+    right = max(own)
     wrong = [value for value, group in zip(cosines, groups, strict=True) if group != groups[row]]
     ahead = sum(value > right + 1e-6 for value in wrong)
-    return 1 + ahead + sum(abs(value - right) <= 1e-6 for value in wrong) / 2
+    tied, rights = (sum(abs(value - right) <= 1e-6 for value in side) for side in (wrong, own))
+    return 1 + ahead + tied / (rights + 1)
 
 
 @settings(max_examples=60, deadline=None)
@@ -43,8 +47,8 @@ def test_ranks_are_the_slow_ones(n, width, block, grouped, whole, seed):
     groups = rng.integers(0, 4, n).tolist() if grouped else None
     numbers = None if groups is None else torch.tensor(groups)
     a2v, v2a = ranks(torch.from_numpy(f_a), torch.from_numpy(c), numbers, block=block)
-    assert a2v.tolist() == [slow_rank(f_a, c, row, groups) for row in range(n)]
-    assert v2a.tolist() == [slow_rank(c, f_a, row, groups) for row in range(n)]
+    assert a2v.mean.tolist() == [slow_rank(f_a, c, row, groups) for row in range(n)]
+    assert v2a.mean.tolist() == [slow_rank(c, f_a, row, groups) for row in range(n)]
 
 
 def test_recall_is_torchmetrics():
@@ -60,29 +64,111 @@ def test_recall_is_torchmetrics():
     relevant = torch.eye(40, dtype=torch.bool)
     for top in (1, 3, 10):
         theirs = RetrievalHitRate(top_k=top)(cosines.flatten(), relevant.flatten(), queries.flatten())
-        assert (own <= top).float().mean() == pytest.approx(theirs.item())
+        assert own.within(top).mean() == pytest.approx(theirs.item())
     # With several right answers the best of them counts; wrong ones alone are in its way.
     best = ranks(f_a, c, groups)[0]
     theirs = RetrievalMRR()(cosines.flatten(), (groups[:, None] == groups).flatten(), queries.flatten())
-    assert (1 / best).mean() == pytest.approx(theirs.item())
+    assert (1 / best.mean).mean() == pytest.approx(theirs.item())
 
 
 def test_level_answers_share_their_places():
     same = torch.ones(5, 3)
     for side in ranks(same, same):
-        assert side.tolist() == [3.0] * 5  # the mean of 1 to 5: what chance gives
+        assert side.mean.tolist() == [3.0] * 5  # the mean of 1 to 5: what chance gives
+
+
+def orders(wrong: int, right: int) -> list[int]:
+    """The rank of the first right answer in each order of tied answers."""
+    answers = [False] * wrong + [True] * right
+    return [order.index(True) + 1 for order in permutations(answers)]
+
+
+@pytest.mark.parametrize(("wrong", "right"), [(0, 1), (3, 1), (1, 3), (4, 2), (2, 4), (5, 1)])
+@pytest.mark.parametrize("ahead", [0, 2])
+def test_tied_answers_are_in_every_order(wrong, right, ahead):
+    found = Ranks(*(torch.tensor([[each]]) for each in (ahead, wrong, right)))
+    places = [ahead + place for place in orders(wrong, right)]
+    assert found.mean.item() == pytest.approx(np.mean(places))
+    for top in range(1, 9):
+        assert found.within(top).item() == pytest.approx(np.mean([place <= top for place in places]))
+    items = ahead + wrong + right
+    histogram = Retrieval(torch.zeros(1, items), found, torch.tensor([[right]])).histogram()
+    assert histogram == pytest.approx(
+        [np.mean([place == rank for place in places]) for rank in range(1, items + 1)]
+    )
+
+
+@pytest.mark.parametrize("same", [torch.ones(230, 4), torch.zeros(230, 4), torch.full((230, 4), -3.0)])
+@pytest.mark.parametrize(
+    "groups", [None, torch.arange(230) // 10, torch.arange(230) % 3, torch.zeros(230).long()]
+)
+@pytest.mark.parametrize("full", [False, True])
+def test_equal_vectors_are_at_chance_in_every_figure(same, groups, full):
+    c = torch.randn(230, 4)
+    for f_a, seen in ((same, same), (same, c), (c, same)):
+        found = retrieval(f_a, seen, groups, full=full)
+        for way in ("A2V", "V2A") if f_a is seen else ("A2V",) if f_a is c else ("V2A",):
+            each, chance = found[way], found[way].chance()
+            told = {"mean_rank": each.mean_rank, **{f"R@{top}": share for top, share in each.recall.items()}}
+            assert told == pytest.approx(chance), (way, f_a is seen)
+            assert {name: figure["value"] for name, figure in each.figures().items()} == pytest.approx(chance)
+            counts = np.cumsum(each.histogram())
+            assert counts[-1] == pytest.approx(each.rows.numel())
+            for top in (1, 3, 10):
+                assert counts[top - 1] / counts[-1] == pytest.approx(chance[f"R@{top}"])
+
+
+@pytest.mark.parametrize("block", [1, 7, 64])
+def test_equal_vectors_are_at_chance_in_blocks(block):
+    same, groups = torch.ones(40, 3), torch.arange(40) // 4
+    for found in ranks(same, same, groups, block=block):
+        assert found.mean.tolist() == pytest.approx([1 + 36 / 5] * 40)
+
+
+def test_a_random_order_of_duplicates_has_the_same_figures():
+    """Vectors that occur several times; a tiny shift of each copy puts them in a random order instead."""
+    rng = torch.Generator().manual_seed(0)
+    which = torch.randint(0, 12, (60,), generator=rng)
+    kinds, c = torch.randn(12, 6, generator=rng)[which], torch.randn(12, 6, generator=rng)[which]
+    f_a, groups = kinds + 0.5 * c, torch.randint(0, 20, (60,), generator=rng)
+    tied = retrieval(f_a, c, groups)["A2V"]
+    shaken = [
+        retrieval(f_a, c + 1e-3 * torch.randn(c.shape, generator=rng), groups)["A2V"] for _ in range(300)
+    ]
+    for name, value in tied.as_dict().items():
+        draws = [each.as_dict()[name] for each in shaken]
+        assert np.mean(draws) == pytest.approx(value, abs=1e-9 + 4 * np.std(draws) / 300**0.5), name
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf"), 1e30, 1e300])
+@pytest.mark.parametrize("grouped", [False, True])
+def test_vectors_without_a_cosine_are_refused(bad, grouped):
+    """Nothing is nearer than NaN, so it would count as found first."""
+    good, broken = torch.randn(2, 30, 4, dtype=torch.float64)
+    broken[17, 2] = bad
+    groups = torch.arange(30) // 3 if grouped else None
+    with pytest.raises(ValueError, match=r"f_a\[17\] is NaN, infinite or too long"):
+        retrieval(broken, good, groups, full=True)
+    with pytest.raises(ValueError, match=r"c\[17\] is NaN, infinite or too long"):
+        retrieval(good, broken, groups)
+    many = torch.cat([good] * 20 + [broken])  # draws of 100 may leave it out
+    for seed in range(5):
+        with pytest.raises(ValueError, match=r"f_a\[617\] is NaN"):
+            retrieval(many, many[:1].expand_as(many), seed=seed)
+    with pytest.raises(ValueError, match=r"c\[17\] is NaN, infinite or too long"):
+        ranks(good, broken, groups, block=4)
 
 
 def test_scale_means_nothing():
     f_a, c = torch.randn(2, 9, 4)
     for plain, scaled in zip(ranks(f_a, c), ranks(f_a * 100, c * torch.rand(9, 1)), strict=True):
-        assert torch.equal(plain, scaled)
+        assert torch.equal(plain.mean, scaled.mean)
 
 
 def test_half_precision_is_read_as_it_is():
     f_a, c = torch.randn(2, 50, 8).half()
     for half, full in zip(ranks(f_a, c, block=7), ranks(f_a.double(), c.double()), strict=True):
-        assert torch.equal(half, full)
+        assert torch.equal(half.mean, full.mean)
 
 
 def test_perfect_and_by_chance():
@@ -124,7 +210,7 @@ def test_all_pairs_at_once():
     f_a, c = torch.randn(2, 620, 8)
     found = retrieval(f_a, c, full=True)
     for side, expected in zip(("A2V", "V2A"), ranks(f_a, c), strict=True):
-        assert found[side].items == 620 and torch.equal(found[side].ranks[0], expected)
+        assert found[side].items == 620 and torch.equal(found[side].ranks[0], expected.mean)
 
 
 def test_films_are_groups():
@@ -161,7 +247,9 @@ def test_figures_have_intervals_over_clips_and_their_repeats():
     assert figures["mean_rank"]["repeats"] == pytest.approx(result.ranks.mean(1).tolist())
     # Of repeats without a clip in common it is the plain bootstrap of the mean.
     rank = result.ranks.flatten()
-    apart = Retrieval(torch.arange(500).view(5, 100), result.ranks, result.right).figures(seed=1)["mean_rank"]
+    apart = Retrieval(torch.arange(500).view(5, 100), result.places, result.right).figures(seed=1)[
+        "mean_rank"
+    ]
     plain = bootstrap(rank.numpy(), seed=1)
     assert (apart["low"], apart["high"]) == pytest.approx((plain.low, plain.high), rel=1e-6)
 
