@@ -59,7 +59,8 @@ def train(
     def tell(row: Mapping[str, Any]) -> None:
         typer.echo(
             f"epoch {row['epoch']}: loss {row['loss']:.3f}, validation {row['validation_loss']:.3f}, mean rank "
-            f"{row['A2V_mean_rank']:.1f} (A2V) {row['V2A_mean_rank']:.1f} (V2A), R@1 {row['A2V_R@1']:.2f}",
+            f"{row['A2V_mean_rank']:.1f} (A2V) {row['V2A_mean_rank']:.1f} (V2A) of {row['items']}, "
+            f"R@1 {row['A2V_R@1']:.2f}",
             err=True,
         )
 

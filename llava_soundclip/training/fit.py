@@ -22,7 +22,7 @@ from llava_soundclip._extras import require
 from llava_soundclip.alignment.projector import Projector
 from llava_soundclip.encoders.base import check_choice
 from llava_soundclip.encoders.whisper.fusion import Fusion, FusionName
-from llava_soundclip.evaluation.retrieval.measure import ITEMS, POOL, TOPS, retrieval
+from llava_soundclip.evaluation.retrieval.measure import FIGURES, ITEMS, POOL, TOPS, retrieval
 from llava_soundclip.features.splits import RECIPE, split_by_source
 from llava_soundclip.features.store import FeatureFolder, FeatureHeader
 from llava_soundclip.running import write_file
@@ -37,6 +37,11 @@ LAST = "last"
 FEW_UPDATES = 200  # a run with fewer updates gets a note
 ENOUGH_UPDATES = 500  # number of updates that the note proposes
 QUICK_RATE = 1e-3  # learning rate that the note proposes, unless the recipe's is higher
+FEW_HELD_OUT = 10  # a run with fewer validation clips gets a note
+
+
+class DivergedError(RuntimeError):
+    """Training diverged: a loss or a weight became NaN or infinite."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +97,10 @@ class Recipe:
             raise ValueError(f"learning_rate must be above 0, not {self.learning_rate}")
         if not 0 < self.temperature < math.inf:
             raise ValueError(f"temperature must be a number above 0, not {self.temperature}")
+        if self.batch_size == 1 and self.loss not in ("cosine", "mse"):
+            raise ValueError(
+                f"a batch of one pair has no other pair to be compared with: loss={self.loss!r} needs batches of 2 or more"
+            )
         if self.loss_options() and "infonce" not in self.loss:
             raise ValueError(f"loss={self.loss!r} has no temperature: it belongs to InfoNCE")
 
@@ -139,7 +148,7 @@ def train(
         save_every: seconds between two saved states.
         tensorboard: whether to also log to `runs/` beside the weights (needs the package).
         command: the command line, for the projector's card.
-        on_note: called in the main process before the first step with the note of `advice`, if any.
+        on_note: called in the main process before the first step with the notes of `advice` and `few_held_out`, if any.
         on_step: called in the main process after every step with the number of steps done and in all.
         on_epoch: called in the main process after every epoch with its row of metrics.
 
@@ -148,8 +157,10 @@ def train(
 
     Raises:
         FileNotFoundError: if there is no features folder.
-        ValueError: if the features are broken, the recipe doesn't fit them, or the folder holds a run of another recipe
-            or a finished run.
+        ValueError: if the features are broken or too few to be split, the recipe doesn't fit them, or the folder holds
+            a run of another recipe or a finished run.
+        DivergedError: if a loss or a weight becomes NaN or infinite. The folder keeps the last saved state, and the
+            weights of the best epoch, if one was finished.
         ImportError: if `tensorboard` is set without the package.
     """
     from accelerate import Accelerator
@@ -189,14 +200,14 @@ def train(
     loss_of = make_loss(recipe.loss, **recipe.loss_options())
     model, optimiser = accelerator.prepare(Model(projector, fusion), optimiser)
     steps = len(_batches(training, recipe.batch_size))
-    run = _TrainingRun(folder, recipe, data, projector, optimiser, schedule, accelerator)
+    run = _TrainingRun(folder, recipe, data, projector, optimiser, schedule, accelerator, steps)
     if tensorboard:
         accelerator.init_trackers("runs", _as_text(recipe))
     torch.manual_seed(recipe.seed + 1 + accelerator.process_index)  # dropout differs between processes
     run.resume()
-    note = advice(len(training), recipe)
-    if on_note and note and not quiet:
-        on_note(note)
+    if on_note and not quiet:
+        for note in filter(None, (advice(len(training), recipe), few_held_out(len(validation)))):
+            on_note(note)
 
     while run.epoch < recipe.epochs and not run.is_stopped_early():
         order = training[torch.randperm(len(training), generator=_generator(recipe.seed, run.epoch))]
@@ -209,22 +220,26 @@ def train(
             with nullcontext() if is_added_up else accelerator.no_sync(model), accelerator.autocast():
                 loss = loss_of(model(audio.to(accelerator.device)), cls.to(accelerator.device))["loss"]
                 accelerator.backward(loss / recipe.accumulate)
+            run.after_step(loss.detach(), len(rows))
             if is_added_up:
                 optimiser.step()
                 optimiser.zero_grad()
-            run.after_step(loss.detach(), len(rows))
             if is_added_up and run.is_due(save_every):
+                run.check_state()
                 run.save()
             if on_step and not quiet:
                 on_step(run.epoch * steps + run.step, recipe.epochs * steps)
+        run.check_state()
         figures = validate(projector, fusion, recipe, data, validation, accelerator.device)
+        run.check("validation loss", figures["validation_loss"])
+        run.check("length of the projected validation sounds", figures["norm"])
         schedule.step(figures["validation_loss"])
         row = run.after_epoch(figures)
         if on_epoch and not quiet:
             on_epoch(row)
     if tensorboard:
         accelerator.end_training()
-    run.finish(command, data, len(training), len(validation))
+    run.finish(command, len(training), len(validation))
     return Projector.from_pretrained(folder)
 
 
@@ -237,7 +252,10 @@ def validate(
     rows: Tensor,
     device: torch.device,
 ) -> dict[str, float]:
-    """Loss and retrieval (Appendix E) on held-out rows; every process computes the same."""
+    """Loss and retrieval (Appendix E) on held-out rows; every process computes the same.
+
+    If the loss or the vectors aren't finite, there is no retrieval.
+    """
     model = Model(projector, fusion).eval()
     loss_of = make_loss(recipe.loss, gather=False, **recipe.loss_options())
 
@@ -251,13 +269,20 @@ def validate(
         losses.append(loss_of(f_a, c)["loss"].item())
         norms.append([f_a.norm(dim=1).sum().item(), c.norm(dim=1).sum().item()])
         counts.append(len(batch))
+    heard, seen = map(sum, zip(*norms, strict=True))
+    figures = {
+        "validation_loss": sum(map(math.prod, zip(losses, counts, strict=True))) / sum(counts),
+        "norm": heard / seen,
+    }
+    if not all(map(math.isfinite, figures.values())):
+        return figures
     pool = torch.randperm(len(rows), generator=_generator(recipe.seed, 0))[:POOL]
     found = retrieval(*(tensor.cpu() for tensor in pairs(rows[pool.sort().values])), seed=recipe.seed)
-    figures = {"validation_loss": sum(map(math.prod, zip(losses, counts, strict=True))) / sum(counts)}
     for side, each in found.items():
-        figures |= {f"{side}_{name}": value for name, value in each.as_dict().items() if name != "items"}
-    heard, seen = map(sum, zip(*norms, strict=True))
-    return figures | {"norm": heard / seen}
+        named = each.as_dict()
+        figures |= {f"{side}_{name}": named[name] for name in FIGURES}
+        figures["items"] = each.items
+    return figures
 
 
 class _TrainingRun:
@@ -266,6 +291,7 @@ class _TrainingRun:
     Attributes:
         epoch: the current epoch, from 0.
         step: the next step of the epoch.
+        steps: number of steps per epoch.
     """
 
     def __init__(
@@ -277,8 +303,10 @@ class _TrainingRun:
         optimiser: Any,
         schedule: torch.optim.lr_scheduler.ReduceLROnPlateau,
         accelerator: Any,
+        steps: int,
     ) -> None:
-        self.folder, self.recipe, self.projector = folder, recipe, projector
+        self.steps = steps
+        self.folder, self.recipe, self.data, self.projector = folder, recipe, data, projector
         self.optimiser, self.schedule, self.accelerator = optimiser, schedule, accelerator
         self.epoch = self.step = 0
         self.losses = [0.0, 0.0]  # this epoch's sum over rows, and number of rows
@@ -311,7 +339,9 @@ class _TrainingRun:
             if before.get(key) != value
         }
         if differ:
-            raise ValueError(f"{self.folder} holds another run: {'; '.join(differ.values())}")
+            raise ValueError(
+                f"{self.folder} holds another run: {'; '.join(differ.values())}. Give another folder, or remove it"
+            )
         self.projector.load_state_dict(state["projector"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.schedule.load_state_dict(state["schedule"])
@@ -347,10 +377,57 @@ class _TrainingRun:
         self._saved = time.monotonic()
 
     def after_step(self, loss: Tensor, rows: int) -> None:
-        """Count a step."""
+        """Count a step, whose loss must be finite in every process."""
         mean = self.accelerator.reduce(loss, reduction="mean").item()
+        self.check("loss", mean, self.step + 1)
         self.losses = [self.losses[0] + mean * rows, self.losses[1] + rows]
         self.step += 1
+
+    def check(self, what: str, value: float, step: int | None = None) -> None:
+        """Raise a DivergedError if a value isn't finite; it names the step and the remedies.
+
+        The metrics of the finished epochs are written before.
+
+        Args:
+            what: name of the value.
+            value: the value.
+            step: number of the step in the epoch, from 1; by default the last counted one.
+        """
+        if math.isfinite(value):
+            return
+        step = self.epoch * self.steps + (self.step if step is None else step)
+        is_saved = (self.folder / STATE).is_file()
+        saved = f"{self.folder} keeps the last saved state" if is_saved else "no state was saved"
+        if self.best["epoch"] >= 0:
+            saved += f", and the weights of epoch {self.best['epoch'] + 1}, the best one"
+        if self.rows and self.accelerator.is_main_process:
+            self._write_metrics()
+        raise DivergedError(
+            f"training diverged: the {what} is {value} at step {step} (epoch {self.epoch + 1}). "
+            f"{self._remedies()}, {'in another folder' if is_saved else 'in the same folder'}: {saved}"
+        )
+
+    def check_state(self) -> None:
+        """Raise a DivergedError if the weights, or Adam's means of their gradients, aren't finite."""
+        for tensor in self.projector.parameters():
+            self.check("sum of a weight tensor", tensor.detach().sum().item())
+            for name, mean in self.optimiser.state.get(tensor, {}).items():
+                self.check(f"sum of Adam's {name}", mean.sum().item())
+
+    def _write_metrics(self) -> None:
+        lines = "".join(json.dumps(row, allow_nan=False) + "\n" for row in self.rows)
+        write_file(self.folder / METRICS, lines.encode())
+
+    def _remedies(self) -> str:
+        """What to try after the run diverged."""
+        recipe, found = self.recipe, []
+        if self.epoch or self.step >= min(recipe.accumulate, self.steps):  # else no weight was changed yet
+            found.append(f"a learning rate below {recipe.learning_rate:g}")
+        if recipe.precision == "fp16":
+            found.append("precision bf16 or no")
+        if "infonce" in recipe.loss and recipe.temperature < TEMPERATURE:
+            found.append(f"a temperature above {recipe.temperature:g}")
+        return f"Try {' or '.join(found or ['features of smaller numbers, since these overflow'])}"
 
     def is_due(self, seconds: float) -> bool:
         """Whether the last save was at least this many seconds ago; all processes agree."""
@@ -366,12 +443,14 @@ class _TrainingRun:
             "learning_rate": self.optimiser.param_groups[0]["lr"],
         }
         self.rows.append(row)
+        made = {"recipe": asdict(self.recipe), "features": self.data.digest()}  # so that the split is known
         is_best = figures["validation_loss"] < self.best["validation_loss"]
         if is_best:
             self.best = {"epoch": self.epoch, "validation_loss": figures["validation_loss"]}
         self.epoch, self.step, self.losses = self.epoch + 1, 0, [0.0, 0.0]
         self.accelerator.log({key: value for key, value in row.items() if key != "epoch"}, step=row["epoch"])
         if self.accelerator.is_main_process:
+            write_file(self.folder / RECIPE, (json.dumps(made, indent=2, allow_nan=False) + "\n").encode())
             for folder in [self.folder / LAST, *([self.folder] if is_best else [])]:
                 folder.mkdir(exist_ok=True)
                 self.projector.save_pretrained(folder)
@@ -383,17 +462,14 @@ class _TrainingRun:
         patience = self.recipe.early_stopping
         return patience is not None and self.epoch - 1 - self.best["epoch"] >= patience and self.epoch > 0
 
-    def finish(self, command: str | None, data: FeatureFolder, trained: int, validated: int) -> None:
-        """Write the metrics, the recipe and the card, and remove the state."""
+    def finish(self, command: str | None, trained: int, validated: int) -> None:
+        """Write the metrics and the card, and remove the state."""
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
-            lines = "".join(json.dumps(row) + "\n" for row in self.rows)
-            write_file(self.folder / METRICS, lines.encode())
-            made = {"recipe": asdict(self.recipe), "features": data.digest()}  # so that the split is known
-            write_file(self.folder / RECIPE, (json.dumps(made, indent=2) + "\n").encode())
+            self._write_metrics()
             best = self.rows[self.best["epoch"]]
             card = Projector.from_pretrained(self.folder).generate_model_card()
-            text = f"{card}\n{training_card(self.recipe, data, trained, validated, best, command)}"
+            text = f"{card}\n{training_card(self.recipe, self.data, trained, validated, best, command)}"
             write_file(self.folder / "README.md", text.encode())
             (self.folder / STATE).unlink(missing_ok=True)
         self.accelerator.wait_for_everyone()
@@ -408,7 +484,7 @@ def training_card(
     command: str | None,
 ) -> str:
     """The part of a projector's card about its training and its retrieval."""
-    chance = (min(ITEMS, validated) + 1) / 2
+    items = min(ITEMS, validated)
     lines = [
         "## Training\n",
         (
@@ -417,8 +493,12 @@ def training_card(
         ),
         "| on validation clips | sounds find pictures | pictures find sounds |",
         "|---|---|---|",
-        f"| mean rank (chance: {chance:g}) | {best['A2V_mean_rank']:.1f} | {best['V2A_mean_rank']:.1f} |",
-        *(f"| R@{top} | {best[f'A2V_R@{top}']:.2f} | {best[f'V2A_R@{top}']:.2f} |" for top in TOPS),
+        f"| mean rank (chance: {(items + 1) / 2:g}) | {best['A2V_mean_rank']:.1f} | {best['V2A_mean_rank']:.1f} |",
+        *(
+            f"| R@{top} (chance: {min(1, top / items):.2f}) "
+            f"| {best[f'A2V_R@{top}']:.2f} | {best[f'V2A_R@{top}']:.2f} |"
+            for top in TOPS
+        ),
         "\nRetrieval as in Appendix E: 100 random pairs from up to 500, by cosine, five times.\n",
         "| recipe | |",
         "|---|---|",
@@ -450,6 +530,16 @@ def advice(clips: int, recipe: Recipe) -> str | None:
     return (
         f"{clips} training clips give {updates} updates in {recipe.epochs} epochs, too few to learn much: "
         f"try learning rate {rate:g} and {math.ceil(ENOUGH_UPDATES / per_epoch)} epochs"
+    )
+
+
+def few_held_out(clips: int) -> str | None:
+    """A note for runs with fewer than 10 validation clips, given their number; None for others."""
+    if clips >= FEW_HELD_OUT:
+        return None
+    return (
+        f"only {clips} clips are held out for validation: their figures, and the best epoch chosen by them, say little "
+        f"(by chance the mean rank is {(clips + 1) / 2:g}). More clips, or a larger share, help"
     )
 
 

@@ -36,6 +36,17 @@ def test_it_trains_as_the_function_does(features, tmp_path):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
+def test_a_small_set_trains_and_says_what_its_figures_are_worth(tmp_path):
+    few = write_features(tmp_path / "features", clips=15, per_film=1)
+    result = run(few, "--out", tmp_path / "a", "--hidden", "8", "--epochs", "1")
+    assert result.exit_code == 0, result.stderr
+    told, first, *_ = (
+        line for line in result.stderr.splitlines() if "held out" in line or "epoch 1:" in line
+    )
+    assert told.startswith("Note: only 2 clips are held out for validation")
+    assert "mean rank" in first and " of 2, R@1" in first
+
+
 def test_the_defaults_are_the_recipes(features, tmp_path, monkeypatch):
     from llava_soundclip.training import fit
 
@@ -87,6 +98,8 @@ def test_it_is_pushed_with_its_figures(features, tmp_path, monkeypatch):
         (["--fusion", "last_n", "--n", "2"], "needs the blocks of whisperclip"),
         (["--validation", "0"], "share to validate on"),
         (["--precision", "fp8"], "precision='fp8' is unknown"),
+        (["--batch-size", "1"], "a batch of one pair has no other pair to be compared with"),
+        (["--learning-rate", "1e30"], "training diverged: the "),
     ],
 )
 def test_what_is_wrong_is_said(features, tmp_path, arguments, message):

@@ -6,7 +6,14 @@ from hypothesis import strategies as st
 
 from llava_soundclip.features.splits import split_by_source
 
-SOURCES = st.lists(st.integers(0, 9).map(str), min_size=2, max_size=60).filter(lambda s: len(set(s)) > 1)
+
+def can_be_split(sources):
+    """Whether whole sources can leave two rows on each side."""
+    return len(sources) >= 4 and max(map(sources.count, sources)) <= len(sources) - 2
+
+
+ANY = st.lists(st.integers(0, 9).map(str), min_size=2, max_size=60)
+SOURCES = ANY.filter(can_be_split)
 
 
 @given(sources=SOURCES, share=st.floats(0.01, 0.99), seed=st.integers(0, 5))
@@ -14,8 +21,21 @@ def test_no_source_is_on_both_sides(sources, share, seed):
     training, validation = (rows.tolist() for rows in split_by_source(sources, share, seed))
     assert sorted(training + validation) == list(range(len(sources)))
     assert training == sorted(training) and validation == sorted(validation)
-    assert training and validation
+    assert len(training) >= 2 and len(validation) >= 2
     assert not {sources[row] for row in training} & {sources[row] for row in validation}
+
+
+@given(sources=ANY.filter(lambda sources: not can_be_split(sources)), share=st.floats(0.01, 0.99))
+def test_only_what_no_split_can_serve_is_refused(sources, share):
+    with pytest.raises(ValueError, match="validation needs clips of another video|can't be split"):
+        split_by_source(sources, share)
+
+
+@pytest.mark.parametrize("share", [0.01, 0.1, 0.19])
+def test_two_rows_are_held_out_where_fewer_fit(share):
+    for seed in range(8):
+        assert len(split_by_source([*"abcdefghij"], share, seed)[1]) == 2
+        assert len(split_by_source([*"aaabbbcccddd"], share, seed)[1]) == 3  # one whole source
 
 
 @given(sources=SOURCES, share=st.floats(0.01, 0.99))

@@ -10,9 +10,15 @@ AUDIO, WIDTH, LAYERS = 12, 16, 3
 
 
 def write_features(
-    folder: Path, clips: int = 240, *, layers: int | None = None, dtype: str = "float32", noise: float = 0.1
+    folder: Path,
+    clips: int = 240,
+    *,
+    layers: int | None = None,
+    dtype: str = "float32",
+    noise: float = 0.1,
+    per_film: int = 3,
 ) -> Path:
-    """Three clips a film. With `layers` only the second block of a sound tells what is seen."""
+    """Three clips per film by default. With `layers` only the second block of a sound tells what is seen."""
     generator = torch.Generator().manual_seed(0)
     signature = {"encoder": "whisperclip", "checkpoint": "tiny-1234", "pooling": "valid", "window": "clip"}
     if layers is None:
@@ -36,5 +42,5 @@ def write_features(
                 blocks = 3 * torch.randn(layers, AUDIO, generator=generator)
                 blocks[1] = heard
                 heard = blocks
-            writer.add(f"{clip:05}", f"film{clip // 3}.mp4", heard, seen)
+            writer.add(f"{clip:05}", f"film{clip // per_film}.mp4", heard, seen)
     return folder

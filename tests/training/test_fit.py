@@ -15,7 +15,17 @@ from llava_soundclip import Projector
 from llava_soundclip.evaluation.retrieval import POOL
 from llava_soundclip.features.splits import split_by_source
 from llava_soundclip.features.store import FeatureFolder
-from llava_soundclip.training.fit import METRICS, STATE, Recipe, advice, train
+from llava_soundclip.training import fit
+from llava_soundclip.training.fit import (
+    LAST,
+    METRICS,
+    STATE,
+    DivergedError,
+    Recipe,
+    advice,
+    few_held_out,
+    train,
+)
 from llava_soundclip.training.losses import make_loss
 from tests.training.making import AUDIO, LAYERS, WIDTH, write_features
 
@@ -268,6 +278,9 @@ def test_another_run_is_not_gone_on_with(features, blocks, tmp_path):
         ({"batch_size": -1}, "batch_size must be 1 or more"),
         ({"learning_rate": 0.0}, "learning_rate must be above 0"),
         ({"learning_rate": float("inf")}, "learning_rate must be above 0"),
+        ({"batch_size": 1}, "a batch of one pair has no other pair"),
+        ({"batch_size": 1, "loss": "infonce"}, "loss='infonce' needs batches of 2 or more"),
+        ({"batch_size": 1, "loss": "distribution"}, "loss='distribution' needs batches of 2 or more"),
         ({"temperature": 0.0}, "temperature must be a number above 0, not 0.0"),
         ({"temperature": 0.5, "loss": "mse"}, "loss='mse' has no temperature"),
     ],
@@ -294,6 +307,183 @@ def test_a_state_without_a_temperature_had_the_default(features, tmp_path):
     with pytest.raises(ValueError, match="holds another run: temperature was 0.07 and is 0.5"):
         train(features, tmp_path, replace(SMALL, temperature=0.5))
     train(features, tmp_path, SMALL)
+
+
+def diverging(monkeypatch, step: int, value: float = float("nan")) -> list[int]:
+    """Multiply the loss of a step, counted from 1 over all epochs, by a value; returns the counted steps."""
+    original, counted = fit.make_loss, []
+
+    def make(name, *, gather=True, **options):
+        loss_of = original(name, gather=gather, **options)
+
+        def broken(f_a, c):
+            counted.append(len(counted) + 1)
+            found = loss_of(f_a, c)
+            return {**found, "loss": found["loss"] * (value if len(counted) == step else 1)}
+
+        return broken if gather else loss_of  # validation doesn't gather
+
+    monkeypatch.setattr(fit, "make_loss", make)
+    return counted
+
+
+def finite(projector: Projector) -> bool:
+    return all(tensor.isfinite().all() for tensor in projector.state_dict().values())
+
+
+def read_strictly(folder: Path) -> list[dict]:
+    """The metrics by a reader that knows no NaN."""
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    lines = (folder / METRICS).read_text().splitlines()
+    return [json.loads(line, parse_constant=refuse) for line in lines]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_run_that_diverges_stops_at_once_and_resumes_from_before(features, tmp_path, monkeypatch, value):
+    """Epochs have seven steps: step 17 is the third of epoch 3."""
+    whole = train(features, tmp_path / "whole", SMALL)
+    with monkeypatch.context() as patched:
+        counted = diverging(patched, 17, value)
+        with pytest.raises(DivergedError) as error:
+            train(features, tmp_path / "out", SMALL)
+    assert counted[-1] == 17
+    told = str(error.value)
+    assert f"the loss is {value} at step 17 (epoch 3)" in told and "a learning rate below 0.003" in told
+    assert "keeps the last saved state, and the weights of epoch" in told and "in another folder" in told
+    rows = read_strictly(tmp_path / "out")
+    assert [row["epoch"] for row in rows] == [1, 2]
+    assert finite(Projector.from_pretrained(tmp_path / "out"))
+    assert finite(Projector.from_pretrained(tmp_path / "out" / LAST))
+    with pytest.raises(ValueError, match=r"learning_rate was .* Give another folder, or remove it"):
+        train(features, tmp_path / "out", replace(SMALL, learning_rate=1e-4))
+    assert same(train(features, tmp_path / "out", SMALL), whole)  # from the end of epoch 2
+    assert read_strictly(tmp_path / "out") == read_strictly(tmp_path / "whole")
+
+
+def test_a_first_step_that_diverges_is_not_the_learning_rates_fault(features, tmp_path, monkeypatch):
+    diverging(monkeypatch, 1)
+    recipe = replace(SMALL, temperature=1e-4)
+    with pytest.raises(
+        DivergedError, match="at step 1 .epoch 1.*Try a temperature above 0.0001, in the same folder"
+    ):
+        train(features, tmp_path, recipe)
+    with pytest.raises(DivergedError, match="Try features of smaller numbers"):
+        diverging(monkeypatch, 1)
+        train(features, tmp_path, SMALL)
+    assert not list(tmp_path.iterdir())  # nothing to resume, so that another recipe may begin here
+
+
+def test_half_precision_that_overflows_is_told_of_the_others(features, tmp_path, monkeypatch):
+    from accelerate.state import AcceleratorState
+
+    diverging(monkeypatch, 1)
+    AcceleratorState._reset_state()  # a process has one precision
+    try:
+        with pytest.raises(DivergedError, match="Try precision bf16 or no, in the same folder"):
+            train(features, tmp_path, replace(SMALL, precision="fp16"))
+    finally:
+        AcceleratorState._reset_state()
+
+
+@pytest.mark.parametrize("loss", ["cosine", "mse", "infonce", "infonce+distribution"])
+def test_a_rate_that_breaks_the_weights_diverges(features, tmp_path, loss):
+    recipe = replace(STILL, loss=loss, learning_rate=1e38, epochs=4)
+    with pytest.raises(DivergedError, match=r"diverged: .* at step \d+ .*a learning rate below 1e\+38"):
+        train(features, tmp_path, recipe)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_broken_state_is_never_saved(features, tmp_path, monkeypatch):
+    """A gradient overflows at step 9: the weights are broken before any loss shows it."""
+    original = torch.optim.Adam.step
+
+    def step(self, *arguments, **options):
+        result = original(self, *arguments, **options)
+        if counted[-1] == 9:
+            self.param_groups[0]["params"][0].data[0] = float("nan")
+        return result
+
+    counted = diverging(monkeypatch, 0)
+    monkeypatch.setattr(torch.optim.Adam, "step", step)
+    with pytest.raises(DivergedError, match="sum of a weight tensor is nan at step 9"):
+        train(features, tmp_path, SMALL, save_every=0.0)
+    state = torch.load(tmp_path / STATE, weights_only=True)
+    assert (state["epoch"], state["step"]) == (1, 1)
+    assert all(tensor.isfinite().all() for tensor in state["projector"].values())
+
+
+def test_validation_that_diverges_writes_no_figures(features, tmp_path, monkeypatch):
+    monkeypatch.setattr(Projector, "eval", lambda self: self.apply(lambda part: part.train(False)))
+    original = fit.validate
+
+    def broken(projector, *arguments):
+        with torch.no_grad():
+            next(projector.parameters()).mul_(1e38)
+            list(projector.parameters())[-1].mul_(1e38)
+        return original(projector, *arguments)
+
+    monkeypatch.setattr(fit, "validate", broken)
+    rows = []
+    with pytest.raises(DivergedError, match=r"at step 7 \(epoch 1\)"):
+        train(features, tmp_path, replace(SMALL, loss="cosine"), on_epoch=rows.append)
+    assert not rows and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("clips", [4, 7, 15, 19])
+@pytest.mark.parametrize("loss", ["cosine", "infonce", "infonce+distribution"])
+def test_few_clips_are_enough_for_the_default_share(tmp_path, clips, loss):
+    """One clip per video: a tenth of them is one, which would be found first among one."""
+    features, told, rows = write_features(tmp_path / "features", clips, per_film=1), [], []
+    train(
+        features,
+        tmp_path / "out",
+        Recipe(loss=loss, hidden=8, epochs=2),
+        on_note=told.append,
+        on_epoch=rows.append,
+    )
+    assert told[-1] == few_held_out(2) and "only 2 clips are held out" in told[-1]
+    assert "by chance the mean rank is 1.5" in told[-1] and [row["items"] for row in rows] == [2, 2]
+
+
+@pytest.mark.parametrize(("clips", "per_film"), [(2, 1), (3, 1), (4, 3)])
+def test_too_few_clips_are_refused_before_any_work(tmp_path, clips, per_film):
+    features = write_features(tmp_path / "features", clips, per_film=per_film)
+    with pytest.raises(
+        ValueError, match=f"{clips} clips of .* videos can't be split: 2 clips are needed to train"
+    ):
+        train(features, tmp_path / "out", SMALL, on_step=lambda done, total: pytest.fail("it trains"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_card_names_chance(tmp_path):
+    features = write_features(tmp_path / "features", 12, per_film=1)
+    train(features, tmp_path / "out", replace(SMALL, epochs=1))
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert (
+        "mean rank (chance: 1.5)" in card and "R@1 (chance: 0.50)" in card and "R@10 (chance: 1.00)" in card
+    )
+
+
+def test_a_run_names_its_split_from_the_first_epoch_on(features, tmp_path):
+    """Else an evaluation of an unfinished run would count the clips that it was trained on."""
+    from llava_soundclip.evaluation.vectors import measured_rows
+
+    class Stopped(Exception):
+        pass
+
+    def stop(done: int, total: int) -> None:
+        if done == 8:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        train(features, tmp_path, SMALL, on_step=stop)
+    folder = FeatureFolder(features)
+    rows, chosen = measured_rows(folder, tmp_path)
+    assert rows == "validation"
+    assert torch.equal(chosen, split_by_source(folder.sources, SMALL.validation, SMALL.seed)[1])
 
 
 def interrupt(done: int, total: int) -> None:
