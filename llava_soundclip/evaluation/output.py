@@ -34,4 +34,7 @@ def hash_of(path: str | os.PathLike[str]) -> str:
 def write_figures(out: Path | None, found: Mapping[str, Any]) -> None:
     """Write figures and the command as JSON; do nothing without a file."""
     if out is not None:
-        out.write_text(json.dumps({**found, "command": command_line()}, indent=2) + "\n", encoding="utf-8")
+        out.write_text(
+            json.dumps({**found, "command": command_line()}, indent=2, allow_nan=False) + "\n",
+            encoding="utf-8",
+        )

@@ -157,7 +157,8 @@ def score(
 
     Raises:
         ValueError: if there is no caption or no such metric, or a clip is twice in a setting. Also if a clip lacks a
-            reference, a picture for CLIPScore, or its things for naming; the message names the clips.
+            reference, a picture for CLIPScore, or its things for naming, or if a score is NaN or infinite; the message
+            names the clips.
         MediaError: if a picture can't be read.
         ImportError: if a metric's package isn't installed.
     """
@@ -188,7 +189,13 @@ def score(
             texts, [caption.image or pictures[caption.id] for caption in captions]
         )
         made_by["CLIPScore"] = clipscore.about(texts)
-
+    for metric, column in values.items():  # naming has NaN, for clips without such things
+        bad = [caption.id for caption, value in zip(captions, column, strict=True) if not np.isfinite(value)]
+        if bad:
+            raise ValueError(
+                f"{metric} is NaN or infinite for {len(bad)} of {len(captions)} captions: {listed(bad)}. Does its model "
+                "have broken weights?"
+            )
     if "naming" in metrics:
         found, about = naming(
             texts,

@@ -72,8 +72,13 @@ class Tradeoff(Mapping[str, Any]):
         }
 
     def as_dict(self) -> dict[str, Any]:
-        """The fields as plain data, for JSON."""
-        return {**self, "intervals": {name: each.as_dict() for name, each in self.intervals.items()}}
+        """The fields as plain data, for JSON: NaN, which JSON lacks, becomes None."""
+        return {
+            **self,
+            "intervals": {name: each.as_dict() for name, each in self.intervals.items()},
+            "leave_one_out": {name: _without_nan(found) for name, found in self.leave_one_out.items()},
+            "loss_per_point": _without_nan(self.loss_per_point),
+        }
 
     def __str__(self) -> str:
         r, slope, intercept = (self.intervals[name] for name in ("pearson_r", "slope", "intercept"))
@@ -143,6 +148,10 @@ def analyse(gain: Mapping[str, float], loss: Mapping[str, float]) -> Tradeoff:
             for name, gained, lost in zip(names, x, y, strict=True)
         },
     )
+
+
+def _without_nan(figures: Mapping[str, float]) -> dict[str, float | None]:
+    return {name: None if math.isnan(value) else value for name, value in figures.items()}
 
 
 def _is_level(column: np.ndarray) -> bool:

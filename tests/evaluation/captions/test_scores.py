@@ -624,6 +624,27 @@ def test_a_broken_picture_is_named(clip_folder, tmp_path):
         CLIPScore(clip_folder).score(["a dog"], [tmp_path / "broken.png"])
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_score_that_is_no_number_is_refused(clip_folder, pictures, monkeypatch, value):
+    """It was left out of the mean, as if the caption weren't there."""
+    captions = [
+        Caption(str(i), text, image=file) for i, (text, file) in enumerate(zip(TEXTS, pictures, strict=False))
+    ]
+    model = CLIPScore(clip_folder)
+    original = model.score
+
+    def broken(*arguments):
+        found = original(*arguments)
+        found[1] = value
+        return found
+
+    monkeypatch.setattr(model, "score", broken)
+    with pytest.raises(
+        ValueError, match=r"CLIPScore is NaN or infinite for 1 of \d captions: 1\. Does its model"
+    ):
+        score(captions, {}, ["clipscore"], clipscore=model)
+
+
 def test_a_model_without_both_towers_is_refused(bert_folder):
     with pytest.raises(ValueError, match="is a bert: expected a CLIP of text and pictures"):
         CLIPScore(bert_folder)

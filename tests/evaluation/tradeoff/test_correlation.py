@@ -107,7 +107,7 @@ def test_it_is_a_mapping_and_goes_to_json():
     assert len(found) == len(list(found)) and dict(found)["slope"] == found.slope
     with pytest.raises(KeyError):
         _ = found["as_dict"]
-    assert json.loads(json.dumps(found.as_dict()))["intervals"]["slope"]["n"] == 5
+    assert json.loads(json.dumps(found.as_dict(), allow_nan=False))["intervals"]["slope"]["n"] == 5
 
 
 def test_three_points_say_nothing_of_r_and_a_perfect_one_stays_perfect():
@@ -116,7 +116,9 @@ def test_three_points_say_nothing_of_r_and_a_perfect_one_stays_perfect():
     perfect = analyse({"a": 1, "b": 2, "c": 3, "d": 5}, {"a": 2, "b": 4, "c": 6, "d": 10})
     r = perfect.intervals["pearson_r"]
     assert (r.low, r.value, r.high) == pytest.approx((1, 1, 1))
-    assert math.isnan(analyse({**GAIN, "clap": 0}, LOSS).loss_per_point["clap"])
+    without_gain = analyse({**GAIN, "clap": 0}, LOSS)
+    assert math.isnan(without_gain.loss_per_point["clap"])
+    assert json.loads(json.dumps(without_gain.as_dict(), allow_nan=False))["loss_per_point"]["clap"] is None
 
 
 @pytest.mark.parametrize(
