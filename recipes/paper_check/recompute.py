@@ -235,7 +235,7 @@ def best(number: str, which: str, measures: tuple[str, ...] = QUALITY) -> Recomp
 
 
 def budget_gain(which: str) -> Recompute:
-    """Rise of the mean score over encoders from k = 15 to 150, in percent."""
+    """Rise of the encoders' mean score from k = 15 to 150, in percent."""
 
     def recompute(t: Tables) -> Found:
         each = {
@@ -243,7 +243,11 @@ def budget_gain(which: str) -> Recompute:
             for encoder in t["14"].rows
         }
         low, high = (mean(t["14"][encoder, f"{k} {which}"] for encoder in t["14"].rows) for k in (15, 150))
-        return Found(100 * (high / low - 1), f"The mean over encoders. By encoder: {listed(each, 1)}.")
+        return Found(
+            100 * (high / low - 1),
+            f"The rise of the encoders' mean score. The mean of their own rises is {mean(each.values()):.1f}: "
+            f"{listed(each, 1)}.",
+        )
 
     return recompute
 
@@ -255,15 +259,16 @@ def gap(t: Tables) -> Found:
 
 
 def mean_change(measure: str) -> Recompute:
-    """Change of the captions' score in percent: the mean over encoders, and each encoder's."""
+    """Change of the captions' score in percent: the mean of the encoders' changes, and each encoder's."""
 
     def recompute(t: Tables) -> Found:
+        low, high = (mean(side(t["Figure 6"], measure, which).values()) for which in ("projected", "raw"))
         found = {name: -loss for name, loss in losses(t["Figure 6"], measure).items()}
         raw, projected = (t["13"][f"CLAP-{which}-15tk", measure] for which in ("raw", "proj"))
         return Found(
             mean(found.values()),
-            f"The mean over encoders; by encoder {listed(found, 1)}. CLAP at k = 15 (Table 13) "
-            f"{100 * (projected - raw) / raw:.1f}.",
+            f"The mean of the encoders' own changes: {listed(found, 1)}. Their mean score changes by "
+            f"{100 * (low / high - 1):.1f}. CLAP at k = 15 (Table 13) {100 * (projected - raw) / raw:.1f}.",
         )
 
     return recompute
@@ -272,11 +277,36 @@ def mean_change(measure: str) -> Recompute:
 def more_than(first: str, second: str) -> Recompute:
     """Whether every encoder loses more, in percent, in the first measure than in the second."""
 
-    def recompute(t: Tables) -> str:
+    def recompute(t: Tables) -> Found:
         one, other = losses(t["Figure 6"], first), losses(t["Figure 6"], second)
-        return exceptions([name for name in one if one[name] <= other[name]])
+        return Found(
+            exceptions([name for name in one if one[name] <= other[name]]),
+            f"{first} loses {mean(one.values()):.1f} % on average over encoders, {second} {mean(other.values()):.1f} %. "
+            f"{second} by encoder: {listed(other, 1)}.",
+        )
 
     return recompute
+
+
+CHOICES = {  # of A.3, with the words for them in tables' titles
+    "loss function": ("loss",),
+    "layer selection": ("layer",),
+    "pooling policy": ("pooling",),
+    "backbone size": ("backbone", "size"),
+    "regularization strategy": ("regulari", "dropout", "decay"),
+}
+
+
+def choices_with_a_table(t: Tables) -> Found:
+    """The modeling choices that a table's title names."""
+    found = {
+        choice: [table.name for table in t.values() if any(word in table.title.lower() for word in words)]
+        for choice, words in CHOICES.items()
+    }
+    return Found(
+        names([choice for choice, tables in found.items() if tables]),
+        "; ".join(f"{choice}: {names(tables) or 'no table'}" for choice, tables in found.items()) + ".",
+    )
 
 
 def per_point(t: Tables) -> dict[str, Decimal]:
