@@ -11,6 +11,7 @@ from llava_soundclip.encoders import load_encoder
 from llava_soundclip.encoders.whisper.ctranslate2 import _Reader
 from llava_soundclip.encoders.whisper.mel import log_mel
 from llava_soundclip.media import load_audio
+from llava_soundclip.substitution import AudioTokenSubstituter
 
 JFK = (
     "and so my fellow americans ask not what your country can do for you ask what you can do for your country"
@@ -53,6 +54,21 @@ def test_the_clip_alone_is_close_to_the_padded_one(tiny_en):
     padded, clip = (load_encoder("whisperclip", checkpoint=tiny_en, window=w) for w in ("padded", "clip"))
     vectors = [encoder.embed(sounds()[:1], 16_000) for encoder in (padded, clip)]
     assert torch.cosine_similarity(*vectors) > 0.95
+
+
+@pytest.mark.parametrize("window", ["padded", "clip"])
+def test_digital_silence_is_a_vector_like_any_other(tiny_en, window):
+    """docs/paper.md: it isn't the zero vector, which resembles no patch and keeps the first ones."""
+    encoder = load_encoder("whisperclip", checkpoint=tiny_en, window=window)
+    silence, heard = (
+        encoder.embed([sound], 16_000)[0] for sound in (np.zeros(48_000, np.float32), sounds()[0])
+    )
+    assert silence.norm() > 0.3 * heard.norm()
+    tokens = torch.randn(1, 37, encoder.dim, generator=torch.Generator().manual_seed(0))
+    keep = AudioTokenSubstituter(9)
+    kept = keep.select(tokens, silence[None]).kept
+    assert sorted(kept[0].tolist()) != list(range(9))
+    assert sorted(keep.select(tokens, torch.zeros(1, encoder.dim)).kept[0].tolist()) == list(range(9))
 
 
 @pytest.mark.slow
