@@ -3,7 +3,7 @@
 python examples/own_encoder.py bark.wav --picture dog.jpg
 python examples/own_encoder.py bark.wav --picture dog.jpg --checkpoint MIT/ast-finetuned-audioset-10-10-0.4593
 
-docs/adding-an-encoder.md explains the steps. The miniature gets this encoder's raw vectors, which are noise to it. A
+docs/adding-an-encoder.md explains the steps. The miniature gets this encoder's raw vectors, which it was never trained on. A
 LLaVA needs a projector trained for the encoder.
 """
 

@@ -1,5 +1,7 @@
 """Write the figures of `figures/measured.json` into the card and docs/tokens.md, as tables between marks.
 
+The tables of docs/tradeoff.md, from `figures/tradeoff.json`, are made here as well.
+
 python recipes/miniature/card.py
 """
 
@@ -184,6 +186,58 @@ def others(figures: dict[str, Any]) -> str:
             f"(median of {one['n']}; the slowest took {one['most']:.2f} s)."
         )
     return "### Other figures\n\n" + "\n".join(lines) + "\n" if lines else ""
+
+
+SHOWN = (
+    "raw",
+    "raw, noise",
+    "zero",
+    *(f"projected{control}" for control in ("", ", noise", ", another", ", random")),
+)
+APART = (("raw", "projected"), ("raw", "raw, noise"), ("projected", "projected, noise"))
+METRICS = (
+    *("sounding named", "unseen named", "played named", "silent named", "absent named"),
+    *("BERTScore", "CLIPScore", "BLEU"),
+)
+RANKS = ("mean rank", "R@1", "R@10")
+
+
+def interval(figure: Sequence[float] | None) -> str:
+    """A figure with its interval: "0.97 (0.89 to 0.99)"."""
+    return "" if figure is None else "{:.2f} ({:.2f} to {:.2f})".format(*figure)
+
+
+def tradeoff(figures: dict[str, Any]) -> str:
+    """Tables of docs/tradeoff.md: captions, differences and retrieval of each mm_projector and set of clips."""
+    parts = []
+    for name, part in figures.items():
+        captions, differences, retrieval = part["captions"], part["differences"], part["retrieval"]
+        rows = [
+            # A zero vector is the same raw or projected.
+            [
+                setting,
+                *(interval(captions["raw, zero" if setting == "zero" else setting].get(m)) for m in METRICS),
+            ]
+            for setting in SHOWN
+        ]
+        for first, second in APART:
+            found = differences[f"{first} - {second}"]
+            rows.append(
+                [f"{first} - {second.removeprefix(f'{first}, ')}", *(interval(found.get(m)) for m in METRICS)]
+            )
+        ranks = [
+            [alignment, *(interval(sides[side][rank]) for side in ("A2V", "V2A") for rank in RANKS)]
+            for alignment, sides in retrieval["figures"].items()
+        ]
+        chance = [f"{retrieval['chance'][rank]:.2f}" for rank in RANKS]
+        head = ("A2V mean rank", "R@1", "R@10", "V2A mean rank", "R@1", "R@10")
+        parts.append(
+            f"### {name}: {part['clips']} clips of {part['recordings']} recordings\n\n"
+            + table(("setting", *METRICS), rows)
+            + f"\nRetrieval, {retrieval['protocol']}, {retrieval['clips']} clips:\n\n"
+            + table(("alignment", *head), [*ranks, ["chance", *chance, *chance]])
+        )
+    return "\n".join(parts)
 
 
 def render(figures: dict[str, Any]) -> str:

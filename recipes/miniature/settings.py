@@ -11,6 +11,7 @@ WEIGHTS = ROOT / "weights" / "demo"
 DOCS = ROOT / "docs"
 MEASURED = HERE / "figures" / "measured.json"
 ABLATIONS = HERE / "figures" / "ablations.json"
+TRADEOFF = HERE / "figures" / "tradeoff.json"
 
 # For each mm_projector, the `tokens` with which it hears best.
 TOKENS: dict[str, Literal["zero", "drop"]] = {"prepared": "zero", "stock": "drop"}

@@ -2,7 +2,8 @@
 
 "scenes" play fresh variations of the recordings that the projector was trained on. "unseen" play whole held-out
 recordings. Half of the clips show the sounding thing and a silent one, the others only the silent one.
-An interrupted run resumes. `make reports` runs it only for the reports; with `--page` it also writes the tables.
+An interrupted run resumes. `make reports` runs it only for the reports; with `--page` it also writes
+`figures/tradeoff.json`, and from it the tables.
 
 python recipes/miniature/tradeoff.py --media ../shared/media --page docs/tradeoff.md
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,12 +20,12 @@ from typing import Any
 
 import av
 import numpy as np
-from card import table, write_between_marks
+from card import tradeoff, write_between_marks
 from common import parser, start
 from measure import unseen_recordings
 from numpy.random import Generator
 from PIL import Image
-from settings import ROOT, TOKENS
+from settings import ROOT, TOKENS, TRADEOFF
 from sound_projector import command, write_wave
 from world import KINDS, SOUNDING, World, augment
 
@@ -152,81 +154,68 @@ def measure(work: Path, table: Path, name: str, recipe: str) -> Path:
     return runs
 
 
-SHOWN = (
-    "raw",
-    "raw, noise",
-    "zero",
-    *(f"projected{control}" for control in ("", ", noise", ", another", ", random")),
-)
-FIGURES = (
-    "sounding named",
-    "unseen named",
-    "played named",
-    "silent named",
-    "absent named",
-    "BERTScore",
-    "CLIPScore",
-    "BLEU",
-)
+def triple(figure: dict[str, float]) -> list[float]:
+    """A figure and the ends of its interval, to four significant digits."""
+    return [float(f"{figure[key]:.4g}") for key in ("value", "low", "high")]
 
 
-def shown(figure: dict[str, float] | None, digits: int = 2) -> str:
-    """A figure with its interval."""
-    if figure is None:
-        return ""
-    value, low, high = (f"{figure[key]:.{digits}f}" for key in ("value", "low", "high"))
-    return f"{value} ({low} to {high})"
+def collected(runs: Path) -> dict[str, Any]:
+    """The figures of a run's files, for `figures/tradeoff.json`."""
+    captions = json.loads((runs / "captions.json").read_text())
+    retrieval = json.loads((runs / "retrieval.json").read_text())
+    metrics = captions["metrics"]
+    figures: dict[str, dict[str, list[float]]] = {}
+    differences: dict[str, dict[str, list[float]]] = {}
+    for metric, part in metrics.items():
+        for setting, figure in part["figures"].items():
+            figures.setdefault(setting, {})[metric] = triple(figure)
+        for row in part["differences"]:
+            differences.setdefault(f"{row['first']} - {row['second']}", {})[metric] = triple(row)
+    ranks = {"mean_rank": "mean rank", "R@1": "R@1", "R@3": "R@3", "R@10": "R@10"}
+    found: dict[str, Any] = {
+        "clips": len(captions["clips"]),
+        "recordings": metrics["BLEU"]["figures"]["raw"]["n"],
+        "captions": figures,
+        "differences": differences,
+        "retrieval": {
+            "clips": retrieval["clips"],
+            "protocol": retrieval["protocol"],
+            "figures": {
+                alignment: {
+                    side: {called: triple(part[name]) for name, called in ranks.items()}
+                    for side, part in sides.items()
+                }
+                for alignment, sides in retrieval["figures"].items()
+            },
+            "chance": {called: round(retrieval["chance"][name], 4) for name, called in ranks.items()},
+        },
+    }
+    path = runs / "information.json"
+    if path.exists():
+        information = json.loads(path.read_text())
+        shared = information["shared"]
+        found["information"] = {
+            "at most": round(shared["raw"]["cosine"]["at_most"], 2),
+            **{
+                critic: {name: triple(shared[name][critic]) for name in ("raw", "projected", "gain")}
+                for critic in ("cosine", "linear")
+            },
+            "probes": {
+                label: {
+                    "chance": part["chance"],
+                    **{name: triple(part[name]) for name in ("raw", "projected", "picture", "lost")},
+                }
+                for label, part in information["unique"].items()
+            },
+        }
+    return found
 
 
-def setting_of(name: str) -> str:
-    """The name of a setting in the results; a zero vector is the same raw or projected."""
-    return "raw, zero" if name == "zero" else name
-
-
-def render(found: dict[tuple[str, str], Path]) -> str:
-    """Tables of the results."""
-    parts = []
-    for (name, recipe), runs in found.items():
-        captions = json.loads((runs / "captions.json").read_text())
-        retrieval = json.loads((runs / "retrieval.json").read_text())
-        metrics = captions["metrics"]
-        clips = len(captions["clips"])
-        sources = metrics["BLEU"]["figures"]["raw"]["n"]
-        rows = [
-            [setting, *(shown(metrics[figure]["figures"].get(setting_of(setting))) for figure in FIGURES)]
-            for setting in SHOWN
-        ]
-        apart = []
-        for first, second in (("raw", "projected"), ("raw", "raw, noise"), ("projected", "projected, noise")):
-            cells = []
-            for figure in FIGURES:
-                found_row = [
-                    row
-                    for row in metrics[figure]["differences"]
-                    if (row["first"], row["second"]) == (first, second)
-                ]
-                cells.append(shown(found_row[0]) if found_row else "")
-            apart.append([f"{first} - {second.removeprefix(f'{first}, ')}", *cells])
-        ranks = [
-            [
-                alignment,
-                *(
-                    shown(retrieval["figures"][alignment][side][figure])
-                    for side in ("A2V", "V2A")
-                    for figure in ("mean_rank", "R@1", "R@10")
-                ),
-            ]
-            for alignment in retrieval["figures"]
-        ]
-        chance = [f"{retrieval['chance'][figure]:.2f}" for figure in ("mean_rank", "R@1", "R@10")]
-        head = ("A2V mean rank", "R@1", "R@10", "V2A mean rank", "R@1", "R@10")
-        parts.append(
-            f"### {recipe}, {name}: {clips} clips of {sources} recordings\n\n"
-            + table(("setting", *FIGURES), [*rows, *apart])
-            + f"\nRetrieval, {retrieval['protocol']}, {retrieval['clips']} clips:\n\n"
-            + table(("alignment", *head), [*ranks, ["chance", *chance, *chance]])
-        )
-    return "\n".join(parts)
+def write_figures(found: dict[str, Any]) -> None:
+    """Write the figures as JSON, with an interval per line; sets that weren't measured keep theirs."""
+    known = json.loads(TRADEOFF.read_text()) if TRADEOFF.exists() else {}
+    text = json.dumps({**known, **found}, indent=1, ensure_ascii=False, allow_nan=False)
+    TRADEOFF.write_text(re.sub(r"\[\s+(\S+)\s+(\S+)\s+(\S+)\s+\]", r"[\1 \2 \3]", text) + "\n")
 
 
 def main() -> None:
@@ -236,7 +225,11 @@ def main() -> None:
     arguments.add_argument(
         "--out", type=Path, default=ROOT / "build" / "reports", help="folder for the reports"
     )
-    arguments.add_argument("--page", type=Path, help="page that the tables are written into")
+    arguments.add_argument(
+        "--page",
+        type=Path,
+        help="page to write the tables into, from figures/tradeoff.json, which is written before",
+    )
     arguments.add_argument("--set", choices=SETS, action="append", help="measure these clips only")
     arguments.add_argument(
         "--recipe", choices=TOKENS, action="append", help="measure these mm_projectors only"
@@ -255,7 +248,8 @@ def main() -> None:
         shutil.copyfile(runs / "report.html", report)
         print(f"== {report}", flush=True)
     if arguments.page:
-        write_between_marks(arguments.page, render(found))
+        write_figures({f"{recipe}, {name}": collected(runs) for (name, recipe), runs in found.items()})
+        write_between_marks(arguments.page, tradeoff(json.loads(TRADEOFF.read_text())))
 
 
 if __name__ == "__main__":

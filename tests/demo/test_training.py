@@ -59,6 +59,62 @@ def test_the_page_on_tokens_shows_what_was_measured(scripts, tmp_path):
     assert "0.12 (" in page.read_text()
 
 
+def test_the_page_on_the_tradeoff_shows_what_was_measured(scripts, tmp_path):
+    card, page = scripts["card"], tmp_path / "tradeoff.md"
+    text = (ROOT / "docs" / "tradeoff.md").read_text()
+    page.write_text(text)
+    figures = json.loads((FIGURES / "tradeoff.json").read_text())
+    card.write_between_marks(page, card.tradeoff(figures))
+    assert page.read_text() == text
+    figures["stock, unseen"]["differences"]["raw - raw, noise"]["BLEU"][1] = -0.987
+    card.write_between_marks(page, card.tradeoff(figures))
+    assert "0.17 (-0.99 to 0.26)" in page.read_text()
+
+
+def figure(value):
+    return {"value": value, "low": value - 0.123456, "high": value + 0.1, "n": 5, "level": 0.95}
+
+
+def test_the_figures_of_a_run_are_collected(scripts, tmp_path):
+    captions = {
+        "clips": {"a": {}, "b": {}},
+        "metrics": {
+            "BLEU": {
+                "figures": {"raw": figure(0.5), "projected": figure(0.25)},
+                "differences": [{"first": "raw", "second": "projected", **figure(0.25)}],
+            }
+        },
+    }
+    ranks = {name: figure(2) for name in ("mean_rank", "R@1", "R@3", "R@10")}
+    retrieval = {
+        "clips": 3,
+        "protocol": "all at once",
+        "figures": {"raw": {"A2V": ranks, "V2A": ranks}},
+        "chance": {"mean_rank": 2.0, "R@1": 1 / 3, "R@3": 1.0, "R@10": 1.0},
+    }
+    (tmp_path / "captions.json").write_text(json.dumps(captions))
+    (tmp_path / "retrieval.json").write_text(json.dumps(retrieval))
+    found = scripts["tradeoff"].collected(tmp_path)
+    assert found["clips"] == 2 and found["recordings"] == 5 and "information" not in found
+    assert found["captions"] == {
+        "raw": {"BLEU": [0.5, 0.3765, 0.6]},
+        "projected": {"BLEU": [0.25, 0.1265, 0.35]},
+    }
+    assert found["differences"] == {"raw - projected": {"BLEU": [0.25, 0.1265, 0.35]}}
+    assert found["retrieval"]["figures"]["raw"]["V2A"]["R@10"] == [2.0, 1.877, 2.1]
+    assert found["retrieval"]["chance"] == {"mean rank": 2.0, "R@1": 0.3333, "R@3": 1.0, "R@10": 1.0}
+    bounds = {critic: {**figure(1), "at_most": 3.2958, "tau": 0.1} for critic in ("cosine", "linear")}
+    probes = {name: figure(0.5) for name in ("raw", "projected", "picture", "lost")}
+    information = {
+        "shared": {name: bounds for name in ("raw", "projected", "gain")},
+        "unique": {"sounding": {"chance": 0.1, **probes}},
+    }
+    (tmp_path / "information.json").write_text(json.dumps(information))
+    found = scripts["tradeoff"].collected(tmp_path)["information"]
+    assert found["at most"] == 3.3 and found["linear"]["gain"] == [1.0, 0.8765, 1.1]
+    assert found["probes"]["sounding"] == {"chance": 0.1, **{name: [0.5, 0.3765, 0.6] for name in probes}}
+
+
 def test_the_page_on_ablations_shows_what_was_measured(scripts, tmp_path):
     page = tmp_path / "ablations.md"
     text = (ROOT / "docs" / "ablations.md").read_text()
@@ -162,7 +218,11 @@ def test_reports_are_made_without_touching_a_page(scripts, tmp_path, monkeypatch
     monkeypatch.setattr(tradeoff, "start", lambda arguments: None)
     monkeypatch.setattr(tradeoff, "write_clips", lambda *arguments: {"scenes": "table", "unseen": "table"})
     monkeypatch.setattr(tradeoff, "measure", measure)
-    monkeypatch.setattr(tradeoff, "render", lambda found: "\n".join(map(str, found)) + "\n")
+    monkeypatch.setattr(tradeoff, "collected", lambda runs: {"folder": runs.name, "BLEU": [0.5, 0.25, 1.0]})
+    monkeypatch.setattr(tradeoff, "tradeoff", lambda figures: "\n".join(figures) + "\n")
+    monkeypatch.setattr(tradeoff, "TRADEOFF", tmp_path / "tradeoff.json")
+    kept = {"prepared, unseen": {"BLEU": [0.125, 0.0, 1.0]}}
+    (tmp_path / "tradeoff.json").write_text(json.dumps(kept))
     out = tmp_path / "build" / "reports"
     monkeypatch.setattr(sys, "argv", ["tradeoff.py", "--out", str(out)])
     tradeoff.main()
@@ -174,9 +234,14 @@ def test_reports_are_made_without_touching_a_page(scripts, tmp_path, monkeypatch
     ]
     assert (out / "unseen-stock.html").read_text() == "unseen, stock" and "old" in page.read_text()
     assert "report 4 of 4: unseen, stock" in capsys.readouterr().out
+    assert json.loads((tmp_path / "tradeoff.json").read_text()) == kept
     monkeypatch.setattr(sys, "argv", [*sys.argv, "--page", str(page), "--set", "scenes"])
     tradeoff.main()
-    assert "('scenes', 'stock')" in page.read_text() and "old" not in page.read_text()
+    assert "stock, scenes" in page.read_text() and "old" not in page.read_text()
+    written = (tmp_path / "tradeoff.json").read_text()
+    found = {"folder": tmp_path.name, "BLEU": [0.5, 0.25, 1.0]}
+    assert json.loads(written) == {**kept, "prepared, scenes": found, "stock, scenes": found}
+    assert "[0.5, 0.25, 1.0]\n" in written  # an interval per line
 
 
 def test_the_weights_stay_small():
@@ -235,13 +300,33 @@ def test_a_varied_recording_is_one_to_five_seconds_long(scripts, seconds):
         assert np.isfinite(varied).all() and 0 < np.abs(varied).max() <= 1
 
 
-def test_ranks_are_those_of_a_slow_loop(scripts):
-    rng = np.random.default_rng(3)
-    query, found = (torch.from_numpy(rng.normal(0, 1, (9, 5))).float() for _ in range(2))
-    table = torch.nn.functional.normalize(query, dim=1) @ torch.nn.functional.normalize(found, dim=1).T
-    for row, rank in enumerate(scripts["measure"].ranks(table).tolist()):
-        cosines = [float(torch.nn.functional.cosine_similarity(query[row], other, dim=0)) for other in found]
-        assert rank == 1 + sum(cosine > cosines[row] for cosine in cosines)
+@pytest.mark.parametrize("equal", [False, True])
+def test_retrieval_is_that_of_a_slow_loop(scripts, monkeypatch, equal):
+    """Equal vectors are at chance. They used to be found first, as ties counted for the right answer."""
+    measure = scripts["measure"]
+    n = len(SOUNDS) * measure.PER_KIND
+    sounds, pictures = torch.randn(2, n, 5, generator=torch.Generator().manual_seed(3))
+    if equal:
+        sounds, pictures = torch.ones(2, n, 5)
+    monkeypatch.setattr(measure, "picture", lambda *arguments: None)
+    monkeypatch.setattr(measure, "augment", lambda wave, rng: wave)
+    soundclip = SimpleNamespace(
+        processor=SimpleNamespace(image_processor=lambda *_, **__: {"pixel_values": None}),
+        host=SimpleNamespace(tower_tokens=lambda pixels: pictures[:, None]),
+        encoder=SimpleNamespace(embed=lambda waves, rate: sounds),
+        align=lambda x: x,
+    )
+    found = measure.measure_retrieval(SimpleNamespace(sound=lambda kind, rng: None), soundclip)
+    for way, (queries, answers) in {"A2V": (sounds, pictures), "V2A": (pictures, sounds)}.items():
+        cosines = torch.cosine_similarity(queries[:, None], answers[None], dim=2)
+        places = [1 + (row > row[i]).sum().item() for i, row in enumerate(cosines)]
+        if equal:
+            places = [(n + 1) / 2] * n
+        part = found[f"raw, {way}"]
+        assert part["mean rank"] == pytest.approx(np.mean(places), abs=0.006)
+        for top in (1, 3, 10):
+            share = top / n if equal else np.mean(np.array(places) <= top)
+            assert part[f"Top-{top}"]["share"] == pytest.approx(share, abs=6e-4)
 
 
 def test_wilsons_interval(scripts):
