@@ -52,6 +52,7 @@ class Block:
         is_silent: whether it was opened as silence.
         generator: the frame of the generator function in which the block was opened, if it was one.
         opener: the thread and the asyncio task that opened it.
+        parent: the innermost open block where it was opened.
         is_open: false after the end.
         number: counts blocks in the order in which they were opened.
     """
@@ -60,6 +61,7 @@ class Block:
     hearing: Hearing | None
     generator: FrameType | None
     opener: tuple[int, int | None]
+    parent: "Block | None"
     is_silent: bool
     is_open: bool = True
     number: int = field(default_factory=lambda: next(_COUNTER))
@@ -79,7 +81,15 @@ class OpenSounds:
     @contextmanager
     def block(self, hearing: Hearing | None) -> Iterator[None]:
         """A block in which calls hear these sounds, or nothing."""
-        block = Block(self, hearing, _generator_frame(sys._getframe(1)), _caller(), is_silent=hearing is None)
+        parent = self._innermost(self._inherited())
+        block = Block(
+            self,
+            hearing,
+            _generator_frame(sys._getframe(1)),
+            _caller(),
+            parent if parent is not None and not _waits(parent) else None,
+            is_silent=hearing is None,
+        )
         with self._lock:
             self._blocks.append(block)
         _BLOCKS.set((*_BLOCKS.get(), block))
@@ -130,12 +140,24 @@ class OpenSounds:
         ]
 
     def _innermost(self, inherited: list[Block]) -> Block | None:
-        running = _running_frames() if any(block.generator for block in self._blocks) else ()
         with self._lock:
-            around = [block for block in self._blocks if block.generator in running]
-        candidates = {block for block in (*inherited, *around) if block.is_open}
-        # The context of a step of a generator may hold the blocks of another generator that waits.
+            candidates = {block for block in (*inherited, *self._blocks) if block.is_open}
+        frames = _running_frames() if any(block.generator for block in candidates) else ()
+        depths = {block: frames.index(frame) for block in candidates if (frame := block.generator) in frames}
+        reachable = {*inherited, *depths}
+        if depths:
+            # The steps of a generator may run inside other blocks, and beside those of generators that wait.
+            own = min(depths, key=lambda block: (depths[block], -block.number))
+            reachable = {block for block in reachable if own in _chain(block)}
+        candidates &= reachable
         return max(candidates, key=lambda block: (not _waits(block), block.number), default=None)
+
+
+def _chain(block: Block | None) -> Iterator[Block]:
+    """A block and those around it."""
+    while block is not None:
+        yield block
+        block = block.parent
 
 
 def _caller() -> tuple[int, int | None]:

@@ -235,7 +235,8 @@ def places_of(cache: Any) -> Places | None:
 def remember(cache: Any, places: Places) -> None:
     """Let a cache know the caller's places of the tokens that it holds."""
     if not isinstance(cache, _InCallersPlaces):
-        cache.__class__ = _sounding(type(cache))
+        cls: Any = type(cache)
+        cache.__class__ = _sounding(cls)
         cache.soundclip_is_read = False
     cache.soundclip_places = places
 
