@@ -189,7 +189,7 @@ def time_first_token(model: Any, encoder: AudioEncoder, projector: Projector, ro
                 with hearing(model, setting, sounds, encoder, projector):
                     times[setting].append(seconds(first_token, model.device.type))
                 cache = outputs.pop().past_key_values
-                caches[setting] = (cache.get_seq_length(), cache_bytes(cache))
+                caches[setting] = (cache.layers[0].keys.shape[2], cache_bytes(cache))
         stock = statistics.median(times[None][1:])
         for setting in settings:
             median = statistics.median(times[setting][1:])

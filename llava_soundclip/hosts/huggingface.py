@@ -255,6 +255,12 @@ class HuggingFaceHost(Host):
             return True
         if not is_inside:
             raise ValueError("a sound is open, but no pixel_values are given: a sound needs an image")
+        ids = given.get("input_ids")
+        if ids is not None and ids.shape[1] > 1 and (ids == self.model.config.image_token_id).any():
+            raise ValueError(
+                "a sound is open, but the prompt has image tokens without pixel_values. Before 5.18, transformers "
+                "leaves them out of a second turn: give the whole conversation without a cache"
+            )
         return False
 
     def _read(

@@ -162,6 +162,31 @@ def test_a_follow_up_on_a_cache_with_a_sound(family: Family, model: Any, tokens:
 
 
 @torch.no_grad()
+def test_a_new_picture_in_a_second_turn(family: Family, model: Any, tokens: str) -> None:
+    """The cache has the first picture, so the call has the new one and its sound only."""
+    both, sounds = make_inputs([2], family=family), make_sounds(2)
+    _, stock = family.pictures(2, torch.Generator())
+    first = {name: value[:1] for name, value in both.items()}
+    places = (both["input_ids"][0] == IMAGE_TOKEN).nonzero()[:, 0]
+    cut = int(places[stock[0] - 1]) + 1
+    for name in ("input_ids", "attention_mask"):
+        first[name] = both[name][:, :cut]
+    soundclip = patch(model, TinyEncoder(), k=K, tokens=tokens)
+    with soundclip.audio(sounds[:1], sampling_rate=RATE):
+        said = model.generate(**first, max_new_tokens=NEW, do_sample=False, return_dict_in_generate=True)
+    ids = torch.cat([said.sequences, both["input_ids"][:, cut:]], 1)
+    again = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    new = {name: both[name][1:] for name in both.keys() - {"input_ids", "attention_mask"}}
+    with soundclip.audio(sounds[1:], sampling_rate=RATE):
+        if not hasattr(model, "_supports_mm_encoder_outputs"):
+            with pytest.raises(ValueError, match="transformers leaves them out of a second turn"):
+                generate(model, {**again, **new}, past_key_values=said.past_key_values)
+            return
+        answer = generate(model, {**again, **new}, past_key_values=said.past_key_values)
+    assert answer == by_hand(model, {**both, **again}, sounds, tokens, family)
+
+
+@torch.no_grad()
 def test_a_cache_with_a_sound_can_be_cropped_pickled_and_used_again(
     family: Family, model: Any, tokens: str
 ) -> None:
