@@ -61,6 +61,42 @@ def test_lists_in_lists_out(soundclip: SoundCLIP, film: Path) -> None:
         soundclip.caption(sounds, "w8 <image>", pictures[:1], **options)
 
 
+def test_several_sequences_per_source(soundclip: SoundCLIP) -> None:
+    picture = Image.new("RGB", (40, 50), "green")
+    sounds = [np.sin(np.arange(4000, dtype=np.float32) * f) for f in (0.1, 0.7)]
+    options = {"sampling_rate": RATE, "max_new_tokens": 4, "num_beams": 3, "num_return_sequences": 3}
+    alone = [soundclip.caption(sound, "w8 <image>", picture, **options) for sound in sounds]
+    assert [len(captions) for captions in alone] == [3, 3] and len(set(alone[0])) == 3
+    assert soundclip.caption(sounds, "w8 <image>", picture, **options) == alone
+    first = soundclip.caption(sounds[0], "w8 <image>", picture, **{**options, "num_return_sequences": 1})
+    assert first == alone[0][0]
+
+
+@pytest.mark.parametrize("template_writes_it", [True, False])
+def test_one_token_begins_a_text(soundclip: SoundCLIP, template_writes_it: bool) -> None:
+    """As `apply_chat_template(tokenize=True)` has it: the template's, or else the tokenizer's."""
+    from tokenizers.processors import TemplateProcessing
+
+    processor, picture = soundclip.processor, Image.new("RGB", (40, 50), "green")
+    begin = TemplateProcessing(single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 1)])
+    processor.tokenizer.backend_tokenizer.post_processor = begin
+    processor.chat_template = (
+        ("{{ bos_token }} " if template_writes_it else "")
+        + "{% for m in messages %}{% for c in m['content'] %}"
+        + "{{ '<image> ' if c['type'] == 'image' else c['text'] }}{% endfor %}{% endfor %}"
+    )
+    talk = [{"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": "w5"}]}]
+    stock = processor.apply_chat_template(talk, tokenize=True, return_dict=True, return_tensors="pt")
+    seen: list[list[int]] = []
+    soundclip.model.register_forward_pre_hook(
+        lambda _, args, kwargs: seen.append(kwargs["input_ids"][0].tolist()), with_kwargs=True
+    )
+    soundclip.caption(np.zeros(4000, np.float32), "w5", picture, sampling_rate=RATE, max_new_tokens=1)
+    assert seen[0].count(1) == 1 and seen[0][0] == 1
+    if template_writes_it:
+        assert seen[0] == stock["input_ids"][0].tolist()
+
+
 @pytest.mark.parametrize("tokens", ["zero", "drop"])
 def test_a_batch_of_pictures_of_unequal_sizes(tokens: str) -> None:
     """LLaVA-NeXT writes more tokens for some sizes: the shorter rows are padded, and each caption stays its own."""

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers.trainer_pt_utils import LabelSmoother
 
 from llava_soundclip import Projector, SoundCLIP, patch, unpatch
 from llava_soundclip.hosts import huggingface
@@ -492,20 +493,24 @@ class TestCalls:
         labels = inputs["input_ids"].masked_fill(inputs["input_ids"] == IMAGE_TOKEN, -100)
         labels[inputs["attention_mask"] == 0] = -100
         labels[labels == 1] = -100  # the first token of a row would be predicted from its padding
-        losses = []
+        losses, smoothed = [], []
         with torch.no_grad():
             rows = expected_rows(soundclip.model, inputs, sounds, K, tokens)
             places = expected_places(soundclip.model, inputs, sounds, K, tokens)
             for row, read, label in zip(rows, places, labels, strict=True):
-                predicted = reference.logits(soundclip.model, row)[read][:-1]
-                losses += nn.functional.cross_entropy(
-                    predicted, label[-len(read) :][1:], reduction="none"
-                ).tolist()
-        expected = torch.tensor([loss for loss in losses if loss]).mean()
+                logs = reference.logits(soundclip.model, row)[read][:-1].log_softmax(-1)
+                for log, word in zip(logs, label[-len(read) :][1:].tolist(), strict=True):
+                    if word != -100:
+                        losses.append(float(-log[word]))
+                        smoothed.append(0.9 * losses[-1] - 0.1 * float(log.mean()))
+        expected = torch.tensor(losses).mean()
         shifted = nn.functional.pad(labels, (0, 1), value=-100)[:, 1:].contiguous()
         with torch.no_grad(), soundclip.audio(sounds, sampling_rate=RATE):
             for given in ({"labels": labels}, {"labels": labels, "shift_labels": shifted}):
                 torch.testing.assert_close(soundclip.model(**inputs, **given).loss, expected)
+            output = soundclip.model(**inputs)
+            loss = LabelSmoother(0.1)(output, labels, shift_labels=True)  # what Trainer does
+        torch.testing.assert_close(loss, torch.tensor(smoothed).mean())
 
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
     def test_half_precision(self, tiny_llava: Any, inputs: Any, dtype: torch.dtype) -> None:
