@@ -85,7 +85,9 @@ def test_one_token_begins_a_text(soundclip: SoundCLIP, template_writes_it: bool)
         + "{% for m in messages %}{% for c in m['content'] %}"
         + "{{ '<image> ' if c['type'] == 'image' else c['text'] }}{% endfor %}{% endfor %}"
     )
-    talk = [{"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": "w5"}]}]
+    talk = [
+        {"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": "w5"}]}
+    ]
     stock = processor.apply_chat_template(talk, tokenize=True, return_dict=True, return_tensors="pt")
     seen: list[list[int]] = []
     soundclip.model.register_forward_pre_hook(

@@ -217,9 +217,15 @@ class HuggingFaceHost(Host):
         return Encoding(host=self, hearing=hearing, layers=layers, cuts_first=self.cuts_first(arguments))
 
     def _forward(self, ear: Ear) -> Callable[..., Any]:
+        signature = signature_of(self.model.model, "forward")
+
         def forward(module: nn.Module, stock: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             hearing = ear.hearing()
-            given = arguments_by_name(signature_of(module, "forward"), *args, **kwargs)
+            if hearing is None and all(places_of(value) is None for value in (*args, *kwargs.values())):
+                return stock(*args, **kwargs)
+            given = arguments_by_name(signature, *args, **kwargs)
+            given.pop("cache_position", None)  # counts the caller's tokens
+            counts_tokens = "cache_position" in signature.parameters  # before transformers 5
             places = places_of(given.get("past_key_values"))
             hears = hearing is not None and self._hears(given, hearing)
             if places is None and not hears:
@@ -228,9 +234,8 @@ class HuggingFaceHost(Host):
             return_dict = given.get("return_dict")
             if return_dict is None:
                 return_dict = getattr(self.model.config, "return_dict", True)
-            output = self._read(
-                ear, stock, {**given, "return_dict": True}, places, hearing if hears else None
-            )
+            given |= {"return_dict": True, **({"cache_position": None} if counts_tokens else {})}
+            output = self._read(ear, stock, given, places, hearing if hears else None)
             return output if return_dict else output.to_tuple()
 
         return forward
@@ -280,10 +285,10 @@ class HuggingFaceHost(Host):
             before = no_places(batch, cached, tokens.device)
         if len(before.source) != batch:
             raise ValueError(f"the cache has {len(before.source)} rows, but the call has {batch}")
-        chunk = torch.arange(length, device=tokens.device).expand(batch, -1)
+        chunk, is_padded = torch.arange(length, device=tokens.device).expand(batch, -1), False
         if hearing is not None:
             room = self._repeated_room(ear, given, hearing)
-            chunk = room.source
+            chunk, is_padded = room.source, room.is_padded
             config = self.model.config.get_text_config()
             pad = config.pad_token_id
             for name, value in given.items():
@@ -292,11 +297,10 @@ class HuggingFaceHost(Host):
                     given[name] = room.stretch(value, padding=(pad or 0) if name == "input_ids" else 0)
             if room.growth > 0:
                 enlarge(cache, room.growth, getattr(config, "sliding_window", None))
-        places = before.extend(chunk, length)
+        places = before.extend(chunk, length, is_padded=is_padded)
         given["attention_mask"] = masks(places, chunk, mask, capacity_of(cache))
         given["position_ids"] = positions(places, chunk, given.get("position_ids"), mask)
-        given.pop("cache_position", None)  # counts the caller's tokens
-        if "cache_position" in signature_of(self.model.model, "forward").parameters:  # before transformers 5
+        if "cache_position" in given:
             given["cache_position"] = torch.arange(
                 before.source.shape[1], places.source.shape[1], device=tokens.device
             )
@@ -314,7 +318,8 @@ class HuggingFaceHost(Host):
         if output.past_key_values is not None:
             remember(output.past_key_values, places)
         if hearing is None or not hearing.has_raw_logits:
-            _put_in_places(output, chunk, length, places)
+            last = None if hearing is None else last_read(chunk, length)
+            _put_in_places(output, last, length, places)
         return output
 
     def _repeated_room(self, ear: Ear, given: dict[str, Any], hearing: Hearing) -> Room:
@@ -471,22 +476,24 @@ def _check_counts(images: int, repeats: int, hearing: Hearing) -> None:
 
 
 def _read_at_once(kwargs: dict[str, Any], default_config: Any) -> None:
-    """`prefill_chunk_size` could cut an image's tokens, so a prompt with sounds is one chunk."""
+    """`prefill_chunk_size` could cut an image's tokens, so a prompt with sounds is read at once."""
+    kwargs.pop("prefill_chunk_size", None)
     config = kwargs.get("generation_config")
-    sizes = (kwargs, vars(config) if config is not None else {}, vars(default_config))
-    if any(given.get("prefill_chunk_size") is not None for given in sizes):
+    if getattr(config, "prefill_chunk_size", None) is not None:
+        kwargs["generation_config"] = copy.deepcopy(config)
+        kwargs["generation_config"].prefill_chunk_size = None
+    if getattr(default_config, "prefill_chunk_size", None) is not None:  # would fill in for None
         kwargs["prefill_chunk_size"] = kwargs["input_ids"].shape[1] + 1
 
 
-def _put_in_places(output: Any, chunk: Tensor, length: int, places: Places) -> None:
-    """Put the states of an output into the caller's places."""
-    last = last_read(chunk, length)
+def _put_in_places(output: Any, last: Tensor | None, length: int, places: Places) -> None:
+    """Put the states of an output into the caller's places; `last` is from `last_read`."""
     if last is not None:
         output.last_hidden_state = states_in_places(output.last_hidden_state, last)
         if output.hidden_states is not None:
             output.hidden_states = tuple(states_in_places(states, last) for states in output.hidden_states)
     if output.attentions is not None:
-        last = torch.arange(length).expand(len(chunk), -1) if last is None else last
+        last = torch.arange(length).expand(len(places.source), -1) if last is None else last
         output.attentions = tuple(
             attentions_in_places(weights, last, places) for weights in output.attentions
         )

@@ -130,9 +130,13 @@ class OriginalLlavaHost(Host):
         override(self.model, "generate", self._generate(ear), undo)
 
     def _forward(self, ear: Ear) -> Callable[..., Any]:
+        signature = signature_of(self.model, "forward")
+
         def forward(module: nn.Module, stock: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             hearing = ear.hearing()
-            given = arguments_by_name(signature_of(module, "forward"), *args, **kwargs)
+            if hearing is None and all(places_of(value) is None for value in (*args, *kwargs.values())):
+                return stock(*args, **kwargs)
+            given = arguments_by_name(signature, *args, **kwargs)
             cache = given.get("past_key_values")
             before = places_of(cache)
             hears = hearing is not None and hearing.images_per_row is None and self._hears(given)
@@ -151,7 +155,7 @@ class OriginalLlavaHost(Host):
                 self.check(hearing, ids, mask, given["images"])
                 sizes = self._sizes(ear, given["images"], given.get("image_sizes"))
                 chunk, length = self._layout(ids, mask, sizes)
-                places = before.extend(chunk, length)
+                places = before.extend(chunk, length, is_padded=bool((chunk < 0).any()))
             else:
                 length = tokens.shape[1]
                 chunk = torch.arange(length, device=tokens.device).expand(len(tokens), -1)

@@ -12,7 +12,7 @@ places and L' tokens.
 import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -26,24 +26,22 @@ class Places:
     Attributes:
         source: (B, R) int64, ascending in a row; -1 for padding that was added because rows grew differently.
         count: P.
+        is_padded: whether padding was added.
     """
 
     source: Tensor
     count: int
+    is_padded: bool = False
 
-    @property
-    def is_padded(self) -> bool:
-        """Whether padding was added."""
-        return bool((self.source < 0).any())
-
-    def extend(self, chunk: Tensor, length: int) -> "Places":
-        """Add a chunk: (B, L') places in the chunk, of L."""
+    def extend(self, chunk: Tensor, length: int, *, is_padded: bool = False) -> "Places":
+        """Add a chunk: (B, L') places in the chunk, of L; -1 for padding."""
         chunk = torch.where(chunk < 0, chunk, chunk + self.count).to(self.source.device)
-        return Places(torch.cat([self.source, chunk], 1), self.count + length)
+        is_padded |= self.is_padded
+        return Places(torch.cat([self.source, chunk], 1), self.count + length, is_padded)
 
     def rows(self, index: Tensor) -> "Places":
         """Some rows, in another order."""
-        return Places(self.source[index.to(self.source.device)], self.count)
+        return replace(self, source=self.source[index.to(self.source.device)])
 
     def first_tokens(self, count: int) -> int:
         """The number of tokens that were read for the first `count` places.
@@ -193,7 +191,9 @@ class _InCallersPlaces:
         count = length if length > 0 else places.count + length
         tokens = places.first_tokens(count)
         super().crop(tokens if length > 0 else tokens - places.source.shape[1])  # type: ignore[misc]
-        self.soundclip_places = Places(places.source[:, :tokens], min(count, places.count))
+        self.soundclip_places = replace(
+            places, source=places.source[:, :tokens], count=min(count, places.count)
+        )
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         super().reorder_cache(beam_idx)  # type: ignore[misc]
