@@ -260,13 +260,14 @@ class HuggingFaceHost(Host):
             return True
         if not is_inside:
             raise ValueError("a sound is open, but no pixel_values are given: a sound needs an image")
-        ids = given.get("input_ids")
-        if ids is not None and ids.shape[1] > 1 and (ids == self.model.config.image_token_id).any():
-            raise ValueError(
-                "a sound is open, but the prompt has image tokens without pixel_values. Before 5.18, transformers "
-                "leaves them out of a second turn: give the whole conversation without a cache"
-            )
+        if self._has_image_tokens(given.get("input_ids")):
+            raise ValueError("a sound is open, but the prompt has image tokens without pixel_values")
         return False
+
+    def _has_image_tokens(self, ids: Tensor | None) -> bool:
+        """Whether these are tokens of a prompt with an image; a single token is one that was generated."""
+        is_prompt = ids is not None and ids.shape[1] > 1
+        return is_prompt and bool((ids == self.model.config.image_token_id).any())
 
     def _read(
         self,
@@ -381,7 +382,11 @@ class HuggingFaceHost(Host):
         ) -> Any:
             inputs = stock(*args, **kwargs)
             mask = kwargs.get("attention_mask")
-            is_heard = ear.hearing() is not None or places_of(kwargs.get("past_key_values")) is not None
+            hearing = ear.hearing()
+            if hearing is not None and self._has_image_tokens(inputs.get("input_ids")):
+                # Before 5.18, transformers leaves the images of a second turn out.
+                inputs |= {name: kwargs[name] for name in self.per_image if kwargs.get(name) is not None}
+            is_heard = hearing is not None or places_of(kwargs.get("past_key_values")) is not None
             if is_heard and (mask is None or mask.ndim == 2):
                 inputs["attention_mask"] = mask  # for a static cache, it was made for the caller's tokens
             return inputs

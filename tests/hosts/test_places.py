@@ -178,10 +178,6 @@ def test_a_new_picture_in_a_second_turn(family: Family, model: Any, tokens: str)
     again = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     new = {name: both[name][1:] for name in both.keys() - {"input_ids", "attention_mask"}}
     with soundclip.audio(sounds[1:], sampling_rate=RATE):
-        if not hasattr(model, "_supports_mm_encoder_outputs"):
-            with pytest.raises(ValueError, match="transformers leaves them out of a second turn"):
-                generate(model, {**again, **new}, past_key_values=said.past_key_values)
-            return
         answer = generate(model, {**again, **new}, past_key_values=said.past_key_values)
     assert answer == by_hand(model, {**both, **again}, sounds, tokens, family)
 
@@ -419,6 +415,16 @@ def test_a_method_of_the_class_that_is_replaced_later_is_called(family: Family, 
 
 class TestDeafness:
     """A path that doesn't hear an open sound says so."""
+
+    def test_image_tokens_without_an_image(self, family: Family, model: Any) -> None:
+        inputs, soundclip = make_inputs([1], family=family), patch(model, TinyEncoder(), k=K)
+        del inputs["pixel_values"]
+        cache = DynamicCache(config=model.config)
+        with (
+            soundclip.audio(make_sounds(1), sampling_rate=RATE),
+            pytest.raises(ValueError, match="the prompt has image tokens without pixel_values"),
+        ):
+            model(**inputs, past_key_values=cache)
 
     def test_a_tower_replaced_after_the_patch(self, family: Family, model: Any) -> None:
         inputs, soundclip = make_inputs([1], family=family), patch(model, TinyEncoder(), k=K)
