@@ -65,13 +65,13 @@ def prepare(name: str) -> Path:
     ):
         if not link.is_symlink():
             link.symlink_to(target)
-    # Its limits are wall time: a busy machine must not pass for a killed mutant.
+    # mutmut's limits are wall time: a busy machine must not pass for a killed mutant. Nor must Hypothesis's chance.
     config = f"""
 [tool.mutmut]
 source_paths = ["llava_soundclip"]
 only_mutate = {sources}
 pytest_add_cli_args_test_selection = {tests}
-pytest_add_cli_args = ["-m", "not slow", "-p", "no:cacheprovider"]
+pytest_add_cli_args = ["-m", "not slow", "-p", "no:cacheprovider", "--hypothesis-seed=0"]
 process_isolation = "forkserver"
 use_git_change_detection = false
 timeout_multiplier = 10.0
