@@ -3,13 +3,17 @@
 mutmut changes one thing of the module at a time and runs the tests that concern it; a change that no test notices
 survives. Work is kept in build/mutants/MODULE, so an interrupted run resumes. Where nothing is left to test, the
 survivors are tested again, as after adding a test. CONTRIBUTING.md, "Mutants", says which ones stay.
+
+For pytest this file is a plugin: the fastest tests come first, and Hypothesis doesn't look for a simpler failure.
 """
 
+import json
 import os
 import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -71,7 +75,7 @@ def prepare(name: str) -> Path:
 source_paths = ["llava_soundclip"]
 only_mutate = {sources}
 pytest_add_cli_args_test_selection = {tests}
-pytest_add_cli_args = ["-m", "not slow", "-p", "no:cacheprovider", "--hypothesis-seed=0"]
+pytest_add_cli_args = ["-m", "not slow", "-p", "no:cacheprovider", "--hypothesis-seed=0", "-p", "tests.mutants"]
 process_isolation = "forkserver"
 use_git_change_detection = false
 timeout_multiplier = 10.0
@@ -84,7 +88,7 @@ timeout_constant = 30.0
 
 def mutmut(folder: Path, *arguments: str, capture: bool = False) -> str:
     command = [str(Path(sys.executable).with_name("mutmut")), *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(folder / "mutants")}
     done = subprocess.run(
         command,
         cwd=folder,
@@ -104,6 +108,20 @@ def results(folder: Path) -> dict[str, str]:
 
 def survivors(statuses: dict[str, str]) -> list[str]:
     return [mutant for mutant, status in statuses.items() if status != "killed"]
+
+
+def pytest_configure() -> None:
+    from hypothesis import Phase, settings
+
+    settings.register_profile("mutants", phases=[Phase.explicit, Phase.generate], database=None)
+    settings.load_profile("mutants")
+
+
+def pytest_collection_modifyitems(items: list[Any]) -> None:
+    stats = Path("mutmut-stats.json")
+    if stats.is_file():
+        seconds = json.loads(stats.read_text(encoding="utf-8"))["duration_by_test"]
+        items.sort(key=lambda item: seconds.get(item.nodeid, 0))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import math
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -393,6 +394,118 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     *((name, {}) for name in NAMES),
     *((name, {"chunk": 3}) for name in CONTRASTIVE),
 ]
+
+
+class Ranks:
+    """torch.distributed in one process: what the losses call, and no more.
+
+    The ranks run one after the other. What a rank sends is there for the others in the next round, so they run again
+    until all send what they sent before.
+    """
+
+    def __init__(self, world: int) -> None:
+        self.world = world
+
+    def run(self, function: Callable[[int], Any]) -> list[Any]:
+        """The results of all ranks."""
+        sent: list[list[Tensor]] = [[] for _ in range(self.world)]
+        for _ in range(10):
+            self.received, self.sent, self.misfits = sent, [[] for _ in range(self.world)], 0
+            results, errors = [], []
+            for rank in range(self.world):
+                self.rank = rank
+                try:
+                    results.append(function(rank))
+                except ValueError as error:
+                    errors.append(error)
+            if _same(sent, self.sent):
+                break
+            sent = self.sent
+        else:
+            raise AssertionError("the ranks send something else in every round")
+        if errors:
+            raise errors[0]
+        assert not self.misfits
+        return results
+
+    def is_available(self) -> bool:
+        return True
+
+    is_initialized = is_available
+
+    def get_rank(self) -> int:
+        return self.rank
+
+    def get_world_size(self) -> int:
+        return self.world
+
+    def all_gather(self, parts: list[Tensor], x: Tensor) -> None:
+        for part, theirs in zip(parts, self._exchange(x), strict=True):
+            part.copy_(theirs)
+
+    def all_reduce(self, x: Tensor) -> None:
+        x.copy_(torch.stack(self._exchange(x)).sum(0))
+
+    def _exchange(self, x: Tensor) -> list[Tensor]:
+        assert x.is_contiguous()  # NCCL takes no others
+        call = len(self.sent[self.rank])
+        self.sent[self.rank].append(x.detach().clone())
+        everyone = []
+        for theirs in self.received:
+            fits = call < len(theirs) and (theirs[call].shape, theirs[call].dtype) == (x.shape, x.dtype)
+            self.misfits += not fits
+            everyone.append(theirs[call] if fits else x.detach().clone())
+        return everyone
+
+
+def _same(first: list[list[Tensor]], second: list[list[Tensor]]) -> bool:
+    return all(len(a) == len(b) and all(map(torch.equal, a, b)) for a, b in zip(first, second, strict=True))
+
+
+class TestRanks:
+    """The pairs of several processes, without the seconds that those need to start."""
+
+    @pytest.fixture
+    def ranks(self, monkeypatch: pytest.MonkeyPatch) -> Ranks:
+        three = Ranks(3)
+        monkeypatch.setattr("llava_soundclip.training.losses.distributed", three)
+        return three
+
+    @pytest.mark.parametrize("sizes", [[3, 3, 3], [2, 6, 1], [0, 4, 5], [5, 4, 0], [4, 5]], ids=str)
+    @pytest.mark.parametrize(("name", "options"), VARIANTS)
+    def test_their_mean_is_the_whole_batch(
+        self, ranks: Ranks, name: str, options: dict[str, Any], sizes: list[int]
+    ) -> None:
+        f_a, c = (x.T.contiguous().T for x in pairs(9, 6))
+        ends = np.cumsum(sizes).tolist()
+        ranks.world = len(sizes)
+
+        def of_rank(rank: int) -> tuple[dict[str, float], Tensor, Tensor]:
+            own = slice(ends[rank] - sizes[rank], ends[rank])
+            return gradients(make_loss(name, **options), f_a[own], c[own])
+
+        found = ranks.run(of_rank)
+        _, grad_f_a, grad_c = gradients(make_loss(name, gather=False, **options), f_a, c)
+        mean = {part: sum(parts[part] for parts, _, _ in found) / len(sizes) for part in found[0][0]}
+        assert mean == pytest.approx(by_loops(name, f_a, c), rel=1e-9, abs=1e-12)
+        torch.testing.assert_close(torch.cat([grad for _, grad, _ in found]) / len(sizes), grad_f_a)
+        torch.testing.assert_close(torch.cat([grad for _, _, grad in found]) / len(sizes), grad_c)
+
+    def test_their_tensors_must_fit(self, ranks: Ranks) -> None:
+        f_a, c = pairs(4, 6)
+
+        def widths(rank: int) -> None:
+            InfoNCE()(f_a[:, : 4 + rank], c[:, : 4 + rank])
+
+        with pytest.raises(ValueError, match="differ in .*: 4 in float64, 5 in float64, 6 in float64"):
+            ranks.run(widths)
+
+        def precisions(rank: int) -> None:
+            dtype = [torch.float64, torch.float32, torch.bfloat16][rank]  # halves are computed in float32
+            InfoNCE()(f_a.to(dtype), c.to(dtype))
+
+        with pytest.raises(ValueError, match="precision: 6 in float64, 6 in float32, 6 in float32"):
+            ranks.run(precisions)
 
 
 def tiny_mlp() -> nn.Module:
