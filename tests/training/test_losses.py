@@ -491,6 +491,13 @@ class TestRanks:
         torch.testing.assert_close(torch.cat([grad for _, grad, _ in found]) / len(sizes), grad_f_a)
         torch.testing.assert_close(torch.cat([grad for _, _, grad in found]) / len(sizes), grad_c)
 
+    def test_the_default_device_means_nothing(self, ranks: Ranks) -> None:
+        f_a, c = pairs(6, 4)
+        with torch.device("meta"):
+            found = ranks.run(lambda rank: make_loss("infonce+distribution")(f_a[rank::3], c[rank::3]))
+        mean = sum(parts["loss"].item() for parts in found) / 3
+        assert mean == pytest.approx(by_loops("infonce+distribution", f_a, c)["loss"], rel=1e-9)
+
     def test_their_tensors_must_fit(self, ranks: Ranks) -> None:
         f_a, c = pairs(4, 6)
 

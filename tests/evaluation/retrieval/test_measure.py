@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llava_soundclip.evaluation.intervals import bootstrap
-from llava_soundclip.evaluation.retrieval import ITEMS, Retrieval, group_rows, retrieval
-from llava_soundclip.evaluation.retrieval.ranks import Ranks, ranks
+from llava_soundclip.evaluation.retrieval import ITEMS, Retrieval, cluster, group_rows, retrieval
+from llava_soundclip.evaluation.retrieval.ranks import Places, Ranks, ranks, strip_counts
 
 
 def slow_rank(queries: np.ndarray, items: np.ndarray, row: int, groups: list[int] | None = None) -> float:
@@ -198,6 +198,20 @@ def test_it_is_the_mean_over_the_same_draws():
     assert retrieval(f_a, c, seed=4)["A2V"].mean_rank != result.mean_rank
 
 
+@pytest.mark.parametrize(("n", "shape"), [(99, (1, 99)), (100, (1, 100)), (101, (5, 100)), (900, (5, 100))])
+def test_draws_are_of_a_hundred(n, shape):
+    found = retrieval(*torch.randn(2, n, 4))["V2A"]
+    assert found.rows.shape == found.ranks.shape == found.right.shape == shape
+    assert all(len(set(draw.tolist())) == len(draw) for draw in found.rows)
+    assert found.right.dtype == torch.int64 and found.right.eq(1).all()
+
+
+def test_draws_are_those_of_the_seed():
+    f_a, c = torch.randn(2, 300, 4)
+    plain, same, other = (retrieval(f_a, c, **seed)["A2V"] for seed in ({}, {"seed": 0}, {"seed": 1}))
+    assert torch.equal(plain.rows, same.rows) and not torch.equal(plain.rows, other.rows)
+
+
 def test_the_two_sides_are_each_others():
     f_a, c = torch.randn(2, 30, 8)
     there, back = retrieval(f_a, c), retrieval(c, f_a)
@@ -236,6 +250,88 @@ def test_chance_is_what_random_vectors_have(films):
         assert np.mean(draws) == pytest.approx(value, abs=4 * np.std(draws) / 60**0.5)
 
 
+def untied(places):
+    ahead = torch.tensor(places) - 1
+    return Ranks(ahead, torch.zeros_like(ahead), torch.ones_like(ahead))
+
+
+def test_chance_is_the_mean_over_all_orders():
+    right = [1, 2, 4, 5, 2]
+    groups = torch.tensor([0, 1, 1, 2, 3])
+    found = Retrieval(torch.arange(5)[None], untied([[1] * 5]), torch.tensor([right])).chance()
+    firsts = [
+        [1 + min(order.index(answer) for answer in range(count)) for order in permutations(range(5))]
+        for count in right
+    ]
+    assert found["mean_rank"] == pytest.approx(np.mean(firsts))
+    for top in (1, 3, 10):
+        assert found[f"R@{top}"] == pytest.approx(np.mean(np.array(firsts) <= top))
+    found = retrieval(*torch.randn(2, 5, 3), groups)["A2V"]
+    assert found.right[0].tolist() == [[1, 2, 2, 1, 1][row] for row in found.rows[0]]
+
+
+def test_the_histogram_counts_every_rank():
+    rows, found = torch.arange(4).expand(2, 4), untied([[1, 1, 3, 1], [2, 2, 1, 1]])
+    assert Retrieval(rows, found, torch.ones(2, 4).long()).histogram() == [5, 2, 1, 0]
+
+
+def test_differences_are_paired_by_clip():
+    torch.manual_seed(1)
+    c = torch.randn(60, 8)
+    f_a, other = c + 2 * torch.randn(60, 8), c + 4 * torch.randn(60, 8)
+    sources = torch.arange(60) // 5
+    first, second = (retrieval(sounds, c)["A2V"] for sounds in (f_a, other))
+    grouped = retrieval(f_a, c, sources=sources)["A2V"].minus(second, seed=2)
+    differences = {"mean_rank": (first.ranks - second.ranks)[0].numpy()}
+    for top in (1, 3, 10):
+        differences[f"R@{top}"] = ((first.ranks <= top) * 1.0 - (second.ranks <= top) * 1.0)[0].numpy()
+    found = first.minus(second, seed=2)
+    assert list(found) == list(grouped) == list(differences)
+    in_order = first.rows[0].argsort().numpy()
+    for name, drawn in differences.items():
+        each = drawn[in_order]
+        by_clip = bootstrap(each, seed=2)
+        assert (found[name].value, found[name].n) == (pytest.approx(each.mean(), rel=1e-6), 60)
+        assert (found[name].low, found[name].high) == pytest.approx((by_clip.low, by_clip.high), rel=1e-6)
+        by_source = bootstrap(each.reshape(12, 5).mean(1), seed=2)
+        assert grouped[name].n == 12
+        assert (grouped[name].low, grouped[name].high) == pytest.approx(
+            (by_source.low, by_source.high), rel=1e-6
+        )
+    assert first.minus(second) == first.minus(second, seed=0) != found
+    assert {each.value for each in first.minus(first).values()} == {0}
+    more = torch.randn(300, 4)
+    with pytest.raises(ValueError, match="weren't measured with the same draws: give both the same seed"):
+        retrieval(more, more)["A2V"].minus(retrieval(more, more, seed=1)["A2V"])
+
+
+def test_a_cluster_gets_what_was_given(monkeypatch):
+    """What it computes is in test_cluster.py."""
+
+    def here(f_a, c, groups, *, address):
+        assert address == "ray://there"
+        return ranks(f_a, c, groups)
+
+    f_a, c = torch.randn(2, 150, 4)
+    groups = torch.arange(150) // 3
+    monkeypatch.setattr(cluster, "ranks_on_ray", here)
+    plain = retrieval(f_a, c, groups, full=True)
+    found = retrieval(f_a, c, groups, full=True, ray="ray://there")
+    for side in ("A2V", "V2A"):
+        assert torch.equal(found[side].ranks, plain[side].ranks)
+        assert torch.equal(found[side].right, plain[side].right)
+
+
+def test_counts_are_whole_numbers():
+    """float32 counts no further than 2^24, which is fewer than there may be rows."""
+    f_a, c = torch.randn(2, 12, 4)
+    for groups in (None, torch.arange(12) // 2):
+        places = Places(f_a, c, groups, block=5)
+        assert places.right.shape == places.own.shape == (2, 12) and places.counts.shape == (2, 2, 12)
+        counts = strip_counts(f_a, c, places.right, slice(0, 5), block=5)
+        assert {each.dtype for each in (places.own, places.counts, *counts)} == {torch.int32}
+
+
 def test_figures_have_intervals_over_clips_and_their_repeats():
     torch.manual_seed(0)
     f_a = torch.randn(700, 16)
@@ -247,6 +343,7 @@ def test_figures_have_intervals_over_clips_and_their_repeats():
     assert figures["mean_rank"]["repeats"] == pytest.approx(result.ranks.mean(1).tolist())
     # Of repeats without a clip in common it is the plain bootstrap of the mean.
     rank = result.ranks.flatten()
+    assert figures == result.figures(seed=0) != result.figures(seed=1)
     apart = Retrieval(torch.arange(500).view(5, 100), result.places, result.right).figures(seed=1)[
         "mean_rank"
     ]
@@ -259,6 +356,13 @@ def test_what_is_refused():
         ranks(torch.zeros(3, 2), torch.zeros(4, 2))
     with pytest.raises(ValueError, match=r"groups must be \(3,\) integers"):
         ranks(torch.zeros(3, 2), torch.zeros(3, 2), torch.zeros(2))
+    for groups in (torch.zeros(3), torch.zeros(2).long(), torch.zeros(3, 1).long()):
+        with pytest.raises(ValueError, match=r"groups must be \(3,\) integers"):
+            ranks(torch.zeros(3, 2), torch.zeros(3, 2), groups)
+    with pytest.raises(ValueError, match=r"got \(3, 2, 1\) and \(3, 2, 1\)"):
+        ranks(torch.zeros(3, 2, 1), torch.zeros(3, 2, 1))
+    with pytest.raises(ValueError, match="ray needs full=True"):
+        retrieval(torch.zeros(3, 2), torch.zeros(3, 2), ray="local")
     with pytest.raises(ValueError, match="at least one pair"):
         retrieval(torch.zeros(0, 2), torch.zeros(0, 2))
 
