@@ -99,7 +99,9 @@ class TestRoundTrip:
             "library_version": llava_soundclip.__version__,
         }
         assert projector.config == expected
-        assert json.loads((folder / "config.json").read_text()) == expected
+        assert (folder / "config.json").read_text() == json.dumps(
+            expected, indent=2
+        ) + "\n"  # one field a line
         assert metadata_of(folder / "model.safetensors") == expected
 
     def test_either_config_is_enough(self, projector: Projector, folder: Path) -> None:
@@ -187,6 +189,13 @@ class TestRoundTrip:
         assert "- soundclip" in card
         assert "| checkpoint | openai/whisper-tiny.en |" in card
         assert "| audio_dim | 3 |" in card
+        assert "| amplitude | int16 |" in card and "encoder_options" not in card
+
+    def test_model_card_leaves_out_what_is_unknown(self, tmp_path: Path) -> None:
+        Projector(3, 5, 4, encoder="clap").save_pretrained(tmp_path)
+        fields = [line.split(" | ")[0] for line in (tmp_path / "README.md").read_text().splitlines()]
+        table = [field.removeprefix("| ") for field in fields if field.startswith("| ") and field != "| "]
+        assert table == ["audio_dim", "width", "hidden", "dropout", "encoder", "library_version"]
 
     def test_a_card_of_ones_own_stays(self, projector: Projector, folder: Path) -> None:
         (folder / "README.md").write_text("mine")
@@ -366,6 +375,11 @@ class TestBrokenFiles:
         rewrite(file, metadata={"llava_soundclip": text})
         self.refused(file, "isn't valid JSON")
 
+    @pytest.mark.parametrize("constant", ["NaN", "Infinity", "-Infinity"])
+    def test_python_constants_are_no_json(self, file: Path, constant: str) -> None:
+        rewrite(file, metadata={"llava_soundclip": f'{{"dropout": {constant}}}'})
+        self.refused(file, f"isn't valid JSON ({constant} isn't JSON)")
+
     @pytest.mark.parametrize("text", ["[]", "3", "null", '"audio_dim"', "{}"])
     def test_metadata_that_is_no_config(self, file: Path, text: str) -> None:
         rewrite(file, metadata={"llava_soundclip": text})
@@ -428,6 +442,13 @@ class TestBrokenFiles:
         )
         assert len(message) < 1000
 
+    @pytest.mark.parametrize(
+        ("count", "listed"), [(5, "t0, t1, t2, t3, t4."), (6, "t0, t1, t2, t3, t4 and 1 more.")]
+    )
+    def test_five_names_are_listed(self, file: Path, count: int, listed: str) -> None:
+        rewrite(file, lambda tensors: tensors.update({f"t{i}": torch.ones(1) for i in range(count)}))
+        assert self.refused(file).endswith(f"isn't a projector with this config: unexpected {listed}")
+
     def test_wrong_shape(self, file: Path) -> None:
         rewrite(
             file,
@@ -461,6 +482,21 @@ class TestBrokenFiles:
 
 
 class TestConfigJson:
+    def test_may_be_large(self, projector: Projector, folder: Path) -> None:
+        """Up to the limit of 1 MiB, here of spaces."""
+        text = (folder / "config.json").read_text()
+        (folder / "config.json").write_text(text.ljust(2**20))
+        assert Projector.from_pretrained(folder).config == projector.config
+
+    def test_has_fields_that_the_metadata_lack(self, folder: Path) -> None:
+        config = (folder / "config.json").read_bytes()
+        metadata = metadata_of(folder / "model.safetensors")
+        del metadata["loss"]
+        rewrite(folder / "model.safetensors", metadata={"llava_soundclip": json.dumps(metadata)})
+        (folder / "config.json").write_bytes(config)
+        with pytest.raises(ValueError, match="disagree on loss: they are from different projectors"):
+            Projector.from_pretrained(folder)
+
     def test_disagrees(self, folder: Path) -> None:
         config = json.loads((folder / "config.json").read_text())
         (folder / "config.json").write_text(json.dumps({**config, "encoder": "clap", "loss": None}))

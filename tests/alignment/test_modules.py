@@ -241,6 +241,15 @@ class TestProjector:
         with pytest.raises(ValueError, match=message):
             Projector(**{"audio_dim": 3, "width": 4, "hidden": 5, **options})
 
+    @pytest.mark.parametrize("field", [*LABELS, "tower", "loss"])
+    def test_every_label_is_a_string(self, field: str) -> None:
+        for value in (3, b"x", True, ["x"]):
+            with pytest.raises(ValueError, match=f"^{field} must be a string or None, got "):
+                Projector(3, 4, 5, **{field: value})
+        options = {field: "weighted_sum", "layers": 2} if field == "fusion" else {field: "x"}
+        assert Projector(3, 4, 5, **options).config[field] == options[field]
+        assert Projector(3, 4, 5).config[field] is None
+
     def test_refuses_other_vectors(self) -> None:
         projector = Projector(3, 4, 5)
         with pytest.raises(ValueError, match="takes vectors of width 3, got 5"):
@@ -296,6 +305,20 @@ class TestCheck:
         projector = Projector(3, 4, 5, tower_layer=[-2, -5])
         projector.check({}, audio_dim=3, width=4, tower_layer=(-2, -5))
 
+    def test_quantised_weights_are_refused(self) -> None:
+        projector = Projector(3, 4, 5)
+        projector.check({}, audio_dim=3, width=4)
+        projector.linear2.weight = torch.nn.Parameter(torch.ones(5, 5, dtype=torch.int8), requires_grad=False)
+        with pytest.raises(ValueError, match="projector's linear2.weight is torch.int8: it was quantised"):
+            projector.check({}, audio_dim=3, width=4)
+
+
+class Never(torch.nn.Module):
+    """Must not be computed."""
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        raise AssertionError("computed")
+
 
 class TestMix:
     def test_is_b1(self) -> None:
@@ -318,6 +341,11 @@ class TestMix:
         with torch.no_grad():
             projector.linear3.bias.fill_(math.inf)
         assert torch.equal(Mix(1, RawPad(7), projector)(z), RawPad(7)(z))
+
+    def test_ends_compute_one_side(self) -> None:
+        z = torch.randn(3, 5)
+        assert torch.equal(Mix(1, RawPad(7), Never())(z), RawPad(7)(z))
+        assert torch.equal(Mix(0, Never(), RawPad(7))(z), RawPad(7)(z))
 
     def test_gradient_reaches_both(self) -> None:
         projector = random_projector(3, 4, 5).double().eval()
