@@ -83,7 +83,7 @@ pytest_add_cli_args = {PYTEST}
 process_isolation = "forkserver"
 use_git_change_detection = false
 timeout_multiplier = 10.0
-timeout_constant = 30.0
+timeout_constant = 10.0
 """
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     (folder / "pyproject.toml").write_text(project + config, encoding="utf-8")

@@ -227,8 +227,21 @@ def test_all_pairs_at_once():
         assert found[side].items == 620 and torch.equal(found[side].ranks[0], expected.mean)
 
 
+def test_all_pairs_are_read_where_they_are(monkeypatch):
+    """They may be mapped from a file that is larger than memory."""
+    f_a, c = torch.randn(2, 7, 4)
+
+    def same(*vectors):
+        assert vectors[0] is f_a and vectors[1] is c
+        return ranks(*vectors)
+
+    monkeypatch.setattr("llava_soundclip.evaluation.retrieval.measure.ranks", same)
+    assert retrieval(f_a, c, full=True)["A2V"].items == 7
+
+
 def test_films_are_groups():
     assert group_rows(["b", "a", "b", "c"]).tolist() == [0, 1, 0, 2]
+    assert group_rows([]).dtype == group_rows(["a"]).dtype == torch.int64
     f_a = torch.randn(300, 8)
     films = group_rows([f"film {row // 3}" for row in range(300)])
     c = f_a[(torch.arange(300) // 3) * 3]  # what is seen is that of the film's first clip
