@@ -51,6 +51,21 @@ def test_ranks_are_the_slow_ones(n, width, block, grouped, whole, seed):
     assert v2a.mean.tolist() == [slow_rank(c, f_a, row, groups) for row in range(n)]
 
 
+@pytest.mark.parametrize("grouped", [False, True])
+def test_no_more_than_a_block_is_in_memory(monkeypatch, grouped):
+    from llava_soundclip.evaluation.retrieval import ranks as module
+
+    count, shapes = module._counts, []
+
+    def seen(cosines, right, marks):
+        shapes.append(cosines.shape)
+        return count(cosines, right, marks)
+
+    monkeypatch.setattr(module, "_counts", seen)
+    ranks(*torch.randn(2, 30, 4), torch.arange(30) // 3 if grouped else None, block=8)
+    assert {size for shape in shapes for size in shape} == {8, 6}  # 30 is three blocks and a part of one
+
+
 def test_recall_is_torchmetrics():
     from torchmetrics.retrieval import RetrievalHitRate, RetrievalMRR
 
