@@ -28,7 +28,13 @@ MODULES = {
     ),
     "patching": (
         ["llava_soundclip/patching.py"],
-        ["tests/test_patching.py", "tests/test_handle.py", "tests/test_caption.py", "tests/test_controls.py"],
+        [
+            "tests/test_patching.py",
+            "tests/test_handle.py",
+            "tests/test_caption.py",
+            "tests/test_controls.py",
+            "tests/hosts/test_llava_next.py",
+        ],
     ),
     "hosts": (["llava_soundclip/hosts/*.py"], ["tests/hosts", "tests/test_patching.py"]),
 }

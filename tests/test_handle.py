@@ -208,6 +208,39 @@ def test_a_processor_is_loaded_once_and_its_code_is_never_run(monkeypatch: pytes
     assert loaded == [(("user/llava",), {"trust_remote_code": False})]
 
 
+class BlocksEncoder(TinyEncoder):
+    """An encoder whose blocks are fused with learned weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.given: list[Tensor] = []
+
+    def signature(self) -> dict[str, str]:
+        return {**super().signature(), "fusion": "weighted_sum"}
+
+    def set_layer_weights(self, layer_weights: Tensor) -> None:
+        self.given.append(layer_weights)
+
+
+def test_an_encoder_gets_the_layer_weights_of_its_projector() -> None:
+    trained = Projector(16, WIDTH, 8, fusion="weighted_sum", layers=3).train()
+    encoder = BlocksEncoder()
+    soundclip = patch(build_tiny_llava(), encoder, k=4, projector=trained, alignment="projected")
+    assert len(encoder.given) == 1 and encoder.given[0] is trained.layer_weights
+    assert soundclip.projector is trained and not trained.training
+    other = BlocksEncoder()
+    patch(build_tiny_llava(), other, k=4, projector=Projector(16, WIDTH, 8))
+    assert not other.given
+
+
+def test_a_k_above_the_patches_is_found_before_the_encoder_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patching, "load_encoder", lambda *_, **__: pytest.fail("the encoder was loaded"))
+    with pytest.raises(ValueError, match="k is 10, but an image has only 9 patches"):
+        patch(build_tiny_llava(), k=10)
+    with pytest.raises(ValueError, match="k is 150, but an image has only 9 patches"):
+        patch(build_tiny_llava())
+
+
 def test_it_prints_whose_projector_it_has() -> None:
     for encoder, words in ((None, "for any encoder"), ("tiny", "for tiny")):
         projector = Projector(16, WIDTH, 8, encoder=encoder)
