@@ -174,6 +174,16 @@ def test_vectors_without_a_cosine_are_refused(bad, grouped):
         ranks(good, broken, groups, block=4)
 
 
+@pytest.mark.parametrize("rows", [[0, 5], [29], [3, 4, 29]])
+@pytest.mark.parametrize("block", [1, 4, 2048])
+def test_the_first_vector_without_a_cosine_is_named(rows, block):
+    good = torch.randn(30, 4)
+    broken = good.clone()
+    broken[rows] = float("nan")
+    with pytest.raises(ValueError, match=rf"c\[{rows[0]}\] is NaN"):
+        ranks(good, broken, block=block)
+
+
 def test_scale_means_nothing():
     f_a, c = torch.randn(2, 9, 4)
     for plain, scaled in zip(ranks(f_a, c), ranks(f_a * 100, c * torch.rand(9, 1)), strict=True):
