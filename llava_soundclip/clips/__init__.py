@@ -6,7 +6,7 @@ Only `clips.given` imports torch, so worker processes decode without it.
 from llava_soundclip.clips.clip import Clip, open_media
 from llava_soundclip.clips.datasets import read_dataset
 from llava_soundclip.clips.find import Names, find_clips
-from llava_soundclip.clips.load import FrameTime, frame_of, load_frames, load_sound, sound_of
+from llava_soundclip.clips.load import FrameTime, frame_of, frames_of, load_sound, sound_of
 from llava_soundclip.clips.read import as_clips, read_clips
 from llava_soundclip.clips.tables import AVE2, Columns
 
@@ -19,7 +19,7 @@ __all__ = [
     "as_clips",
     "find_clips",
     "frame_of",
-    "load_frames",
+    "frames_of",
     "load_sound",
     "open_media",
     "read_clips",

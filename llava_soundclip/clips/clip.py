@@ -65,6 +65,7 @@ class Clip:
         start: start in the video, in seconds; None for its beginning.
         end: end in the video, in seconds; None for its end.
         fault: the reason why it can't be used, if that is known before it is opened.
+        track: number of the sound track, counted from 0; None for the best one that can be decoded.
     """
 
     id: str
@@ -74,6 +75,7 @@ class Clip:
     start: float | None = None
     end: float | None = None
     fault: str | None = None
+    track: int | None = None
 
     def fetched(self) -> "Clip":
         """The clip for a worker process: cells of a dataset are replaced by their content."""

@@ -1,15 +1,26 @@
 """Decoding of clips' sounds and frames. It doesn't import torch, so that worker processes start quickly."""
 
-from typing import Literal, TypeAlias
+from collections.abc import Callable
+from typing import Literal, TypeAlias, TypeVar
 
 import numpy as np
 from PIL.Image import Image
 
 from llava_soundclip.clips.clip import Clip, open_media
-from llava_soundclip.media import MediaError, Source, load_audio, load_audio_as_it_is, load_frame, probe
-from llava_soundclip.media.files import duration_of, is_still, opened
+from llava_soundclip.media import (
+    MediaError,
+    Source,
+    load_audio,
+    load_audio_as_it_is,
+    load_frame,
+    load_frames,
+    probe,
+)
 
 FrameTime: TypeAlias = float | Literal["first", "middle"]  # seconds into a clip, or a name
+T = TypeVar("T")
+
+_ADVICE = "put a picture with the same name next to the sound"
 
 
 def sound_of(clip: Clip, sampling_rate: int | None) -> tuple[np.ndarray, int]:
@@ -26,7 +37,7 @@ def sound_of(clip: Clip, sampling_rate: int | None) -> tuple[np.ndarray, int]:
         MediaError: if there is no sound, or the clip has a fault.
     """
     _check(clip)
-    return load_sound(open_media(clip.sound), sampling_rate, clip.start, clip.end)
+    return load_sound(open_media(clip.sound), sampling_rate, clip.start, clip.end, track=clip.track)
 
 
 def frame_of(clip: Clip, time: FrameTime = "middle") -> Image:
@@ -42,19 +53,34 @@ def frame_of(clip: Clip, time: FrameTime = "middle") -> Image:
     Raises:
         MediaError: if there is no picture, or the clip has a fault.
     """
-    _check(clip)
-    media = clip.sound if clip.picture is None else clip.picture
-    try:
+
+    def decode(source: Source) -> Image:
         if time == "middle":
-            return load_frames(open_media(media), 1, clip.start, clip.end)[0]
-        seconds = (clip.start or 0.0) + (0.0 if time == "first" else time)
-        return load_frame(open_media(media), time=seconds)
+            return load_frames(source, 1, clip.start, clip.end)[0]
+        return load_frame(source, time=(clip.start or 0.0) + (0.0 if time == "first" else time))
+
+    return _pictured(clip, decode, f"{_ADVICE}, or give picture=")
+
+
+def frames_of(clip: Clip, count: int) -> list[Image]:
+    """Decode evenly spaced frames of a clip, as `load_frames` does. A still picture is returned once.
+
+    Raises:
+        MediaError: as in `frame_of`.
+    """
+    return _pictured(clip, lambda source: load_frames(source, count, clip.start, clip.end), _ADVICE)
+
+
+def _pictured(clip: Clip, decode: Callable[[Source], T], advice: str) -> T:
+    """Decode a clip's pictures. The error of a sound without a picture ends with advice."""
+    _check(clip)
+    source = open_media(clip.sound if clip.picture is None else clip.picture)
+    try:
+        return decode(source)
     except MediaError as error:
-        if clip.picture is not None or probe(open_media(media)).has_video:
+        if clip.picture is not None or probe(source).has_video:
             raise
-        raise MediaError(
-            f"{error} (put a picture with the same name next to the sound, or give one: picture=, --picture)"
-        ) from error
+        raise MediaError(f"{error} ({advice})") from error
 
 
 def _check(clip: Clip) -> None:
@@ -63,7 +89,12 @@ def _check(clip: Clip) -> None:
 
 
 def load_sound(
-    source: Source, sampling_rate: int | None, start: float | None, end: float | None
+    source: Source,
+    sampling_rate: int | None,
+    start: float | None,
+    end: float | None,
+    *,
+    track: int | None = None,
 ) -> tuple[np.ndarray, int]:
     """Decode a sound or a part of it.
 
@@ -72,6 +103,7 @@ def load_sound(
         sampling_rate: sampling rate of the result in Hz; None for the sound's own.
         start: start of the part in seconds; None for the beginning.
         end: end of the part in seconds; None for the end.
+        track: number of the sound track, counted from 0; None for the best one that can be decoded.
 
     Returns:
         (channels, samples) float32 and its sampling rate in Hz.
@@ -79,42 +111,9 @@ def load_sound(
     Raises:
         MediaError: if there is no sound.
     """
-    if sampling_rate is None:
-        if start is None and end is None:
-            return load_audio_as_it_is(source)
-        sampling_rate = probe(source).sampling_rate
-        if sampling_rate is None:
-            return load_audio_as_it_is(source)  # its error says what is wrong
     begin = start or 0.0
     duration = None if end is None else end - begin
-    return load_audio(source, sampling_rate=sampling_rate, start=begin, duration=duration), sampling_rate
-
-
-def load_frames(source: Source, frames: int, start: float | None, end: float | None) -> list[Image]:
-    """Decode evenly spaced frames of a video or a part of it: the middle frame of each of `frames` equal parts.
-
-    Args:
-        source: a video or a still picture. A still picture is returned once, for any `frames`.
-        frames: number of frames.
-        start: start of the part in seconds; None for the beginning.
-        end: end of the part in seconds; None for the end.
-
-    Returns:
-        RGB pictures.
-
-    Raises:
-        MediaError: if there are no pictures, or neither the file nor `end` gives a length.
-    """
-    if frames == 1 and start is None and end is None:
-        return [load_frame(source)]
-    with opened(source) as (container, name):
-        still, duration = is_still(container), duration_of(container)
-    if still:
-        return [load_frame(source)]
-    if end is None and duration is None:
-        raise MediaError(f"{name}: it doesn't say its length, so frames can't be spaced evenly: give its end")
-    begin = start or 0.0
-    stop = min(seconds for seconds in (end, duration) if seconds is not None)
-    return [
-        load_frame(source, time=begin + (i + 0.5) * max(0.0, stop - begin) / frames) for i in range(frames)
-    ]
+    if sampling_rate is None:
+        return load_audio_as_it_is(source, start=begin, duration=duration, track=track)
+    waveform = load_audio(source, sampling_rate=sampling_rate, start=begin, duration=duration, track=track)
+    return waveform, sampling_rate

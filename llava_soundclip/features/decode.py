@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL.Image import Image
 
-from llava_soundclip.clips import Clip, load_frames, load_sound, open_media
+from llava_soundclip.clips import Clip, frames_of, sound_of
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -65,13 +65,8 @@ class Decoder:
         """Decode a clip, or return the reason why it can't be decoded."""
         began = time.perf_counter()
         try:
-            if clip.fault is not None:
-                return clip.fault
-            sound = open_media(clip.sound)
-            waveform, rate = load_sound(sound, self.sampling_rate, clip.start, clip.end)
-            pictured = sound if clip.picture is None else open_media(clip.picture)
-            pictures = load_frames(pictured, self.frames, clip.start, clip.end)
-            pixels = self.prepare(pictures)
+            waveform, rate = sound_of(clip, self.sampling_rate)
+            pixels = self.prepare(frames_of(clip, self.frames))
         except Exception as error:  # noqa: BLE001 - whatever it is, the other clips come next
             return str(error) or type(error).__name__
         return Decoded(waveform, rate, pixels, time.perf_counter() - began)

@@ -6,20 +6,38 @@ Times are seconds on the video's own clock, which starts at the container's star
 import io
 import math
 import os
-from collections.abc import Iterator
+import re
+import stat
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, BinaryIO, Literal, TypeAlias
+from typing import Any, BinaryIO, Literal, TypeAlias, TypeVar
+
+from llava_soundclip._text import printable
 
 Source: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO
 
 TICK = 1e-4  # seconds; tolerance for rounded time stamps
 
 _STEP_BACK = 10.0  # seconds to go back when a seek lands after its target
+_MAY_RESTART = 0x0200  # FFmpeg's flag of formats whose files can be joined, AVFMT_TS_DISCONT
+_SLACK = 0.5  # seconds that a header's duration may be wrong; beyond, the measured one counts
+
+Kind: TypeAlias = Literal["audio", "video"]
+T = TypeVar("T")
 
 
 class MediaError(ValueError):
     """Error for a file that can't be decoded as requested. The message names the file and the reason."""
+
+
+class MediaWarning(UserWarning):
+    """Warning for a file of which not everything is used as one might expect. The message names the file."""
+
+
+class _UndecodableError(MediaError):
+    """Error for a track of which nothing can be decoded, though it has packets."""
 
 
 @dataclass(frozen=True)
@@ -87,17 +105,45 @@ def name_and_file(source: Source) -> tuple[str, BinaryIO]:
     if isinstance(source, (bytes, bytearray, memoryview)):
         return f"<{len(source)} bytes>", io.BytesIO(source)
     if isinstance(source, (str, os.PathLike)):
-        name = os.fspath(source)
+        path = os.fspath(source)
+        shown = printable(path)
+        reason = never_opened(path)
+        if reason is not None:
+            raise MediaError(reason)
         try:
-            return name, open(name, "rb")
+            return shown, open(path, "rb")
         except (OSError, ValueError) as error:  # ValueError: a null byte in the name
-            raise MediaError(f"{name}: {getattr(error, 'strerror', None) or error}") from error
+            raise MediaError(f"{shown}: {getattr(error, 'strerror', None) or error}") from error
     if not hasattr(source, "read") or isinstance(source, io.TextIOBase):
         raise TypeError(
             f"source must be a path, bytes or a binary file object, not {type(source).__name__}"
             " (pass arrays to check_waveform and resample)"
         )
-    return str(getattr(source, "name", "<file object>")), source
+    return printable(str(getattr(source, "name", "<file object>"))), source
+
+
+def never_opened(path: str) -> str | None:
+    """The reason why a path is never opened; None if it may be opened.
+
+    Addresses aren't downloaded. A pipe or a device may wait for ever, never end, or give its content only once.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):
+        if re.match(r"data:[^,]*,", path):
+            return f"{printable(path, 40)}: it is a data URI: save its content to a file, and give its path"
+        if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", path):
+            return f"{printable(path, 200)}: it is an address: download the file, and give its path"
+        return None
+    if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
+        return None
+    kind = "a pipe" if stat.S_ISFIFO(mode) else "a socket" if stat.S_ISSOCK(mode) else "a device"
+    return f"{printable(path)}: it is {kind}, not a file: save its content to a file, and give its path"
+
+
+def can_read_again(source: Source) -> bool:
+    """Whether a source can be opened more than once."""
+    return isinstance(source, (bytes, bytearray, memoryview, str, os.PathLike)) or _is_seekable(source)
 
 
 @contextmanager
@@ -143,36 +189,106 @@ def duration_of(container: Any) -> float | None:
     return container.duration / 1e6 if container.duration and container.duration > 0 else None
 
 
+def decode_track(
+    container: Any, name: str, kind: Kind, use: Callable[["Track"], T], number: int | None = None
+) -> T:
+    """Use a track of an open container: the best one that can be decoded.
+
+    If another than the best is used, a `MediaWarning` names both.
+
+    Args:
+        container: the open container.
+        name: its name, for messages.
+        kind: the kind of track.
+        use: function of a track.
+        number: number of the track among those of its kind, counted from 0; None for the best.
+
+    Returns:
+        The result of `use`.
+
+    Raises:
+        MediaError: if there is no such track, or none can be decoded.
+    """
+    tracks = _tracks(container, name, kind, number)
+    faults: list[MediaError] = []
+    for stream in tracks:
+        try:
+            found = use(Track(container, name, stream, untouched=not faults))
+        except _UndecodableError as error:
+            faults.append(error)
+            continue
+        if faults:
+            what = "sound" if kind == "audio" else "picture"
+            warn(
+                name,
+                f"{what} track {_number(container, tracks[0])} can't be decoded; track "
+                f"{_number(container, stream)} ({stream.codec_context.name}) is used (track= chooses another)",
+            )
+        return found
+    raise faults[0]
+
+
+def warn(name: str, text: str) -> None:
+    """Warn of something about a file."""
+    warnings.warn(f"{name}: {text}", MediaWarning, stacklevel=2)
+
+
+def _tracks(container: Any, name: str, kind: Kind, number: int | None) -> list[Any]:
+    """The streams to try, the best first."""
+    of_kind = [stream for stream in container.streams if stream.type == kind]
+    what = "sound" if kind == "audio" else "picture"
+    if number is not None:
+        if not 0 <= number < len(of_kind):
+            raise MediaError(f"{name}: it has no {what} track {number}: {_listed(of_kind, what)}")
+        return [of_kind[number]]
+    best = container.streams.best(kind)
+    if best is None:
+        raise MediaError(f"{name}: it has no {'sound' if kind == 'audio' else 'pictures'}")
+    return [best, *(stream for stream in of_kind if stream.index != best.index)]
+
+
+def _number(container: Any, stream: Any) -> int:
+    """The number of a stream among those of its kind."""
+    return sum(other.type == stream.type and other.index < stream.index for other in container.streams)
+
+
+def _listed(streams: list[Any], what: str) -> str:
+    if not streams:
+        return f"it has no {what} tracks"
+    codecs = [getattr(stream.codec_context, "name", "no decoder") for stream in streams]
+    return "its tracks are " + ", ".join(f"{number} ({codec})" for number, codec in enumerate(codecs))
+
+
 class Track:
-    """The best stream of a kind in an open container, decoded starting at any time.
+    """A stream of an open container, decoded starting at any time.
 
     Packets that can't be decoded are skipped, as in players. Damage that FFmpeg can't skip ends the track.
-    `failure` holds the last of these errors, for the case that nothing can be decoded.
+    `failure` holds the last of these errors, for the case that nothing can be decoded, and `broken` the one that ended
+    the track.
     """
 
-    def __init__(self, container: Any, name: str, kind: Literal["audio", "video"]) -> None:
+    def __init__(self, container: Any, name: str, stream: Any, *, untouched: bool = True) -> None:
         import av
 
-        stream = container.streams.best(kind)
-        if stream is None:
-            raise MediaError(f"{name}: it has no {'sound' if kind == 'audio' else 'pictures'}")
         if stream.codec_context is None:
-            raise MediaError(f"{name}: there is no decoder for its {kind}")
+            raise _UndecodableError(f"{name}: there is no decoder for its {stream.type}")
         self.container, self.stream, self.name = container, stream, name
         self.origin = _origin(container)
         self.failure: Exception | None = None
-        self._untouched = True
+        self.broken: Exception | None = None
+        self._untouched = untouched  # whether the container is at its beginning
         # A seek fails in raw streams, which have no clock, and in cover pictures, but still moves the file.
         self.is_cover = bool(stream.disposition & av.stream.Disposition.attached_pic)
         has_clock = container.start_time is not None or container.duration is not None
-        self._can_seek = has_clock and not self.is_cover
+        self.can_seek = has_clock and not self.is_cover
+        self.may_restart = bool(container.format.flags & _MAY_RESTART)
 
     def frames(self, at: float) -> Iterator[tuple[float, Any]]:
         """Yield (seconds, frame) to the end, from a frame at or before `at` if there is one.
 
         If a seek lands too late (no index, no key frame, missing data), the next seek goes further back.
         """
-        for back in (at, at - _STEP_BACK, 0.0) if self._can_seek else (0.0,):
+        for back in (at, at - _STEP_BACK, 0.0) if self.can_seek else (0.0,):
             frames = self._frames_from(max(0.0, back))
             first = next(frames, None)
             if first is not None and (back <= 0 or first[0] <= at + TICK):
@@ -196,6 +312,38 @@ class Track:
             yield from self.container.demux(self.stream)
         except av.FFmpegError as error:
             self.failure = error
+
+    def end(self) -> float | None:
+        """End of the file in seconds, by its last packets; None if they have no times. Nothing is decoded."""
+        import av
+
+        claimed = duration_of(self.container)
+        cover = av.stream.Disposition.attached_pic
+        kinds = ("audio", "video")
+        streams = [s for s in self.container.streams if s.type in kinds and not s.disposition & cover]
+        for start in (claimed, 0.0):
+            if start is None:
+                continue
+            ends = []
+            try:
+                self.container.seek(math.floor((self.origin + start) * 1e6))
+                self._untouched = False
+                for packet in self.container.demux(streams):
+                    if packet.size and packet.pts is not None:
+                        ends.append((packet.pts + (packet.duration or 0)) * packet.time_base)
+            except av.FFmpegError:
+                pass  # damage at the end: the packets before it count
+            if ends:
+                return float(max(ends)) - self.origin
+        return None
+
+    def length(self) -> float | None:
+        """Length of the file in seconds: as in its header, or as measured if the header has none or a wrong one."""
+        claimed = duration_of(self.container)
+        measured = self.end() if self.can_seek else None
+        if claimed is None or measured is None or abs(claimed - measured) <= _SLACK:
+            return measured if claimed is None else claimed
+        return measured
 
     def _frames_from(self, at: float) -> Iterator[tuple[float, Any]]:
         import av
@@ -225,4 +373,5 @@ class Track:
         """The error for a track that can't be decoded at all."""
         what = "sound" if self.stream.type == "audio" else "picture"
         reason = getattr(self.failure, "strerror", None) or self.failure
-        return MediaError(f"{self.name}: its {what} is empty" + (f" or damaged: {reason}" if reason else ""))
+        kind = MediaError if self.failure is None else _UndecodableError
+        return kind(f"{self.name}: its {what} is empty" + (f" or damaged: {reason}" if reason else ""))

@@ -1,6 +1,8 @@
-"""One frame of a video, or a still picture."""
+"""Frames of a video or an animation, or a still picture."""
 
-from typing import Any, Literal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -10,7 +12,9 @@ from llava_soundclip.media.files import (
     MediaError,
     Source,
     Track,
+    can_read_again,
     check_seconds,
+    decode_track,
     duration_of,
     is_still,
     name_and_file,
@@ -18,17 +22,24 @@ from llava_soundclip.media.files import (
 )
 
 _EXIF_ORIENTATION = 0x0112
+_MOST_STRETCHED = 4  # a pixel of other proportions is an error in the header
 
 
 def load_frame(
-    source: Source | Image.Image | np.ndarray, *, time: float | Literal["first", "middle"] = "middle"
+    source: Source | Image.Image | np.ndarray,
+    *,
+    time: float | Literal["first", "middle"] = "middle",
+    track: int | None = None,
 ) -> Image.Image:
-    """Decode one picture: a frame of a video, or a still picture, rotated according to its metadata.
+    """Decode one picture: a frame of a video, or a still picture, as it is shown.
+
+    It is rotated according to its metadata. A video whose pixels aren't square is stretched to its shape on a screen.
 
     Args:
         source: path, bytes or binary file object (read from its beginning) of a video or picture. A PIL picture or
             an (H, W, 3) uint8 array is returned as RGB.
         time: time of the frame: seconds on the video's clock, "first" or "middle". Ignored for still pictures.
+        track: number of the video track, counted from 0; None for the best one that can be decoded.
 
     Returns:
         RGB picture.
@@ -37,6 +48,9 @@ def load_frame(
         MediaError: if the file can't be read, has no pictures, or ends before `time`.
         TypeError: if `source` is none of the above.
         ValueError: for an invalid `time`, or an array of another shape or dtype.
+
+    Warns:
+        MediaWarning: if another track than the best is used.
     """
     if isinstance(time, str):
         if time not in ("first", "middle"):
@@ -49,58 +63,228 @@ def load_frame(
         if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3 or source.size == 0:
             raise ValueError(f"a picture must be (H, W, 3) uint8, not {source.shape} {source.dtype}")
         return Image.fromarray(source)
-    with opened(source) as (container, name):
-        track = Track(container, name, "video")
-        still = is_still(container) or track.is_cover
+
+    def times(shown: _Pictures) -> list[float]:
         if isinstance(time, str):
-            seconds = 0.0 if still or time == "first" else _middle(track)
-        else:
-            seconds = time
-        if seconds is None:
-            return load_frame(source, time=_length_by_reading(source) / 2)
-        frame = _frame_at(track, seconds)
-        pixels = frame.to_ndarray(format="rgb24")
-        turned = pixels if still else _turn(pixels, frame)
-    picture = Image.fromarray(np.ascontiguousarray(turned))
-    return _turn_as_exif(picture, source) if still else picture
+            return [0.0 if shown.is_still or time == "first" else shown.middle()]
+        return [time]
+
+    return _decode(source, times, track)[0]
 
 
-def _frame_at(track: Track, time: float) -> Any:
-    """The frame on screen at a time: the last frame that starts by then, or else the first frame."""
-    duration = duration_of(track.container)
-    if duration is not None and time > duration:
-        raise MediaError(f"{track.name}: it ends at {duration:.2f} s, so it has no frame at {time:g} s")
-    shown = None
-    for begins, frame in track.frames(time):
-        if shown is not None and begins > time + TICK:
-            break
-        shown = frame
-    if shown is None:
-        raise track.nothing()
-    return shown
+def load_frames(
+    source: Source,
+    count: int,
+    start: float | None = None,
+    end: float | None = None,
+    *,
+    track: int | None = None,
+) -> list[Image.Image]:
+    """Decode evenly spaced frames of a video or a part of it: the middle frame of each of `count` equal parts.
+
+    Args:
+        source: a video or a still picture, as in `load_frame`. A still picture is returned once, for any `count`.
+        count: number of frames.
+        start: start of the part in seconds; None for the beginning.
+        end: end of the part in seconds; None for the end.
+        track: number of the video track, as in `load_frame`.
+
+    Returns:
+        RGB pictures.
+
+    Raises:
+        MediaError: if there are no pictures in that part.
+    """
+
+    def times(shown: _Pictures) -> list[float]:
+        if shown.is_still:
+            return [0.0]
+        if count == 1 and start is None and end is None:
+            return [shown.middle()]
+        begin, length = start or 0.0, shown.length()
+        stop = length if end is None else min(end, length)
+        return [begin + (i + 0.5) * max(0.0, stop - begin) / count for i in range(count)]
+
+    return _decode(source, times, track)
 
 
-def _middle(track: Track) -> float | None:
-    """Time in seconds of the middle of a video; None if its duration is unknown."""
-    stream = track.stream
-    if stream.duration:
-        middle = ((stream.start_time or 0) + stream.duration / 2) * stream.time_base
-        return max(0.0, float(middle) - track.origin)
-    duration = duration_of(track.container)
-    return None if duration is None else duration / 2
+class _Pictures(Protocol):
+    """The pictures of a file over time."""
+
+    is_still: bool
+
+    def length(self) -> float:
+        """Length in seconds."""
+
+    def middle(self) -> float:
+        """Time in seconds of the middle."""
+
+    def at(self, time: float) -> Image.Image:
+        """The picture on screen at a time in seconds."""
 
 
-def _length_by_reading(source: Source) -> float:
-    """Duration in seconds of a video whose headers have none. The file is read but not decoded."""
+def _decode(
+    source: Source, times: Callable[[_Pictures], Sequence[float]], number: int | None
+) -> list[Image.Image]:
+    """The pictures of a file at some times."""
     with opened(source) as (container, name):
-        track = Track(container, name, "video")
-        count, end = 0, 0.0
-        for packet in track.packets(0.0):
-            if packet.size:
-                count += 1
-                if packet.pts is not None:
-                    end = max(end, float(packet.pts * packet.time_base) - track.origin)
-        return end or count * track.frame_length
+        if container.format.name == "webp_pipe":
+            with _with_pillow(source) as picture:
+                if picture is not None and _is_animated(picture):
+                    animation = _Animation(picture, name)
+                    return [animation.at(time) for time in times(animation)]
+
+        def use(track: Track) -> list[Image.Image]:
+            film = _Film(track, source)
+            return [film.at(time) for time in times(film)]
+
+        return decode_track(container, name, "video", use, number)
+
+
+class _Film:
+    """The pictures of a video or picture file that FFmpeg decodes.
+
+    Args:
+        track: its video track.
+        source: the file.
+    """
+
+    def __init__(self, track: Track, source: Source) -> None:
+        self.track = track
+        self.source = source
+        self.is_still = is_still(track.container) or track.is_cover or self._is_multi_picture()
+        self._length: float | None = None
+
+    def length(self) -> float:
+        if self._length is None:
+            length = self.track.length()
+            self._length = self._by_reading() if length is None else length
+        return self._length
+
+    def middle(self) -> float:
+        length, claimed = self.length(), duration_of(self.track.container)
+        stream = self.track.stream
+        if length != claimed or not stream.duration:
+            return length / 2
+        middle = ((stream.start_time or 0) + stream.duration / 2) * stream.time_base
+        return max(0.0, float(middle) - self.track.origin)
+
+    def at(self, time: float) -> Image.Image:
+        frame = self._frame_at(0.0 if self.is_still else time)
+        picture = Image.fromarray(frame.to_ndarray(format="rgb24"))
+        if self.is_still:
+            return _turn_as_exif(picture, self.source)
+        pixels = np.asarray(_stretch(picture, self.track.stream.sample_aspect_ratio))
+        return Image.fromarray(np.ascontiguousarray(_turn(pixels, frame)))
+
+    def _frame_at(self, time: float) -> Any:
+        """The frame on screen at a time: the last frame that starts by then, or else the first frame."""
+        shown, begins, is_last = None, 0.0, True
+        for begins_next, frame in self.track.frames(time):
+            if shown is not None and begins_next > time + TICK:
+                is_last = False
+                break
+            shown, begins = frame, begins_next
+        if shown is None:
+            raise self.track.nothing()
+        if is_last and not self.is_still and time > begins + self.track.frame_length + TICK:
+            length = self.length()
+            if time > length + TICK:
+                raise MediaError(
+                    f"{self.track.name}: it ends at {length:.2f} s, so it has no frame at {time:g} s"
+                )
+        return shown
+
+    def _by_reading(self) -> float:
+        """Length in seconds of a video whose packets near the end can't be found. It is read but not decoded."""
+        if not can_read_again(self.source):
+            raise MediaError(f"{self.track.name}: it doesn't say its length, and can be read only once")
+        with opened(self.source) as (container, name):
+            track = Track(container, name, container.streams[self.track.stream.index])
+            count, end = 0, 0.0
+            for packet in track.packets(0.0):
+                if packet.size:
+                    count += 1
+                    if packet.pts is not None:
+                        end = max(end, float(packet.pts * packet.time_base) - track.origin)
+            return end or count * track.frame_length
+
+    def _is_multi_picture(self) -> bool:
+        """Whether it is a JPEG with more pictures behind, such as a preview. To FFmpeg it is a video of them."""
+        if self.track.container.format.name != "mjpeg" or not can_read_again(self.source):
+            return False
+        with _with_pillow(self.source) as picture:
+            return picture is not None and picture.format == "MPO"
+
+
+class _Animation:
+    """The pictures of an animated WebP, which FFmpeg doesn't decode."""
+
+    def __init__(self, picture: Image.Image, name: str) -> None:
+        self.picture = picture
+        self.name = name
+        self.is_still = picture.n_frames == 1  # type: ignore[attr-defined]  # of pictures that may be animated
+
+    def _frames(self) -> Iterator[tuple[float, float, Image.Image]]:
+        """Begin and end in seconds of each frame, and its picture."""
+        begins = 0.0
+        for number in range(self.picture.n_frames):  # type: ignore[attr-defined]
+            self.picture.seek(number)
+            self.picture.load()  # it holds the duration afterwards
+            ends = begins + max(0, self.picture.info.get("duration", 0)) / 1000
+            yield begins, ends, self.picture
+            begins = ends
+
+    def length(self) -> float:
+        return max(ends for _, ends, _ in self._frames())
+
+    def middle(self) -> float:
+        return self.length() / 2
+
+    def at(self, time: float) -> Image.Image:
+        shown, ends = None, 0.0
+        for begins, ends, picture in self._frames():
+            if shown is not None and begins > time + TICK:
+                return shown
+            shown = picture.convert("RGB")
+        if shown is None or time > ends + TICK:
+            raise MediaError(f"{self.name}: it ends at {ends:.2f} s, so it has no frame at {time:g} s")
+        return shown
+
+
+@contextmanager
+def _with_pillow(source: Source) -> Iterator[Image.Image | None]:
+    """A picture file opened by Pillow, which reads only its header so far; None for a format it doesn't know."""
+    _, file = name_and_file(source)
+    try:
+        try:
+            file.seek(0)
+            picture = Image.open(file)
+        except (OSError, ValueError, SyntaxError):
+            yield None
+            return
+        with picture:
+            yield picture
+    finally:
+        if file is not source:
+            file.close()
+
+
+def _is_animated(webp: Image.Image) -> bool:
+    """Whether a WebP is an animation, which may have a single frame. FFmpeg decodes only the others."""
+    assert webp.fp is not None
+    webp.fp.seek(12)
+    chunk = webp.fp.read(9)
+    return chunk[:4] == b"VP8X" and bool(chunk[8] & 2)
+
+
+def _stretch(picture: Image.Image, pixel: Any) -> Image.Image:
+    """Stretch a frame whose pixels aren't square: `pixel` is the width of one by its height; None if unknown."""
+    if not pixel or pixel == 1 or not 1 / _MOST_STRETCHED <= pixel <= _MOST_STRETCHED:
+        return picture
+    width, height = picture.size
+    size = (round(width * pixel), height) if pixel > 1 else (width, round(height / pixel))
+    return picture.resize(size, Image.Resampling.BICUBIC)
 
 
 def _turn(pixels: np.ndarray, frame: Any) -> np.ndarray:
@@ -119,14 +303,11 @@ def _turn(pixels: np.ndarray, frame: Any) -> np.ndarray:
 
 def _turn_as_exif(picture: Image.Image, source: Source) -> Image.Image:
     """Rotate a still picture according to its EXIF orientation. Pillow reads only the header."""
-    _, file = name_and_file(source)
-    try:
-        file.seek(0)
-        with Image.open(file) as header:
+    with _with_pillow(source) as header:
+        if header is None:
+            return picture
+        try:
             picture.getexif()[_EXIF_ORIENTATION] = header.getexif().get(_EXIF_ORIENTATION, 1)
-    except (OSError, ValueError, SyntaxError):  # a format that Pillow doesn't know
-        return picture
-    finally:
-        if file is not source:
-            file.close()
+        except (OSError, ValueError, SyntaxError):  # broken metadata
+            return picture
     return ImageOps.exif_transpose(picture)

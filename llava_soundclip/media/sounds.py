@@ -7,29 +7,48 @@ from typing import Any
 import numpy as np
 import soxr
 
-from llava_soundclip.media.files import MediaError, Source, Track, check_seconds, opened
+from llava_soundclip.media.files import (
+    MediaError,
+    Source,
+    Track,
+    can_read_again,
+    check_seconds,
+    decode_track,
+    opened,
+    warn,
+)
 from llava_soundclip.media.waveforms import MAX_RATE, QUALITY, check_rate, check_waveform
 
 _MIN_RATE = 100  # Hz; a lower rate is an error in the header, and resampling would need too much memory
 _CONTEXT = 0.1  # seconds on both sides of a cut, for the resampler's filter
 _PREROLL = 5.0  # seconds before a cut, for lossy codecs to settle after a seek
+_GAP = 0.1  # seconds without packets that count as a gap; time stamps may be that imprecise
+_LONGEST_GAP = 3600.0  # seconds; a longer one is an error in the time stamps
+_RESTART = 1.0  # seconds by which time stamps go back when a clock begins anew
 
 
 def load_audio(
-    source: Source, *, sampling_rate: int, start: float = 0.0, duration: float | None = None
+    source: Source,
+    *,
+    sampling_rate: int,
+    start: float = 0.0,
+    duration: float | None = None,
+    track: int | None = None,
 ) -> np.ndarray:
     """Decode the sound of a file, or a part of it. Memory grows only with the part.
 
-    A part equals the same slice of the whole sound; with lossy codecs, nearly. No silence is added: if the sound
-    starts later than the video, or ends before `start + duration`, the result is shorter. A damaged or truncated
-    file gives the part that can be decoded.
+    A part equals the same slice of the whole sound; with lossy codecs, nearly. Silence stands where packets are missing
+    in the middle, so each sample is the sound of its time. No silence is added before the sound begins or after it
+    ends: there the result is shorter. A damaged or truncated file gives the part that can be decoded. If the rate or
+    the number of channels changes in the middle, the rest is converted to those of the beginning.
 
     Args:
         source: path, bytes or binary file object (read from its beginning), in any container and codec
-            that PyAV knows. The best sound track of a video is used.
+            that PyAV knows.
         sampling_rate: rate of the result in Hz.
         start: start in seconds on the video's clock.
         duration: duration in seconds; None for the rest of the sound.
+        track: number of the sound track, counted from 0; None for the best one that can be decoded.
 
     Returns:
         (channels, samples) float32 in [-1, 1]; lossy codecs may overshoot slightly.
@@ -38,33 +57,47 @@ def load_audio(
         MediaError: if the file can't be read, or has no sound in that part.
         TypeError: if `source` is none of the above.
         ValueError: for an invalid `sampling_rate`, `start` or `duration`.
+
+    Warns:
+        MediaWarning: if another track than the best is used, or the sound breaks off.
     """
     check_rate(sampling_rate)
-    check_seconds("start", start)
-    if duration is not None:
-        check_seconds("duration", duration)
-        if duration == 0:
-            raise ValueError("duration must be above 0 s")
-    return _load(source, sampling_rate, start, duration)[0]
+    return _load(source, sampling_rate, start, duration, track)[0]
 
 
-def load_audio_as_it_is(source: Source) -> tuple[np.ndarray, int]:
-    """Decode the sound of a file at its own rate, for an encoder with its own resampling.
+def load_audio_as_it_is(
+    source: Source, *, start: float = 0.0, duration: float | None = None, track: int | None = None
+) -> tuple[np.ndarray, int]:
+    """Decode the sound of a file, or a part of it, at its own rate, for an encoder with its own resampling.
 
     Returns:
         (channels, samples) float32 as in `load_audio`, and the rate in Hz.
 
     Raises:
-        MediaError, TypeError: as in `load_audio`.
+        MediaError, TypeError, ValueError: as in `load_audio`.
     """
-    return _load(source, None, 0.0, None)
+    return _load(source, None, start, duration, track)
 
 
 def _load(
-    source: Source, sampling_rate: int | None, start: float, duration: float | None
+    source: Source, sampling_rate: int | None, start: float, duration: float | None, number: int | None
 ) -> tuple[np.ndarray, int]:
-    with opened(source) as (container, name):
-        waveform, rate = _cut(Track(container, name, "audio"), sampling_rate, start, duration)
+    check_seconds("start", start)
+    if duration is not None:
+        check_seconds("duration", duration)
+        if duration == 0:
+            raise ValueError("duration must be above 0 s")
+
+    def cut(track: Track) -> tuple[np.ndarray, int] | None:
+        return _cut(track, sampling_rate, start, duration, seek=seek, again=seek and can_read_again(source))
+
+    for seek in (True, False):
+        with opened(source) as (container, name):
+            found = decode_track(container, name, "audio", cut, number)
+        if found is not None:
+            break
+    assert found is not None
+    waveform, rate = found
     try:
         return check_waveform(waveform, name="the sound"), rate
     except ValueError as error:
@@ -72,66 +105,174 @@ def _load(
 
 
 def _cut(
-    track: Track, wanted_rate: int | None, start: float, duration: float | None
-) -> tuple[np.ndarray, int]:
+    track: Track, wanted_rate: int | None, start: float, duration: float | None, *, seek: bool, again: bool
+) -> tuple[np.ndarray, int] | None:
     """Decode a part to (channels, samples) and its rate; `wanted_rate=None` means the sound's own rate.
 
-    Samples outside the part are dropped at once.
+    In joined files several places have the same time stamp. If a seek may have led to a wrong one, after which the
+    sound ends too early, and the file can be read `again`, the result is None: the seconds must be counted from the
+    beginning, with `seek=False`.
     """
-    frames = track.frames(start - _CONTEXT - _PREROLL if start else 0.0)
+    at = max(0.0, start - _CONTEXT - _PREROLL) if start and seek else 0.0
+    frames = track.frames(at)
     time, frame = next(frames, (0.0, None))
     if frame is None:
         raise track.nothing()
-    block = _samples(frame, track.name)
-    rate, channels = frame.sample_rate, len(block)
-    if not _MIN_RATE <= rate <= MAX_RATE:
-        raise MediaError(f"{track.name}: it claims a sampling rate of {rate} Hz")
-    to_rate = rate if wanted_rate is None else wanted_rate
+    part = _Part(track.name, wanted_rate or _rate_of(frame, track.name), start, duration)
+    while frame is not None and part.add(time, frame):
+        time, frame = next(frames, (0.0, None))
+    if frame is None and at > 0 and track.may_restart and again:
+        return None
+    waveform = part.finish()
+    if waveform is None:
+        raise track.nothing() if part.position <= 0 else MediaError(f"{track.name}: {part.nothing()}")
+    if frame is None and track.broken is not None:
+        warn(track.name, f"its sound breaks off at {part.end:.2f} s: {track.broken}")
+    return waveform, part.rate
 
-    # Positions are samples on the video's clock. The input starts where both rates have a sample, so the output has
-    # the same sample times as that of the whole sound.
-    period = rate // math.gcd(rate, to_rate)
-    position = round(time * rate)
-    begin, end, low, high = position, sys.maxsize, -sys.maxsize, sys.maxsize
-    if start:
-        begin = max(position, math.floor((start - _CONTEXT) * rate / period) * period)
-        low = round(start * to_rate)
-    if duration is not None:
-        end = math.ceil((start + duration + _CONTEXT) * rate)
-        high = max(round((start + duration) * to_rate), round(start * to_rate) + 1)
-    stream = soxr.ResampleStream(rate, to_rate, channels, dtype="float32", quality=QUALITY)
-    out = round(begin * to_rate / rate)
-    kept: list[np.ndarray] = []
 
-    def keep(block: np.ndarray, *, last: bool = False) -> None:
-        nonlocal out
-        if rate != to_rate:
-            block = stream.resample_chunk(np.ascontiguousarray(block.T), last=last).T
-        wanted = block[:, max(0, low - out) : max(0, high - out)]
+class _Part:
+    """Puts a part of a sound together, frame by frame. Samples outside the part are dropped at once.
+
+    Positions count samples on the video's clock. A run is a piece of the sound without a gap, at one rate: it has a
+    resampler of its own.
+
+    Args:
+        name: the file's name, for messages.
+        rate: rate of the result in Hz.
+        start: start of the part in seconds.
+        duration: duration of the part in seconds; None for the rest of the sound.
+    """
+
+    def __init__(self, name: str, rate: int, start: float, duration: float | None) -> None:
+        self.name, self.rate, self.start, self.duration = name, rate, start, duration
+        stop = None if duration is None else start + duration
+        self.low = round(start * rate) if start else -sys.maxsize
+        self.high = sys.maxsize if stop is None else max(round(stop * rate), round(start * rate) + 1)
+        self.first: float | None = None  # time of the first frame in seconds
+        self.gap: tuple[float, float] | None = None  # the last gap, in seconds
+        self.position = 0  # end of the frames so far, at the run's rate
+        self.out = 0  # end of the result so far, at the result's rate
+        self.kept: list[np.ndarray] = []
+        self.heard = False  # whether sound was kept, not only silence
+        self._channels = 0  # of the result
+        self._run: tuple[int, int] | None = None  # rate and channels
+        self._shift = 0.0  # seconds that a clock which began anew is behind
+        self._last = np.empty((0, 0), np.float32)
+
+    def add(self, time: float, frame: Any) -> bool:
+        """Take a frame that begins at `time` in seconds. Returns whether the part goes on."""
+        block = _samples(frame, self.name)
+        if block.size == 0:
+            return True
+        run = (_rate_of(frame, self.name), len(block))
+        if self._run is None:
+            self.first, self._channels = time, len(block)
+            self._begin(run, time)
+            self.out = self._begun
+        behind = time + self._shift - self.end
+        if behind < -_RESTART or behind > _LONGEST_GAP:  # a clock that began anew, in joined files
+            self._shift -= behind
+        elif behind > _GAP:
+            self._end_run()
+            now = self.end
+            self.gap = (now, now + behind)
+            self._begin(run, now + behind)
+            self._fill()
+        if run != self._run:
+            self._end_run()
+            self._begin(run, self.end, self.out)
+        if self.position >= self._end:
+            return False
+        self._keep(block[:, max(0, self._first - self.position) : self._end - self.position])
+        self.position += block.shape[1]
+        self._last = block
+        return self.position < self._end
+
+    def finish(self) -> np.ndarray | None:
+        """The part; None if there is no sound in it."""
+        if self._run is None:
+            return None
+        self._end_run()
+        if self.heard:
+            return np.concatenate(self.kept, axis=1)
+        if self._last.size and self.low < self.position * self.rate / self._run_rate < self.high:
+            return _in_channels(self._last, self._channels).mean(axis=1, keepdims=True)  # less than a sample
+        return None
+
+    def nothing(self) -> str:
+        """The reason why there is no sound in the part."""
+        until = "" if self.duration is None else f" to {self.start + self.duration:g} s"
+        missing = f"it has no sound from {self.start:g} s{until}"
+        if self.gap is not None and self.gap[0] <= self.start + _CONTEXT and self.start < self.gap[1]:
+            return f"{missing}; its sound is missing from {self.gap[0]:.2f} s to {self.gap[1]:.2f} s"
+        if self.position >= self._end:
+            return f"{missing}; its sound begins at {self.first:.2f} s"
+        return f"{missing}; its sound ends at {self.end:.2f} s"
+
+    @property
+    def end(self) -> float:
+        """End of the frames so far, in seconds."""
+        return self.position / self._run_rate
+
+    @property
+    def _run_rate(self) -> int:
+        assert self._run is not None
+        return self._run[0]
+
+    def _begin(self, run: tuple[int, int], time: float, out: int | None = None) -> None:
+        """Begin a run at a time in seconds. It goes on at `out` if there is no gap before it."""
+        self._run = run
+        rate = run[0]
+        # The input starts where both rates have a sample, so the output has the sample times of the whole sound.
+        period = rate // math.gcd(rate, self.rate)
+        self.position = self._first = round(time * rate)
+        self._end = sys.maxsize
+        if self.start:
+            earliest = math.floor((self.start - _CONTEXT) * rate / period) * period
+            self._first = max(self.position, earliest)
+        if self.duration is not None:
+            self._end = math.ceil((self.start + self.duration + _CONTEXT) * rate)
+        self._stream = soxr.ResampleStream(rate, self.rate, run[1], dtype="float32", quality=QUALITY)
+        self._begun = round(self._first * self.rate / rate) if out is None else out
+
+    def _fill(self) -> None:
+        """Put silence from the end of the result so far to the beginning of the run."""
+        silence = min(self._begun, self.high) - max(self.out, self.low)
+        if silence > 0:
+            self.kept.append(np.zeros((self._channels, silence), np.float32))
+        self.out = max(self.out, self._begun)
+
+    def _keep(self, block: np.ndarray, *, last: bool = False) -> None:
+        if self._run_rate != self.rate:
+            block = self._stream.resample_chunk(np.ascontiguousarray(block.T), last=last).T
+        wanted = block[:, max(0, self.low - self.out) : max(0, self.high - self.out)]
         if wanted.size:
-            kept.append(wanted.copy())
-        out += block.shape[1]
+            self.kept.append(_in_channels(wanted, self._channels).copy())
+            self.heard = True
+        self.out += block.shape[1]
 
-    while frame is not None and position < end:
-        block = _samples(frame, track.name)
-        if (frame.sample_rate, len(block)) != (rate, channels):
-            raise MediaError(
-                f"{track.name}: its sound changes from {channels} channels at {rate} Hz to {len(block)} at "
-                f"{frame.sample_rate} Hz in the middle"
-            )
-        keep(block[:, max(0, begin - position) : end - position])
-        position += block.shape[1]
-        _, frame = next(frames, (0.0, None))
-    keep(np.empty((channels, 0), np.float32), last=True)
-    if kept:
-        return np.concatenate(kept, axis=1), to_rate
-    if low < position * to_rate / rate < high and block.size:  # shorter than one sample at the new rate
-        return block.mean(axis=1, keepdims=True), to_rate
-    if position <= 0:
-        raise track.nothing()
-    until = "" if duration is None else f" to {start + duration:g} s"
-    where = f"begins at {time:.2f} s" if position >= end else f"ends at {position / rate:.2f} s"
-    raise MediaError(f"{track.name}: it has no sound from {start:g} s{until}; its sound {where}")
+    def _end_run(self) -> None:
+        self._keep(np.empty((self._run[1] if self._run else 0, 0), np.float32), last=True)
+
+
+def _rate_of(frame: Any, name: str) -> int:
+    if not _MIN_RATE <= frame.sample_rate <= MAX_RATE:
+        raise MediaError(f"{name}: it claims a sampling rate of {frame.sample_rate} Hz")
+    return frame.sample_rate
+
+
+def _in_channels(block: np.ndarray, channels: int) -> np.ndarray:
+    """Samples in another number of channels: mixed to one, or repeated from one; else the first ones, padded."""
+    if len(block) == channels:
+        return block
+    if channels == 1:
+        return block.mean(axis=0, keepdims=True)
+    if len(block) == 1:
+        return np.repeat(block, channels, axis=0)
+    padded = np.zeros((channels, block.shape[1]), np.float32)
+    padded[: len(block)] = block[:channels]
+    return padded
 
 
 def _samples(frame: Any, name: str) -> np.ndarray:

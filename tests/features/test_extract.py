@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from llava_soundclip.clips import load_frames, load_sound
+from llava_soundclip.clips import load_sound
 from llava_soundclip.encoders import load_encoder
 from llava_soundclip.features import (
     Clip,
@@ -29,10 +29,10 @@ from llava_soundclip.features.claims import Claims, group_of
 from llava_soundclip.features.decode import Decoded, Decoder, DecodingPool
 from llava_soundclip.features.pictures import ClipPictures, ProcessorPictures, prepare_like
 from llava_soundclip.fingerprints import clip_fingerprint
-from llava_soundclip.media import MediaError, load_audio, load_audio_as_it_is, load_frame
+from llava_soundclip.media import load_audio, load_audio_as_it_is, load_frame, load_frames
 from tests.conftest import TinyEncoder, tiny_vision_config
 from tests.features.making import make_films, save_tiny_tower
-from tests.media.making import GREY_STEP, chirp, film, picture_frames, to_format, write
+from tests.media.making import GREY_STEP, GREY_STEP, chirp, film, picture_frames, to_format, write
 
 
 @pytest.fixture(scope="session")
@@ -250,11 +250,11 @@ def test_a_still_picture_comes_once(tmp_path):
     assert len(load_frames(str(tmp_path / "a.png"), 5, 1.0, 2.0)) == 1
 
 
-def test_a_film_that_does_not_say_how_long_it_is(tmp_path):
-    path = write(tmp_path / "a.m4v", container="m4v", pictures=picture_frames(5))
-    assert len(load_frames(str(path), 1, None, None)) == 1
-    with pytest.raises(MediaError, match="doesn't say its length"):
-        load_frames(str(path), 2, None, None)
+def test_a_film_that_does_not_say_how_long_it_is_is_measured(tmp_path):
+    path = write(tmp_path / "a.m4v", container="m4v", pictures=picture_frames(20))  # two seconds
+    for count, shown in ((1, [10]), (4, [2, 7, 12, 17])):
+        brightness = [np.asarray(picture).mean() for picture in load_frames(str(path), count)]
+        assert brightness == pytest.approx([16 + GREY_STEP * number for number in shown], abs=GREY_STEP / 2)
 
 
 # Bad clips
@@ -279,7 +279,8 @@ def test_bad_clips_are_listed_and_the_others_made(films, tower, tmp_path):
         assert {id: reason.rpartition("/")[2] for id, reason in done.bad.items()} == {
             "clips/broken.mp4": "broken.mp4: it isn't a media file, or it is truncated or damaged",
             "clips/mute.mkv": "mute.mkv: it has no sound",
-            "clips/sound.wav": "sound.wav: it has no pictures",
+            "clips/sound.wav": "sound.wav: it has no pictures (put a picture with the same name next to "
+            "the sound)",
             f"{tmp_path.name}/none.mp4": "none.mp4: No such file or directory",
             "late": "good.mkv: it has no sound from 30 s to 33 s; its sound ends at 0.50 s",
             "faulty": "it goes nowhere",

@@ -234,8 +234,8 @@ def test_a_sound_that_changes_in_the_middle(tmp_path, extension, codec, sample_f
     ]
     path = tmp_path / f"both.{extension}"
     path.write_bytes(b"".join(halves))
-    with pytest.raises(MediaError, match=r"both\..* changes from 1 channels"):
-        sound_of(path)
+    both = sound_of(path)  # in the channels of its beginning
+    assert both.shape[0] == 1 and abs(both.shape[1] - 32_000) < 3_000
     assert load_audio(path, sampling_rate=16_000, duration=0.5).shape == (1, 8_000)
 
 
