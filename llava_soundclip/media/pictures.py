@@ -128,9 +128,9 @@ def _decode(
 ) -> list[Image.Image]:
     """The pictures of a file at some times."""
     with opened(source) as (container, name):
-        if container.format.name == "webp_pipe":
+        if container.format.name == "webp_pipe" and _is_animated_webp(source):
             with _with_pillow(source) as picture:
-                if picture is not None and _is_animated(picture):
+                if picture is not None:
                     animation = _Animation(picture, name)
                     return [animation.at(time) for time in times(animation)]
 
@@ -225,31 +225,44 @@ class _Animation:
         self.name = name
         self.is_still = picture.n_frames == 1  # type: ignore[attr-defined]  # of pictures that may be animated
 
-    def _frames(self) -> Iterator[tuple[float, float, Image.Image]]:
-        """Begin and end in seconds of each frame, and its picture."""
-        begins = 0.0
+    def _frames(self) -> Iterator[tuple[float, Image.Image]]:
+        """The end in seconds of each frame, and its picture."""
+        ends = 0.0
         for number in range(self.picture.n_frames):  # type: ignore[attr-defined]
             self.picture.seek(number)
             self.picture.load()  # it holds the duration afterwards
-            ends = begins + max(0, self.picture.info.get("duration", 0)) / 1000
-            yield begins, ends, self.picture
-            begins = ends
+            ends += max(0, self.picture.info.get("duration", 0)) / 1000
+            yield ends, self.picture
 
     def length(self) -> float:
-        return max(ends for _, ends, _ in self._frames())
+        return max(ends for ends, _ in self._frames())
 
     def middle(self) -> float:
         return self.length() / 2
 
     def at(self, time: float) -> Image.Image:
-        shown, ends = None, 0.0
-        for begins, ends, picture in self._frames():
-            if shown is not None and begins > time + TICK:
-                return shown
-            shown = picture.convert("RGB")
-        if shown is None or time > ends + TICK:
-            raise MediaError(f"{self.name}: it ends at {ends:.2f} s, so it has no frame at {time:g} s")
-        return shown
+        length = 0.0
+        for ends, picture in self._frames():
+            length = ends
+            if time + TICK < ends or self.is_still:
+                return picture.convert("RGB")
+        if time > length + TICK:
+            raise MediaError(f"{self.name}: it ends at {length:.2f} s, so it has no frame at {time:g} s")
+        return self.picture.convert("RGB")
+
+
+def _is_animated_webp(source: Source) -> bool:
+    """Whether a WebP is an animation, perhaps of a single frame. FFmpeg decodes only the others."""
+    if not can_read_again(source):
+        return False
+    _, file = name_and_file(source)
+    try:
+        file.seek(12)
+        chunk = file.read(9)
+    finally:
+        if file is not source:
+            file.close()
+    return chunk[:4] == b"VP8X" and bool(chunk[8] & 2)
 
 
 @contextmanager
@@ -268,14 +281,6 @@ def _with_pillow(source: Source) -> Iterator[Image.Image | None]:
     finally:
         if file is not source:
             file.close()
-
-
-def _is_animated(webp: Image.Image) -> bool:
-    """Whether a WebP is an animation, which may have a single frame. FFmpeg decodes only the others."""
-    assert webp.fp is not None
-    webp.fp.seek(12)
-    chunk = webp.fp.read(9)
-    return chunk[:4] == b"VP8X" and bool(chunk[8] & 2)
 
 
 def _stretch(picture: Image.Image, pixel: Any) -> Image.Image:

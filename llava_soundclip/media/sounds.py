@@ -2,6 +2,7 @@
 
 import math
 import sys
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -88,10 +89,15 @@ def _load(
         if duration == 0:
             raise ValueError("duration must be above 0 s")
 
-    def cut(track: Track) -> tuple[np.ndarray, int] | None:
-        return _cut(track, sampling_rate, start, duration, seek=seek, again=seek and can_read_again(source))
-
     for seek in (True, False):
+        cut = partial(
+            _cut,
+            wanted_rate=sampling_rate,
+            start=start,
+            duration=duration,
+            seek=seek,
+            again=seek and can_read_again(source),
+        )
         with opened(source) as (container, name):
             found = decode_track(container, name, "audio", cut, number)
         if found is not None:

@@ -32,7 +32,7 @@ from llava_soundclip.fingerprints import clip_fingerprint
 from llava_soundclip.media import load_audio, load_audio_as_it_is, load_frame, load_frames
 from tests.conftest import TinyEncoder, tiny_vision_config
 from tests.features.making import make_films, save_tiny_tower
-from tests.media.making import GREY_STEP, GREY_STEP, chirp, film, picture_frames, to_format, write
+from tests.media.making import GREY_STEP, chirp, film, picture_frames, to_format, write
 
 
 @pytest.fixture(scope="session")
