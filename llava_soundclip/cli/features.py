@@ -3,7 +3,7 @@
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -85,7 +85,7 @@ def features(
         raise typer.BadParameter(
             "--workers and --device can't be combined with --ray, which uses the cluster's CPUs and GPUs"
         )
-    given = {
+    given: dict[str, Any] = {
         "path": path_column,
         "picture": picture_column,
         "start": start_column,

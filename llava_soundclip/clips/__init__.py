@@ -8,10 +8,11 @@ from llava_soundclip.clips.datasets import read_dataset
 from llava_soundclip.clips.find import Names, find_clips
 from llava_soundclip.clips.load import FrameTime, frame_of, frames_of, load_sound, sound_of
 from llava_soundclip.clips.read import as_clips, read_clips
-from llava_soundclip.clips.tables import AVE2, Columns
+from llava_soundclip.clips.tables import AVE2, FORMATS, Columns
 
 __all__ = [
     "AVE2",
+    "FORMATS",
     "Clip",
     "Columns",
     "FrameTime",

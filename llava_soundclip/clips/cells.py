@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from llava_soundclip._text import as_unicode, printable
 from llava_soundclip.clips.clip import times_text
 
 
@@ -11,7 +12,7 @@ def as_text(value: Any) -> str | None:
     """A cell as text; None if it is empty. Bytes of a file name that aren't Unicode are escaped."""
     if value is None or value == "":
         return None
-    return str(value).encode("utf-8", "surrogatepass").decode("utf-8", "backslashreplace")
+    return as_unicode(str(value))
 
 
 def read_times(cells: Mapping[str, Any]) -> tuple[float | None, float | None, str | None]:
@@ -25,7 +26,7 @@ def read_times(cells: Mapping[str, Any]) -> tuple[float | None, float | None, st
         try:
             seconds.append(float(value))
         except (TypeError, ValueError):
-            return None, None, f"its {name} is {value!r}, not seconds"
+            return None, None, f"its {name} is {printable(repr(value), 100)}, not seconds"
     start, end = seconds
     if not all(value is None or 0 <= value < math.inf for value in seconds):
         return None, None, f"it goes {times_text(start, end)}: times must be 0 or more, in seconds"

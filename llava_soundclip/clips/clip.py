@@ -4,8 +4,10 @@ import io
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, TypeAlias
 
+from llava_soundclip._text import printable
 from llava_soundclip.media import MediaError, Source
 
 
@@ -29,7 +31,7 @@ class TarMember:
             file.seek(self.offset)
             content = file.read(self.size)
         if len(content) < self.size:
-            raise MediaError(f"{self.path}/{self.name}: the tar is truncated")
+            raise MediaError(f"{printable(self.path)}/{printable(self.name)}: the tar is truncated")
         return content
 
 
@@ -43,6 +45,27 @@ class DatasetCell:
 
 
 @dataclass(frozen=True, slots=True)
+class ParquetCell:
+    """A cell of a Parquet file that holds a file's content or its path; a relative path starts from `folder`."""
+
+    path: str
+    row: int
+    column: str
+    folder: str
+
+    def read(self) -> "str | Content":
+        """Read the cell.
+
+        Raises:
+            ValueError: if it is empty.
+            OSError: if the Parquet file can't be read.
+        """
+        value = _parquet_value(self.path, self.row, self.column)
+        media = _media_of(value, f"{self.path}, row {self.row + 1}, {self.column}")
+        return os.path.join(self.folder, media) if isinstance(media, str) else media
+
+
+@dataclass(frozen=True, slots=True)
 class Content:
     """Bytes, with a name for messages."""
 
@@ -50,7 +73,7 @@ class Content:
     name: str
 
 
-Media: TypeAlias = str | TarMember | DatasetCell | Content
+Media: TypeAlias = str | TarMember | DatasetCell | ParquetCell | Content
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +124,11 @@ def open_media(media: Media) -> Source:
     """
     if isinstance(media, TarMember):
         return _named(media.read(), f"{media.path}/{media.name}")
+    if isinstance(media, ParquetCell):
+        try:
+            media = media.read()
+        except (OSError, ValueError) as error:
+            raise MediaError(str(error)) from error
     if isinstance(media, Content):
         return _named(media.content, media.name)
     if isinstance(media, DatasetCell):
@@ -120,10 +148,41 @@ def _named(content: bytes, name: str) -> io.BytesIO:
 
 def _fetch(cell: DatasetCell) -> Media:
     """The content of a dataset's cell, as bytes or a path."""
-    value = cell.dataset[cell.row][cell.column]
-    name = f"row {cell.row}, {cell.column}"
+    return _media_of(cell.dataset[cell.row][cell.column], f"row {cell.row}, {cell.column}")
+
+
+def _parquet_value(path: str, row: int, column: str) -> Any:
+    for group, rows in enumerate(_rows_of_groups(path)):
+        if row < rows:
+            return _column_of_group(path, group, column)[row].as_py()
+        row -= rows
+    raise ValueError(f"{printable(path)}: it has fewer rows than before")
+
+
+@lru_cache(maxsize=8)
+def _rows_of_groups(path: str) -> list[int]:
+    import pyarrow.parquet as pq
+
+    about = pq.ParquetFile(path).metadata
+    return [about.row_group(group).num_rows for group in range(about.num_row_groups)]
+
+
+@lru_cache(maxsize=2)  # clips come in the order of the rows; one column for sounds, perhaps one for pictures
+def _column_of_group(path: str, group: int, column: str) -> Any:
+    import pyarrow.parquet as pq
+
+    return pq.ParquetFile(path).read_row_group(group, columns=[column]).column(column)
+
+
+def _media_of(value: Any, name: str) -> "str | Content":
+    """A file from a cell of a dataset or Parquet file: its bytes, or its path.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    name = printable(name)
     if isinstance(value, Mapping):
-        name = value.get("path") or name
+        name = printable(str(value.get("path") or name))
         value = value.get("bytes") or value.get("path")
     if isinstance(value, bytes):
         return Content(value, name)
@@ -141,12 +200,22 @@ def collect(clips: dict[str, Clip], found: Iterable[Clip]) -> None:
         ValueError: if two clips have the same id.
     """
     for clip in found:
+        if clip.fault is not None:
+            clip = _with_free_id(clip, clips)
         known = clips.setdefault(clip.id, clip)
-        if _place(known) != _place(clip):
+        if known is not clip and _place(known) != _place(clip):
             raise ValueError(
-                f"two clips have the id {clip.id!r}: {_place(known)} and {_place(clip)}. Name a folder that is above "
-                "both, or give the clips ids in a table."
+                f"two clips have the id {printable(clip.id)!r}: {printable(_place(known))} and "
+                f"{printable(_place(clip))}. Name a folder that is above both, or give the clips ids in a table."
             )
+
+
+def _with_free_id(clip: Clip, clips: Mapping[str, Clip]) -> Clip:
+    """A clip that can't be used under an id of its own, so that it is counted besides others of its id."""
+    id, number = clip.id, 2
+    while id in clips and clips[id] != clip:
+        id, number = f"{clip.id} ({number})", number + 1
+    return replace(clip, id=id)
 
 
 def _place(clip: Clip) -> str:
@@ -156,8 +225,12 @@ def _place(clip: Clip) -> str:
         where = os.path.abspath(media)
     elif isinstance(media, TarMember):
         where = f"{os.path.abspath(media.path)}/{media.name}"
+    elif isinstance(media, ParquetCell):
+        where = f"{os.path.abspath(media.path)}, row {media.row + 1}"
     else:
         where = f"row {media.row}" if isinstance(media, DatasetCell) else media.name
+    if clip.fault is not None:
+        where = f"{where} ({clip.fault})"
     return where if clip.start is None and clip.end is None else f"{where} {times_text(clip.start, clip.end)}"
 
 

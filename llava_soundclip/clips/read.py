@@ -3,12 +3,14 @@
 import os
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
+from llava_soundclip._text import printable
 from llava_soundclip.clips.cells import as_text
 from llava_soundclip.clips.clip import Clip, collect
 from llava_soundclip.clips.datasets import PREFIX, read_named_dataset
-from llava_soundclip.clips.find import Names, as_names, find_clips, picture_beside
+from llava_soundclip.clips.find import Names, as_names, find_clips, picture_beside, place_of
 from llava_soundclip.clips.tables import TABLE_SUFFIXES, Columns, read_table
 from llava_soundclip.clips.tars import read_tar
 
@@ -21,6 +23,7 @@ def read_clips(
     columns: Columns | None = None,
     root: str | os.PathLike[str] | None = None,
     by_path: bool = False,
+    track: int | None = None,
 ) -> list[Clip]:
     """All clips in files, folders, patterns, tables, tars and datasets, without duplicates.
 
@@ -34,6 +37,7 @@ def read_clips(
         columns: the columns of tables and datasets.
         root: folder that a table's relative paths start from; by default the table's own folder.
         by_path: whether a file's id is its path, as in rows of captions.
+        track: number of the sound track to hear, counted from 0; None for the best one that can be decoded.
 
     Returns:
         The clips, including those that are known to be bad.
@@ -43,7 +47,7 @@ def read_clips(
     """
     wanted = columns or Columns()
     clips: dict[str, Clip] = {}
-    paths: set[str] = set()
+    places: set[str] = set()
     for name in as_names(names):
         if name.startswith(PREFIX):
             collect(clips, read_named_dataset(name, wanted))
@@ -54,19 +58,20 @@ def read_clips(
             found: Iterable[Clip]
             if path.lower().endswith(_PACKED_TARS):
                 raise ValueError(
-                    f"{path} is compressed, so its clips can't be read one by one: decompress it to a .tar"
+                    f"{printable(path)} is compressed, so its clips can't be read one by one: decompress it to a .tar"
                 )
             if suffix == ".tar":
                 found = read_tar(path)
             elif suffix in TABLE_SUFFIXES and os.path.exists(path):
                 found = read_table(path, wanted, root)
-            elif by_path:
-                found = [] if os.path.abspath(path) in paths else [_path_clip(path)]
-                paths.add(os.path.abspath(path))
             else:
-                found = [_file_clip(path, base)]
+                place = place_of(Path(path))
+                if place in places:
+                    continue
+                places.add(place)
+                found = [_path_clip(path) if by_path else _file_clip(path, base)]
             collect(clips, found)
-    return list(clips.values())
+    return [clip if track is None else replace(clip, track=track) for clip in clips.values()]
 
 
 def _base_of(name: str) -> str:

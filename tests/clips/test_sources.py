@@ -280,7 +280,11 @@ def test_tars_with_links_and_paths_outside(tmp_path, media):
         outside = tarfile.TarInfo("../../d.wav")
         outside.size = 4
         archive.addfile(outside, io.BytesIO(b"mine"))
-    (clip,) = read_clips([str(path)])
+    clip, *links = read_clips([str(path)])
+    assert [link.id for link in links] == ["set/a.tar/c.wav", "set/a.tar/a.wav", "set/a.tar/b.wav"]
+    assert links[0].fault == f"{path}/c.wav: it isn't a file"
+    for link in links[1:]:  # named, and never followed out of the tar
+        assert link.fault is not None and f"link to {secret}, which isn't a file in the tar" in link.fault
     assert clip.id == "set/a.tar/../../d" and isinstance(clip.sound, TarMember)
     assert open_media(clip.sound).read() == b"mine"
     assert sorted(os.listdir(tmp_path)) == ["secret.wav", "set"]
