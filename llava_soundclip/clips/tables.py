@@ -10,10 +10,10 @@ from typing import Any
 
 from llava_soundclip._text import printable
 from llava_soundclip.clips.cells import as_text, read_times, with_times
-from llava_soundclip.clips.clip import Clip, Media, ParquetCell
+from llava_soundclip.clips.clip import Clip, ParquetCell
 from llava_soundclip.clips.find import MEDIA_SUFFIXES, picture_beside
 from llava_soundclip.clips.separated import read_separated
-from llava_soundclip.media.files import never_opened
+from llava_soundclip.media.files import address_fault, never_opened
 
 TABLE_SUFFIXES = frozenset({".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet"})
 
@@ -137,45 +137,42 @@ def read_table(path: str, columns: Columns, root: str | os.PathLike[str] | None)
         if isinstance(row, str):
             yield _bad_row(stem, number, f"row {number} of {shown} {row}")
             continue
-        fault: str | None = None
         cells: dict[str, Any] = {}
+        fault: str | None = None
         for meaning, name in meanings.items():
-            if name in contents:
-                cells[meaning] = ParquetCell(path, number - 1, name, folder)
-                continue
             try:
-                cells[meaning] = _cell(row, name, meaning)
+                held = name in contents
+                cells[meaning] = (
+                    ParquetCell(path, number - 1, name, folder) if held else _cell(row, name, meaning)
+                )
             except ValueError as error:
                 fault = str(error)
         start, end, wrong = read_times(cells)
         if end is None and start is not None and columns.seconds is not None:
             end = start + columns.seconds
-        fault = fault or wrong
         media = cells.get("path")
-        video = None if isinstance(media, ParquetCell) else as_text(media)
-        if fault is None and media is None:
-            fault = f"row {number} of {shown} has no path"
-        if fault is not None:
-            yield _bad_row(video or stem, number, fault, of=stem)
+        if media is None or media == "":
+            fault = fault or f"row {number} of {shown} has no path"
+        if fault is not None or wrong is not None:
+            named = media if isinstance(media, str) and media else stem
+            yield _bad_row(named, number, str(fault or wrong), of=stem)
             continue
-        if video is not None:
-            name = PurePosixPath(video).as_posix()
-            sound: Media = placed(folder, video)
-        else:
-            assert isinstance(media, ParquetCell)
-            name, sound = f"{Path(path).stem}/{number - 1:08}", media
-        id = as_text(cells.get("id")) or with_times(name, start, end)
+        is_held = isinstance(media, ParquetCell)
+        name = f"{Path(path).stem}/{number - 1:08}" if is_held else PurePosixPath(str(media)).as_posix()
+        name = as_text(name) or name
+        sound = media if is_held else _placed(folder, media)
         picture = cells.get("picture")
-        if picture is None:
-            pictured: Media | None = picture_beside(sound) if isinstance(sound, str) else None
-        else:
-            pictured = picture if isinstance(picture, ParquetCell) else placed(folder, str(as_text(picture)))
-        yield Clip(id, as_text(cells.get("source")) or name, sound, pictured, start, end)
+        if picture is None or picture == "":
+            picture = None if is_held else picture_beside(sound)
+        elif not isinstance(picture, ParquetCell):
+            picture = _placed(folder, picture)
+        id = as_text(cells.get("id")) or with_times(name, start, end)
+        yield Clip(id, as_text(cells.get("source")) or name, sound, picture, start, end)
 
 
-def placed(folder: str, path: str) -> str:
+def _placed(folder: str, path: Any) -> str:
     """A path from a table, which may be relative to a folder. Addresses stay, so that errors name them."""
-    return path if never_opened(path) is not None else os.path.join(folder, path)
+    return str(path) if address_fault(str(path)) is not None else os.path.join(folder, str(path))
 
 
 def _bad_row(name: str, number: int, fault: str, of: str | None = None) -> Clip:

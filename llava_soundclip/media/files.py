@@ -130,15 +130,20 @@ def never_opened(path: str) -> str | None:
     try:
         mode = os.stat(path).st_mode
     except (OSError, ValueError):
-        if re.match(r"data:[^,]*,", path):
-            return f"{printable(path, 40)}: it is a data URI: save its content to a file, and give its path"
-        if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", path):
-            return f"{printable(path, 200)}: it is an address: download the file, and give its path"
-        return None
+        return address_fault(path)
     if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
         return None
     kind = "a pipe" if stat.S_ISFIFO(mode) else "a socket" if stat.S_ISSOCK(mode) else "a device"
     return f"{printable(path)}: it is {kind}, not a file: save its content to a file, and give its path"
+
+
+def address_fault(path: str) -> str | None:
+    """The reason why a path that isn't a file can't be one: it is an address or a data URI; None if it may be."""
+    if re.match(r"data:[^,]*,", path):
+        return f"{printable(path, 40)}: it is a data URI: save its content to a file, and give its path"
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", path):
+        return f"{printable(path, 200)}: it is an address: download the file, and give its path"
+    return None
 
 
 def can_read_again(source: Source) -> bool:
