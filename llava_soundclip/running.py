@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from llava_soundclip._text import printable
+
 if TYPE_CHECKING:
     from rich.progress import Progress, Task
 
@@ -155,7 +157,8 @@ def failures_text(bad: Mapping[str, str], total: int, outcome: str) -> str:
     """
     alike: dict[str, list[str]] = {}
     for clip, reason in bad.items():
-        alike.setdefault(_without_name(clip, reason), []).append(clip)
+        shown = printable(clip)
+        alike.setdefault(_without_name(shown, printable(reason)), []).append(shown)
     lines = [f"{len(bad)} of {total} clips {outcome}:"]
     for reason, clips in alike.items():
         if len(clips) < _ALIKE:

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llava_soundclip._text import as_unicode
 from llava_soundclip.captioning.rows import CaptionFile
 from llava_soundclip.captioning.settings import CaptionOptions, Setting
 from llava_soundclip.clips import Clip, Names, as_clips, frame_of, open_media, sound_of
@@ -215,10 +216,13 @@ class _CaptionRun:
         return clip if probe(open_media(clip.sound)).has_video else replace(clip, picture=self.picture)
 
     def _image(self, clip: Clip, picture: "Image") -> str:
-        """The path of a row's picture: the clip's own file, or a copy of the picture if the clip is a part of one."""
+        """The path of a row's picture: the clip's own file, or a copy of the picture.
+
+        It is a copy if the clip is a part of a file, or if the file's name can't be written as Unicode.
+        """
         assert self.folder is not None
         file = clip.sound if clip.picture is None else clip.picture
-        if isinstance(file, str) and clip.start is None and clip.end is None:
+        if isinstance(file, str) and clip.start is None and clip.end is None and file == as_unicode(file):
             return os.path.relpath(file, self.folder)
         path = self.folder / FRAMES / f"{_file_for(clip)}.png"
         if not path.exists():

@@ -5,9 +5,12 @@ from typing import Annotated, Any
 
 import typer
 
+from llava_soundclip._text import printable
 from llava_soundclip.cli import options as opt
 from llava_soundclip.demo.parts import DEMO
 from llava_soundclip.running import progress_bar
+
+OUTCOME = "could not be captioned"
 
 
 def caption(
@@ -51,6 +54,14 @@ def caption(
             help="Folder for a picture of each clip's kept patches; the rows of --out name the file."
         ),
     ] = None,
+    format: opt.TableFormat = None,
+    root: opt.Root = None,
+    path_column: opt.PathColumn = None,
+    picture_column: opt.PictureColumn = None,
+    start_column: opt.StartColumn = None,
+    end_column: opt.EndColumn = None,
+    id_column: opt.IdColumn = None,
+    track: opt.SoundTrack = None,
     device: opt.LLaVADevice = None,
     dtype: opt.LLaVADType = "auto",
 ) -> None:
@@ -58,8 +69,9 @@ def caption(
 
     With --out, an interrupted run resumes.
     """
+    from rich.markup import escape
+
     from llava_soundclip.captioning import CaptionFile, CaptionOptions, Setting, caption_clips
-    from llava_soundclip.clips import read_clips
     from llava_soundclip.media import MediaError, load_frame
 
     when = opt.parse_frame(frame)
@@ -84,26 +96,36 @@ def caption(
     except MediaError as error:
         raise typer.BadParameter(f"--picture {error}") from error
     with opt.exit_codes():
-        found = read_clips(clips, by_path=True)
-        opt.check_found(found, clips)
+        clips_as = opt.ClipOptions(
+            format=format,
+            root=root,
+            path=path_column,
+            picture=picture_column,
+            start=start_column,
+            end=end_column,
+            id=id_column,
+            track=track,
+        )
+        found = clips_as.find(clips, by_path=True)
         planned = Setting(control=control, name=setting)  # type: ignore[arg-type]  # checked there
         if control == "another" and len(found) < 2:
             raise ValueError("--control another needs two clips or more")
         file = None if out is None else CaptionFile(out, setting)
         done = sum(clip.id in file for clip in found) if file is not None else 0
         if done:
-            typer.echo(f"{done} of {len(found)} clips are in {out} already", err=True)
+            opt.say(f"{done} of {len(found)} clips are in {out} already", err=True)
         if done == len(found):
             return
+        opt.check_usable([clip for clip in found if file is None or clip.id not in file], OUTCOME)
         bar = progress_bar(shown=out is not None)
         task = bar.add_task("captions", total=len(found))
 
         def show(rows: list[dict[str, Any]]) -> None:
             if out is None:
                 for row in rows:
-                    typer.echo(f"{row['clip']}\t{' '.join(row['caption'].split())}")
+                    opt.say(f"{printable(row['clip'])}\t{' '.join(row['caption'].split())}")
             elif rows:
-                bar.update(task, description=f"captions, the last “{_short(rows[-1]['caption'])}”")
+                bar.update(task, description=f"captions, the last “{escape(_short(rows[-1]['caption']))}”")
 
         with bar:
             soundclip = hearing.load()
@@ -119,9 +141,11 @@ def caption(
                 on_rows=show,
                 on_clips=lambda count: bar.advance(task, count),
             )
-    opt.tell_failed(captioned.bad, len(found) - done, "could not be captioned")
+    if out is not None:
+        opt.say(f"{len(captioned.rows)} captions in {printable(str(out))}", err=True)
+    opt.tell_failed(captioned.bad, len(found) - done, OUTCOME)
 
 
 def _short(text: str, width: int = 40) -> str:
-    line = " ".join(text.split())
+    line = printable(" ".join(text.split()))
     return line if len(line) <= width else line[: width - 1] + "…"

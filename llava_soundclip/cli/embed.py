@@ -5,8 +5,11 @@ from typing import Annotated, Any
 
 import typer
 
+from llava_soundclip._text import printable
 from llava_soundclip.cli import options as opt
 from llava_soundclip.running import default_device, progress_bar
+
+OUTCOME = "could not be embedded"
 
 
 def embed(
@@ -20,6 +23,14 @@ def embed(
     checkpoint: opt.Checkpoint = None,
     encoder_option: opt.EncoderOption = None,
     batch_size: opt.Batch = 8,
+    format: opt.TableFormat = None,
+    root: opt.Root = None,
+    path_column: opt.PathColumn = None,
+    picture_column: opt.PictureColumn = None,
+    start_column: opt.StartColumn = None,
+    end_column: opt.EndColumn = None,
+    id_column: opt.IdColumn = None,
+    track: opt.SoundTrack = None,
     device: opt.Device = None,
     dtype: Annotated[
         str | None, typer.Option(help="Precision of the encoder: float32, float16 or bfloat16.")
@@ -29,15 +40,24 @@ def embed(
 
     The vectors are float32. The file's metadata name the encoder and its weights.
     """
-    from llava_soundclip.clips import read_clips
     from llava_soundclip.encoders import load_encoder
     from llava_soundclip.features.vectors import embed_clips, save_vectors
 
     opt.prepare_file(out, "--out")
     given: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
     with opt.exit_codes():
-        found = read_clips(clips, by_path=True)
-        opt.check_found(found, clips)
+        clips_as = opt.ClipOptions(
+            format=format,
+            root=root,
+            path=path_column,
+            picture=picture_column,
+            start=start_column,
+            end=end_column,
+            id=id_column,
+            track=track,
+        )
+        found = clips_as.find(clips, by_path=True)
+        opt.check_usable(found, OUTCOME)
         given |= opt.encoder_options(encoder_option, checkpoint)
         bar = progress_bar(shown=True)
         task = bar.add_task("vectors", total=len(found))
@@ -47,5 +67,5 @@ def embed(
                 found, hearing, batch_size=batch_size, on_clips=lambda count: bar.advance(task, count)
             )
         save_vectors(out, embedded.vectors, hearing)
-    typer.echo(f"{len(embedded.vectors)} vectors of {hearing.dim} numbers in {out}", err=True)
-    opt.tell_failed(embedded.bad, len(found), "could not be embedded")
+    opt.say(f"{len(embedded.vectors)} vectors of {hearing.dim} numbers in {printable(str(out))}", err=True)
+    opt.tell_failed(embedded.bad, len(found), OUTCOME)

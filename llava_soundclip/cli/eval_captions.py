@@ -85,9 +85,9 @@ def captions(
             clipscore=pictures,
             judge=asked,
             judged=judged or captions.with_suffix(".judged.jsonl"),
-            before_judging=lambda usage: typer.echo(f"the judge: about {usage}", err=True),
+            before_judging=lambda usage: opt.say(f"the judge: about {usage}", err=True),
         )
-        typer.echo(captions_text(found, against))
+        opt.say(captions_text(found, against))
         if out is not None:  # pictures are found relative to it
             found["folder"] = os.path.relpath(captions.parent, out.parent)
         write_figures(out, found)

@@ -49,7 +49,7 @@ def information(
             apart=apart,
             seed=seed,
         )
-        typer.echo(information_text(found))
+        opt.say(information_text(found))
         write_figures(out, found)
 
 

@@ -60,7 +60,7 @@ def retrieval(
             seed=seed,
             ray=ray,
         )
-        typer.echo(retrieval_text(found))
+        opt.say(retrieval_text(found))
         write_figures(out, found)
 
 

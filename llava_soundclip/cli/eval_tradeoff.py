@@ -9,6 +9,8 @@ from llava_soundclip.cli import options as opt
 from llava_soundclip.demo.parts import DEMO
 from llava_soundclip.running import progress_bar
 
+OUTCOME = "could not be measured"
+
 
 def tradeoff(
     clips: opt.Clips,
@@ -43,6 +45,15 @@ def tradeoff(
     max_new_tokens: opt.MaxNewTokens = 128,
     examples: Annotated[int, typer.Option(min=0, help="Number of clips that the report shows.")] = 6,
     seed: Annotated[int, typer.Option(help="Random seed for draws and intervals.")] = 0,
+    format: opt.TableFormat = None,
+    root: opt.Root = None,
+    path_column: opt.PathColumn = None,
+    picture_column: opt.PictureColumn = None,
+    start_column: opt.StartColumn = None,
+    end_column: opt.EndColumn = None,
+    id_column: opt.IdColumn = None,
+    source_column: opt.SourceColumn = None,
+    track: opt.SoundTrack = None,
     device: opt.LLaVADevice = None,
     dtype: opt.LLaVADType = "auto",
 ) -> None:
@@ -77,11 +88,21 @@ def tradeoff(
 
     with opt.exit_codes(), bar:
         start("loading the model", 0)  # the imports alone take seconds
-        from llava_soundclip.clips import read_clips
         from llava_soundclip.evaluation.tradeoff.run import REPORT, measure_tradeoff
 
-        found = read_clips(clips)
-        opt.check_found(found, clips)
+        clips_as = opt.ClipOptions(
+            format=format,
+            root=root,
+            path=path_column,
+            picture=picture_column,
+            start=start_column,
+            end=end_column,
+            id=id_column,
+            source=source_column,
+            track=track,
+        )
+        found = clips_as.find(clips)
+        opt.check_usable(found, OUTCOME)
         soundclip = hearing.load()
         texts, pictures = opt.load_scorers(wanted, bertscore, clipscore, device)
         measured = measure_tradeoff(
@@ -103,11 +124,11 @@ def tradeoff(
             on_start=start,
             on_clips=lambda count: bar.advance(tasks[-1], count),
         )
-    typer.echo(summary_text(measured.report))
+    opt.say(summary_text(measured.report))
     for note in measured.notes:
-        typer.echo(f"note: {note}", err=True)
-    typer.echo(f"\n{out / REPORT}")
-    opt.tell_failed(measured.bad, len(found), "could not be measured")
+        opt.say(f"note: {note}", err=True)
+    opt.say(f"\n{out / REPORT}")
+    opt.tell_failed(measured.bad, len(found), OUTCOME)
 
 
 def summary_text(report: dict[str, Any]) -> str:

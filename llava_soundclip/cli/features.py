@@ -1,12 +1,12 @@
 """The command `llava-soundclip features`."""
 
 import os
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from llava_soundclip._text import printable
 from llava_soundclip.cli import options as opt
 from llava_soundclip.demo.parts import DEMO
 from llava_soundclip.running import default_device
@@ -14,6 +14,7 @@ from llava_soundclip.running import default_device
 if TYPE_CHECKING:
     from llava_soundclip.features.store import StoredDType
 
+OUTCOME = "have no features"
 DEFAULT_TOWER = "openai/clip-vit-large-patch14-336"
 
 
@@ -50,30 +51,22 @@ def features(
             "start Ray here.",
         ),
     ] = None,
-    ave2: Annotated[bool, typer.Option("--ave2", help="Read tables with AVE-2's columns.")] = False,
-    root: Annotated[
-        Path | None, typer.Option(help="Folder that a table's relative paths start from.")
-    ] = None,
-    path_column: Annotated[
-        str | None,
-        typer.Option(help='Column of the video or sound, or a pattern like "{youtube_id}.mp4".'),
-    ] = None,
-    picture_column: Annotated[str | None, typer.Option(help="Column of the picture for the sound.")] = None,
-    start_column: Annotated[
-        str | None, typer.Option(help='Column of the start in seconds; "" for none.')
-    ] = None,
-    end_column: Annotated[str | None, typer.Option(help='Column of the end in seconds; "" for none.')] = None,
-    id_column: Annotated[str | None, typer.Option(help="Column of the clip's id.")] = None,
-    source_column: Annotated[
-        str | None, typer.Option(help="Column of the video that the clip comes from.")
-    ] = None,
+    ave2: Annotated[bool, typer.Option("--ave2", help="The same as --format ave2.")] = False,
+    format: opt.TableFormat = None,
+    root: opt.Root = None,
+    path_column: opt.PathColumn = None,
+    picture_column: opt.PictureColumn = None,
+    start_column: opt.StartColumn = None,
+    end_column: opt.EndColumn = None,
+    id_column: opt.IdColumn = None,
+    source_column: opt.SourceColumn = None,
+    track: opt.SoundTrack = None,
 ) -> None:
     """Make the features for training a projector. An interrupted run resumes.
 
     A bad clip doesn't stop the rest; bad clips are listed at the end (exit code 1). Several processes may work on the
     same folder at the same time.
     """
-    from llava_soundclip.clips import AVE2, Columns, read_clips
     from llava_soundclip.encoders import load_encoder
     from llava_soundclip.features.cluster import extract_features_on_ray
     from llava_soundclip.features.extract import extract_features
@@ -85,22 +78,22 @@ def features(
         raise typer.BadParameter(
             "--workers and --device can't be combined with --ray, which uses the cluster's CPUs and GPUs"
         )
-    given: dict[str, Any] = {
-        "path": path_column,
-        "picture": picture_column,
-        "start": start_column,
-        "end": end_column,
-        "id": id_column,
-        "source": source_column,
-    }
-    columns = replace(
-        AVE2 if ave2 else Columns(), **{name: value for name, value in given.items() if value is not None}
-    )
     stored: StoredDType = "float16" if dtype == "float16" else "float32"
     with opt.exit_codes():
         options = opt.encoder_options(encoder_option, checkpoint)
-        found = read_clips(clips, columns=columns, root=root)
-        opt.check_found(found, clips)
+        clips_as = opt.ClipOptions(
+            format="ave2" if ave2 else format,
+            root=root,
+            path=path_column,
+            picture=picture_column,
+            start=start_column,
+            end=end_column,
+            id=id_column,
+            source=source_column,
+            track=track,
+        )
+        found = clips_as.find(clips)
+        opt.check_usable(found, OUTCOME)
         if ray is None:
             where = device or default_device()
             done = extract_features(
@@ -135,11 +128,11 @@ def features(
                 progress=True,
             )
     there = f", {done.there} were there already" if done.there else ""
-    typer.echo(f"{done.made} of {len(found)} clips' features made in {out}{there}", err=True)
+    opt.say(f"{done.made} of {len(found)} clips' features made in {printable(str(out))}{there}", err=True)
     if done.interrupted:
-        opt.list_failed(done.bad, len(found), "have no features")
+        opt.list_failed(done.bad, len(found), OUTCOME)
         opt.stopped()
-    opt.tell_failed(done.bad, len(found), "have no features")
+    opt.tell_failed(done.bad, len(found), OUTCOME)
 
 
 def _whole(name: str) -> str:

@@ -1,13 +1,16 @@
 """Options, errors and exit codes that commands share."""
 
+import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from llava_soundclip._text import printable, printable_lines
 from llava_soundclip.running import default_device, failures_text
 
 if TYPE_CHECKING:
@@ -75,7 +78,65 @@ BERTScoreModel = Annotated[
 CLIPScoreModel = Annotated[
     str, typer.Option("--clipscore", help="CLIP model of CLIPScore: Hub id, folder or demo.")
 ]
+TableFormat = Annotated[
+    str | None,
+    typer.Option(
+        "--format",
+        help="Published table: ave2, audioset, audiocaps or vggsound. Each is recognised by its own columns.",
+    ),
+]
+Root = Annotated[Path | None, typer.Option(help="Folder that a table's relative paths start from.")]
+PathColumn = Annotated[
+    str | None,
+    typer.Option(
+        help='Column of the video or sound, or a pattern like "{youtube_id}.mp4" or "{id}_{start:06d}.mp4".'
+    ),
+]
+PictureColumn = Annotated[str | None, typer.Option(help="Column of the picture for the sound.")]
+StartColumn = Annotated[str | None, typer.Option(help='Column of the start in seconds; "" for none.')]
+EndColumn = Annotated[str | None, typer.Option(help='Column of the end in seconds; "" for none.')]
+IdColumn = Annotated[str | None, typer.Option(help="Column of the clip's id.")]
+SourceColumn = Annotated[str | None, typer.Option(help="Column of the video that the clip comes from.")]
+SoundTrack = Annotated[
+    int | None,
+    typer.Option(
+        "--track",
+        min=0,
+        help="Number of the sound track, from 0; by default the best one that can be decoded.",
+    ),
+]
 Json = Annotated[Path | None, typer.Option("--json", help="Also write the figures to this file.")]
+
+
+# Arguments of functions that options set under the same name.
+_ARGUMENTS = "|".join(
+    [
+        "alignment",
+        "batch_size",
+        "checkpoint",
+        "control",
+        "device",
+        "dtype",
+        "encoder",
+        "examples",
+        "frame",
+        "frames",
+        "k",
+        "learning_rate",
+        "max_new_tokens",
+        "model",
+        "norm",
+        "picture",
+        "projector",
+        "prompt",
+        "seed",
+        "shard_size",
+        "temperature",
+        "tokens",
+        "track",
+        "workers",
+    ]
+)
 
 
 @dataclass(frozen=True)
@@ -113,30 +174,109 @@ class ModelOptions:
         return soundclip
 
 
+@dataclass(frozen=True)
+class ClipOptions:
+    """Options of clips and of the tables that name them, as typed. None means the table's default."""
+
+    format: str | None = None
+    root: Path | None = None
+    path: str | None = None
+    picture: str | None = None
+    start: str | None = None
+    end: str | None = None
+    id: str | None = None
+    source: str | None = None
+    track: int | None = None
+
+    def find(self, names: Sequence[str], *, by_path: bool = False) -> "list[Clip]":
+        """The clips of some names. Errors are those of `read_clips`.
+
+        Raises:
+            BadParameter: for an unknown format.
+        """
+        from llava_soundclip.clips import FORMATS, Columns, read_clips
+
+        if self.format is not None and self.format not in FORMATS:
+            raise typer.BadParameter(f"--format must be one of {', '.join(FORMATS)}, not {self.format!r}")
+        columns = Columns() if self.format is None else FORMATS[self.format]
+        columns = replace(
+            columns,
+            **{
+                name: getattr(self, name)
+                for name in ("path", "picture", "start", "end", "id", "source")
+                if getattr(self, name) is not None
+            },
+        )
+        found = read_clips(names, columns=columns, root=self.root, by_path=by_path, track=self.track)
+        if not found:
+            say(
+                f"There are no clips in {', '.join(map(printable, names))}: no file has the suffix of a video or a "
+                "sound. A file that is named directly, or by a pattern such as clips/*.dat, may have any suffix.",
+                err=True,
+            )
+            raise typer.Exit(1)
+        return found
+
+
+def say(text: str, *, err: bool = False) -> None:
+    """Print text for a terminal, with escape codes and the like escaped."""
+    typer.echo(printable_lines(text), err=err)
+
+
+def in_options(text: str) -> str:
+    """A message that names arguments of Python, such as `picture=`, with the options that set them: `--picture`."""
+    text = re.sub(rf"(?<![\w./-])({_ARGUMENTS})=(?=\W|$)", lambda found: _option(found[1]), text)
+    text = re.sub(rf"(?<![\w./-])({_ARGUMENTS})=(?=[\w'])", lambda found: f"{_option(found[1])} ", text)
+    return re.sub(rf"^({_ARGUMENTS})(?= (?:must|is|can't) )", lambda found: _option(found[1]), text)
+
+
+def _option(argument: str) -> str:
+    return f"--{argument.replace('_', '-')}"
+
+
 @contextmanager
 def exit_codes() -> Iterator[None]:
-    """Turn errors that users can fix into one line and exit code 2, and Ctrl-C into exit code 130."""
+    """Turn errors that users can fix into one line and exit code 2, and Ctrl-C into exit code 130.
+
+    Warnings of the library are lines, too.
+    """
     try:
-        yield
+        with _warnings_as_lines():
+            yield
     except (typer.Exit, typer.Abort):  # both are RuntimeErrors
         raise
     except KeyboardInterrupt:
         stopped()
     except (ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
-        typer.echo(f"Error: {error}", err=True)
+        say(f"Error: {in_options(str(error))}", err=True)
         raise typer.Exit(2) from error
+
+
+@contextmanager
+def _warnings_as_lines() -> Iterator[None]:
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+
+        def line(message: Warning | str, category: type[Warning], *place: Any) -> None:
+            if category.__module__.startswith("llava_soundclip"):
+                say(f"Note: {in_options(str(message))}", err=True)
+            else:
+                show(message, category, *place)
+
+        warnings.showwarning = line  # type: ignore[assignment]  # its other arguments are the place
+        yield
 
 
 def stopped() -> NoReturn:
     """Say that a run was interrupted, and end with exit code 130."""
-    typer.echo("Stopped; the same command resumes.", err=True)
+    say("Stopped; the same command resumes.", err=True)
     raise typer.Exit(130)
 
 
 def list_failed(bad: Mapping[str, str], total: int, outcome: str) -> None:
     """List the clips that failed, if there are any."""
     if bad:
-        typer.echo(f"\n{failures_text(bad, total, outcome)}", err=True)
+        say(f"\n{in_options(failures_text(bad, total, outcome))}", err=True)
 
 
 def tell_failed(bad: Mapping[str, str], total: int, outcome: str) -> None:
@@ -146,15 +286,17 @@ def tell_failed(bad: Mapping[str, str], total: int, outcome: str) -> None:
         raise typer.Exit(1)
 
 
-def check_found(clips: "Sequence[Clip]", names: Sequence[str]) -> None:
-    """End with exit code 1 if no clips were found."""
-    if not clips:
-        typer.echo(
-            f"There are no clips in {', '.join(names)}: no file has the suffix of a video or a sound. "
-            "A file that is named directly may have any suffix.",
-            err=True,
-        )
-        raise typer.Exit(1)
+def check_usable(clips: "Sequence[Clip]", outcome: str) -> None:
+    """End with exit code 1 if it is known already that no clip can be used, before anything is loaded."""
+    from llava_soundclip.clips import known_fault
+
+    faults: dict[str, str] = {}
+    for clip in clips:
+        fault = known_fault(clip)
+        if fault is None:
+            return
+        faults[clip.id] = fault
+    tell_failed(faults, len(clips), outcome)
 
 
 def prepare_file(path: Path | None, option: str) -> None:

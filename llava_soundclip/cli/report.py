@@ -28,4 +28,4 @@ def report(
     opt.prepare_file(figures, "--json")
     with opt.exit_codes():
         write_figures(figures, write_report(runs, out, examples=examples, seed=seed, title=title))
-    typer.echo(f"{out}: {out.stat().st_size / 1024:.0f} KiB")
+    opt.say(f"{out}: {out.stat().st_size / 1024:.0f} KiB")

@@ -57,7 +57,7 @@ def train(
     task = bar.add_task("steps", total=None)
 
     def tell(row: Mapping[str, Any]) -> None:
-        typer.echo(
+        opt.say(
             f"epoch {row['epoch']}: loss {row['loss']:.3f}, validation {row['validation_loss']:.3f}, mean rank "
             f"{row['A2V_mean_rank']:.1f} (A2V) {row['V2A_mean_rank']:.1f} (V2A) of {row['items']}, "
             f"R@1 {row['A2V_R@1']:.2f}",
@@ -90,10 +90,10 @@ def train(
                 recipe,
                 tensorboard=tensorboard,
                 command=command_line(),
-                on_note=lambda note: typer.echo(f"Note: {note}", err=True),
+                on_note=lambda note: opt.say(f"Note: {note}", err=True),
                 on_step=lambda done, total: bar.update(task, completed=done, total=total),
                 on_epoch=tell,
             )
         if push:
-            typer.echo(f"pushed to {push_projector(out, push, private=private)}", err=True)
-    typer.echo(f"the projector is in {out}", err=True)
+            opt.say(f"pushed to {push_projector(out, push, private=private)}", err=True)
+    opt.say(f"the projector is in {out}", err=True)

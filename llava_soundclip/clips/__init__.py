@@ -3,7 +3,7 @@
 Only `clips.given` imports torch, so worker processes decode without it.
 """
 
-from llava_soundclip.clips.clip import Clip, open_media
+from llava_soundclip.clips.clip import Clip, known_fault, open_media
 from llava_soundclip.clips.datasets import read_dataset
 from llava_soundclip.clips.find import Names, find_clips
 from llava_soundclip.clips.load import FrameTime, frame_of, frames_of, load_sound, sound_of
@@ -21,6 +21,7 @@ __all__ = [
     "find_clips",
     "frame_of",
     "frames_of",
+    "known_fault",
     "load_sound",
     "open_media",
     "read_clips",

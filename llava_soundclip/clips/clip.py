@@ -1,5 +1,6 @@
 """One clip: the locations of its sound and picture, its start and its end."""
 
+import errno
 import io
 import os
 from collections.abc import Iterable, Mapping
@@ -9,6 +10,7 @@ from typing import Any, TypeAlias
 
 from llava_soundclip._text import printable
 from llava_soundclip.media import MediaError, Source
+from llava_soundclip.media.files import never_opened
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +115,20 @@ class Clip:
             return self
         assert sound is not None
         return replace(self, sound=sound, picture=picture)
+
+
+def known_fault(clip: Clip) -> str | None:
+    """The reason why a clip can't be used, as far as it is known without opening its files; else None."""
+    if clip.fault is not None:
+        return clip.fault
+    for media in (clip.sound, clip.picture):
+        if isinstance(media, str):
+            reason = never_opened(media)
+            if reason is None and not os.path.exists(media):
+                reason = f"{printable(media)}: {os.strerror(errno.ENOENT)}"
+            if reason is not None:
+                return reason
+    return None
 
 
 def open_media(media: Media) -> Source:

@@ -11,13 +11,12 @@ from typing import TypeAlias
 
 from llava_soundclip._text import as_unicode
 
-# Suffixes of media in folders. A file that is named directly may have any suffix. FFmpeg's own lists lack some (weba,
-# mts) and hold others that are mostly something else (txt, dat, art).
+# Suffixes of media in folders. A file that is named directly may have any suffix. FFmpeg's own lists lack some (mts, vob)
+# and hold others that are mostly something else (txt, dat, art).
 _VIDEOS = """3g2 3gp 3gpp amv asf avi avc divx dv dvr-ms evo f4v flv gif h264 h265 264 265 hevc ivf m1v m2t m2ts m2v m4v
     mjpeg mjpg mk3d mkv mod mov mp4 mpe mpeg mpg mpv mts mxf nsv nut ogm ogv ogx qt rm rmvb tod ts vob webm wmv wtv y4m"""
 _SOUNDS = """aa3 aac ac3 adts aif aifc aiff alac amr ape au awb bwf caf dff dsf dts dtshd eac3 ec3 flac gsm m4a m4b m4r
-    mka mlp mp1 mp2 mp3 mpa mpc mpga nist oga ogg oma opus ra rf64 shn snd sph spx tak thd tta voc w64 wav wave weba wma
-    wv"""
+    mka mlp mp1 mp2 mp3 mpa mpc mpga nist oga ogg oma opus ra rf64 shn snd sph spx tak thd tta voc w64 wav wave wma wv"""
 VIDEO_SUFFIXES = frozenset(f".{suffix}" for suffix in _VIDEOS.split())
 SOUND_SUFFIXES = frozenset(f".{suffix}" for suffix in _SOUNDS.split())
 MEDIA_SUFFIXES = VIDEO_SUFFIXES | SOUND_SUFFIXES

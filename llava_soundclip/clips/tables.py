@@ -160,7 +160,7 @@ def read_table(path: str, columns: Columns, root: str | os.PathLike[str] | None)
         is_held = isinstance(media, ParquetCell)
         name = f"{Path(path).stem}/{number - 1:08}" if is_held else PurePosixPath(str(media)).as_posix()
         name = as_text(name) or name
-        sound = media if is_held else _placed(folder, media)
+        sound: Any = media if is_held else _placed(folder, media)
         picture = cells.get("picture")
         if picture is None or picture == "":
             picture = None if is_held else picture_beside(sound)

@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -16,6 +17,7 @@ import numpy as np
 from PIL.Image import Image
 
 from llava_soundclip.clips import Clip, frames_of, sound_of
+from llava_soundclip.media import MediaWarning
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -34,12 +36,14 @@ class Decoded:
         sampling_rate: sampling rate of the waveform in Hz.
         pixels: (frames, 3, H, W) float32, the input of the tower.
         seconds: time that decoding took.
+        notes: warnings about the clip's files.
     """
 
     waveform: np.ndarray
     sampling_rate: int
     pixels: np.ndarray
     seconds: float
+    notes: tuple[str, ...] = ()
 
     @property
     def nbytes(self) -> int:
@@ -65,11 +69,23 @@ class Decoder:
         """Decode a clip, or return the reason why it can't be decoded."""
         began = time.perf_counter()
         try:
-            waveform, rate = sound_of(clip, self.sampling_rate)
-            pixels = self.prepare(frames_of(clip, self.frames))
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("ignore")
+                warnings.simplefilter("always", MediaWarning)
+                waveform, rate = sound_of(clip, self.sampling_rate)
+                pictures = frames_of(clip, self.frames)
+            pixels = self.prepare(pictures)
         except Exception as error:  # noqa: BLE001 - whatever it is, the other clips come next
             return str(error) or type(error).__name__
-        return Decoded(waveform, rate, pixels, time.perf_counter() - began)
+        notes = tuple(str(warning.message) for warning in caught)
+        return Decoded(waveform, rate, pixels, time.perf_counter() - began, notes)
+
+
+def _told(found: Decoded | str) -> Decoded | str:
+    """What was decoded, after its warnings are given in this process."""
+    for note in found.notes if isinstance(found, Decoded) else ():
+        warnings.warn(note, MediaWarning, stacklevel=2)
+    return found
 
 
 class DecodingPool:
@@ -103,7 +119,7 @@ class DecodingPool:
         """Yield each clip with its decoded content, or with the reason why it is bad."""
         if self._pool is None:
             for clip in clips:
-                yield clip, self._decoder(clip.fetched())
+                yield clip, _told(self._decoder(clip.fetched()))
             return
         waiting: deque[tuple[Clip, Future[Decoded | str]]] = deque()
         for clip in clips:
@@ -115,6 +131,7 @@ class DecodingPool:
 
     def _taken(self, waiting: deque[tuple[Clip, "Future[Decoded | str]"]]) -> tuple[Clip, Decoded | str]:
         clip, found = self._next(waiting)
+        _told(found)
         if isinstance(found, Decoded):
             self._largest = max(self._largest, found.nbytes)
         return clip, found

@@ -175,7 +175,8 @@ def test_bad_clips_are_listed_at_the_end(folder, fake):
     assert result.exit_code == 1
     assert len(rows("captions.jsonl")) == 3
     assert result.stdout == ""
-    lines = result.stderr.split("\n")
+    saved, *lines = result.stderr.split("\n")
+    assert saved == "3 captions in captions.jsonl"
     assert lines[1] == "3 of 6 clips could not be captioned:" and lines[5] == ""
     assert lines[2].startswith("  clips/bad.mp4: it isn't a media file")
     assert lines[3] == "  clips/odd.wav: out of memory"
