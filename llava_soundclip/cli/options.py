@@ -109,33 +109,9 @@ Json = Annotated[Path | None, typer.Option("--json", help="Also write the figure
 
 
 # Arguments of functions that options set under the same name.
-_ARGUMENTS = "|".join(
-    [
-        "alignment",
-        "batch_size",
-        "checkpoint",
-        "control",
-        "device",
-        "dtype",
-        "encoder",
-        "examples",
-        "frame",
-        "frames",
-        "k",
-        "learning_rate",
-        "max_new_tokens",
-        "model",
-        "norm",
-        "picture",
-        "projector",
-        "prompt",
-        "seed",
-        "shard_size",
-        "temperature",
-        "tokens",
-        "track",
-        "workers",
-    ]
+_ARGUMENTS = (
+    r"(?<![\w./-])(alignment|batch_size|checkpoint|control|device|dtype|encoder|examples|frames?|k|learning_rate|"
+    r"max_new_tokens|model|norm|picture|projector|prompt|seed|shard_size|temperature|tokens|track|workers)"
 )
 
 
@@ -225,9 +201,9 @@ def say(text: str, *, err: bool = False) -> None:
 
 def in_options(text: str) -> str:
     """A message that names arguments of Python, such as `picture=`, with the options that set them: `--picture`."""
-    text = re.sub(rf"(?<![\w./-])({_ARGUMENTS})=(?=\W|$)", lambda found: _option(found[1]), text)
-    text = re.sub(rf"(?<![\w./-])({_ARGUMENTS})=(?=[\w'])", lambda found: f"{_option(found[1])} ", text)
-    return re.sub(rf"^({_ARGUMENTS})(?= (?:must|is|can't) )", lambda found: _option(found[1]), text)
+    text = re.sub(rf"{_ARGUMENTS}=(?=[\w'])", lambda found: f"{_option(found[1])} ", text)
+    text = re.sub(rf"{_ARGUMENTS}=", lambda found: _option(found[1]), text)
+    return re.sub(rf"^{_ARGUMENTS}(?= (?:must|is|can't) )", lambda found: _option(found[1]), text)
 
 
 def _option(argument: str) -> str:

@@ -95,7 +95,7 @@ def test_embed_knows_every_encoder(sounds, tmp_path, name):
     [
         (["--encoder", "ears"], "unknown encoder 'ears'; known: "),
         (["--encoder", "imagebind", "--checkpoint", "none.pth"], "no ImageBind checkpoint at none.pth"),
-        (["--encoder", "imagebind", "--dtype", "int8"], "dtype='int8' is unknown"),
+        (["--encoder", "imagebind", "--dtype", "int8"], "--dtype 'int8' is unknown"),
         (["--out", "clips"], "clips is a folder"),
     ],
 )
