@@ -130,5 +130,5 @@ def picture_beside(path: str) -> str | None:
     stem, suffix = os.path.splitext(path)
     if suffix.lower() not in SOUND_SUFFIXES:
         return None
-    written = (change(picture) for picture in PICTURE_SUFFIXES for change in (str, str.upper, str.title))
+    written = (change(picture) for picture in PICTURE_SUFFIXES for change in (str, str.upper))
     return next((stem + picture for picture in written if os.path.isfile(stem + picture)), None)

@@ -111,11 +111,10 @@ def _quoted(lines: list[str], separator: str, width: int, key: int, above: int) 
             return
         except csv.Error as error:
             raise ValueError(f"line {above + before + 1}: {_UNPAIRED}") from error
-        swallowed = [_cells(line, separator) for line in lines[before : reader.line_num]]
-        if len(swallowed) > 1 and all(
-            len(row) == width and _is_like(row[key], swallowed[0][key]) for row in swallowed
-        ):
-            raise ValueError(f"line {above + before + 1}: {_UNPAIRED}")
+        several = reader.line_num - before > 1
+        own = [_cells(line, separator) for line in lines[before : reader.line_num]] if several else []
+        if len(own) > 1 and all(len(row) == width and _is_like(row[key], own[0][key]) for row in own):
+            raise ValueError(f"line {above + before + 1}: {_UNPAIRED}")  # it swallows what looks like rows
         before = reader.line_num
         cells = [cell.strip() for cell in cells]
         if any(cells):

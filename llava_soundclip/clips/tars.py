@@ -6,6 +6,7 @@ import tarfile
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import BinaryIO
 
 from llava_soundclip._text import printable
@@ -112,15 +113,19 @@ class _Listing:
 
     def resolved(self, name: str) -> TarMember | None:
         """The file of a name, through links inside the tar; None if there is none."""
-        by_name = {posixpath.normpath(member): member for member in [*self.members, *self.links]}
         target: str | None = name
         for _ in range(len(self.links) + 1):
             if target in self.members:
                 return replace(self.members[target], name=name)
             if target not in self.links:
                 return None
-            target = by_name.get(posixpath.normpath(self.links[target]))
+            target = self._names.get(posixpath.normpath(self.links[target]))
         return None
+
+    @cached_property
+    def _names(self) -> dict[str, str]:
+        """Names of files and links by their normal form, for the targets of links."""
+        return {posixpath.normpath(name): name for name in [*self.members, *self.links]}
 
     def unused(self) -> list[str]:
         """The names of media that an other file of the same name replaces, once each."""
