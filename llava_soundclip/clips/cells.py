@@ -1,7 +1,6 @@
 """Cells of tables and datasets: texts, start and end times, and ids made from them."""
 
 import math
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,9 +24,7 @@ def read_times(cells: Mapping[str, Any]) -> tuple[float | None, float | None, st
             seconds.append(None)
             continue
         try:
-            text = value.strip() if isinstance(value, str) else value
-            is_comma = isinstance(text, str) and re.fullmatch(r"\d+,\d+", text)  # as spreadsheets write it
-            seconds.append(float(text.replace(",", ".") if is_comma else text))
+            seconds.append(float(value))
         except (TypeError, ValueError):
             return None, None, f"its {name} is {printable(repr(value), 100)}, not seconds"
     start, end = seconds

@@ -21,7 +21,9 @@ Source: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview | Bi
 TICK = 1e-4  # seconds; tolerance for rounded time stamps
 
 _STEP_BACK = 10.0  # seconds to go back when a seek lands after its target
-_MAY_RESTART = 0x0200  # FFmpeg's flag of formats whose files can be joined, AVFMT_TS_DISCONT
+# FFmpeg's flags of formats whose files can be joined, with time stamps that begin anew (AVFMT_TS_DISCONT), and of those
+# without time stamps, whose time is counted in frames (AVFMT_GENERIC_INDEX).
+_MAY_RESTART, _COUNTED = 0x0200, 0x0100
 _SLACK = 0.5  # seconds that a header's duration may be wrong; beyond, the measured one counts
 
 Kind: TypeAlias = Literal["audio", "video"]
@@ -287,6 +289,7 @@ class Track:
         has_clock = container.start_time is not None or container.duration is not None
         self.can_seek = has_clock and not self.is_cover
         self.may_restart = bool(container.format.flags & _MAY_RESTART)
+        self.is_counted = bool(container.format.flags & _COUNTED)
 
     def frames(self, at: float) -> Iterator[tuple[float, Any]]:
         """Yield (seconds, frame) to the end, from a frame at or before `at` if there is one.

@@ -115,19 +115,23 @@ def _cut(
 ) -> tuple[np.ndarray, int] | None:
     """Decode a part to (channels, samples) and its rate; `wanted_rate=None` means the sound's own rate.
 
-    In joined files several places have the same time stamp. If a seek may have led to a wrong one, after which the
-    sound ends too early, and the file can be read `again`, the result is None: the seconds must be counted from the
+    In joined files several places have the same time stamp, or time is counted at a wrong rate. If a seek may have led
+    to a wrong place, and the file can be read `again`, the result is None: the seconds must be counted from the
     beginning, with `seek=False`.
     """
     at = max(0.0, start - _CONTEXT - _PREROLL) if start and seek else 0.0
+    usual_rate = track.stream.codec_context.sample_rate
     frames = track.frames(at)
     time, frame = next(frames, (0.0, None))
     if frame is None:
         raise track.nothing()
     part = _Part(track.name, wanted_rate or _rate_of(frame, track.name), start, duration)
+    is_lost = False
     while frame is not None and part.add(time, frame):
+        is_lost = is_lost or (track.is_counted and frame.sample_rate != usual_rate)
         time, frame = next(frames, (0.0, None))
-    if frame is None and at > 0 and track.may_restart and again:
+    is_lost = is_lost or (track.may_restart and frame is None)
+    if is_lost and at > 0 and again:
         return None
     waveform = part.finish()
     if waveform is None:
@@ -163,7 +167,8 @@ class _Part:
         self.heard = False  # whether sound was kept, not only silence
         self._channels = 0  # of the result
         self._run: tuple[int, int] | None = None  # rate and channels
-        self._shift = 0.0  # seconds that a clock which began anew is behind
+        self._next: float | None = None  # time of the next frame in seconds, if nothing is missing
+        self._behind = 0.0  # seconds that are missing so far
         self._last = np.empty((0, 0), np.float32)
 
     def add(self, time: float, frame: Any) -> bool:
@@ -176,15 +181,22 @@ class _Part:
             self.first, self._channels = time, len(block)
             self._begin(run, time)
             self.out = self._begun
-        behind = time + self._shift - self.end
-        if behind < -_RESTART or behind > _LONGEST_GAP:  # a clock that began anew, in joined files
-            self._shift -= behind
-        elif behind > _GAP:
+        # A demuxer may count the time of frames imprecisely. Only jumps of half a frame or more are missing packets.
+        jump = 0.0 if self._next is None else time - self._next
+        length = block.shape[1] / run[0]
+        self._next = time + length
+        if abs(jump) > length / 2:
+            self._behind += jump
+        if (
+            self._behind < -_RESTART or self._behind > _LONGEST_GAP
+        ):  # a clock that began anew, in joined files
+            self._behind = 0.0
+        elif self._behind > _GAP:
             self._end_run()
-            now = self.end
-            self.gap = (now, now + behind)
-            self._begin(run, now + behind)
+            self.gap = (self.end, self.end + self._behind)
+            self._begin(run, self.gap[1])
             self._fill()
+            self._behind = 0.0
         if run != self._run:
             self._end_run()
             self._begin(run, self.end, self.out)
