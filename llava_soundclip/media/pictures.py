@@ -127,18 +127,37 @@ def _decode(
     source: Source, times: Callable[[_Pictures], Sequence[float]], number: int | None
 ) -> list[Image.Image]:
     """The pictures of a file at some times."""
+    if _is_for_pillow(source):
+        with _with_pillow(source) as (name, picture):
+            if picture is not None and picture.format in ("MPO", "WEBP"):
+                try:
+                    pages = _Pages(picture, name)
+                    return [pages.at(time) for time in times(pages)]
+                except (OSError, SyntaxError, EOFError) as error:
+                    raise MediaError(f"{name}: its picture is empty or damaged: {error}") from error
     with opened(source) as (container, name):
-        if container.format.name == "webp_pipe" and _is_animated_webp(source):
-            with _with_pillow(source) as picture:
-                if picture is not None:
-                    animation = _Animation(picture, name)
-                    return [animation.at(time) for time in times(animation)]
 
         def use(track: Track) -> list[Image.Image]:
             film = _Film(track, source)
             return [film.at(time) for time in times(film)]
 
         return decode_track(container, name, "video", use, number)
+
+
+def _is_for_pillow(source: Source) -> bool:
+    """Whether a file may be one that FFmpeg misreads: a JPEG with more pictures behind, or an animated WebP."""
+    if not can_read_again(source):
+        return False
+    _, file = name_and_file(source)
+    try:
+        file.seek(0)
+        head = file.read(21)
+    except OSError:
+        return False  # its error is given when it is decoded
+    finally:
+        if file is not source:
+            file.close()
+    return head[:2] == b"\xff\xd8" or (head[8:16] == b"WEBPVP8X" and len(head) == 21 and bool(head[20] & 2))
 
 
 class _Film:
@@ -152,7 +171,7 @@ class _Film:
     def __init__(self, track: Track, source: Source) -> None:
         self.track = track
         self.source = source
-        self.is_still = is_still(track.container) or track.is_cover or self._is_multi_picture()
+        self.is_still = is_still(track.container) or track.is_cover
         self._length: float | None = None
 
     def length(self) -> float:
@@ -206,29 +225,29 @@ class _Film:
                 if packet.size:
                     count += 1
                     if packet.pts is not None:
-                        end = max(end, float(packet.pts * packet.time_base) - track.origin)
+                        stops = packet.pts + (packet.duration or 0)
+                        end = max(end, float(stops * packet.time_base) - track.origin)
             return end or count * track.frame_length
 
-    def _is_multi_picture(self) -> bool:
-        """Whether it is a JPEG with more pictures behind, such as a preview. To FFmpeg it is a video of them."""
-        if self.track.container.format.name != "mjpeg" or not can_read_again(self.source):
-            return False
-        with _with_pillow(self.source) as picture:
-            return picture is not None and picture.format == "MPO"
 
+class _Pages:
+    """The pictures of a file that Pillow decodes: an animated WebP, or the first of a JPEG with several pictures.
 
-class _Animation:
-    """The pictures of an animated WebP, which FFmpeg doesn't decode."""
+    Args:
+        picture: the open file.
+        name: its name, for messages.
+    """
 
     def __init__(self, picture: Image.Image, name: str) -> None:
         self.picture = picture
         self.name = name
-        self.is_still = picture.n_frames == 1  # type: ignore[attr-defined]  # of pictures that may be animated
+        self.count = getattr(picture, "n_frames", 1)
+        self.is_still = picture.format == "MPO" or self.count == 1
 
     def _frames(self) -> Iterator[tuple[float, Image.Image]]:
         """The end in seconds of each frame, and its picture."""
         ends = 0.0
-        for number in range(self.picture.n_frames):  # type: ignore[attr-defined]
+        for number in range(self.count):
             self.picture.seek(number)
             self.picture.load()  # it holds the duration afterwards
             ends += max(0, self.picture.info.get("duration", 0)) / 1000
@@ -241,43 +260,34 @@ class _Animation:
         return self.length() / 2
 
     def at(self, time: float) -> Image.Image:
+        if self.is_still:
+            return ImageOps.exif_transpose(self.picture).convert("RGB")
         length = 0.0
         for ends, picture in self._frames():
             length = ends
-            if time + TICK < ends or self.is_still:
+            if time + TICK < ends:
                 return picture.convert("RGB")
         if time > length + TICK:
             raise MediaError(f"{self.name}: it ends at {length:.2f} s, so it has no frame at {time:g} s")
         return self.picture.convert("RGB")
 
 
-def _is_animated_webp(source: Source) -> bool:
-    """Whether a WebP is an animation, perhaps of a single frame. FFmpeg decodes only the others."""
-    if not can_read_again(source):
-        return False
-    _, file = name_and_file(source)
-    try:
-        file.seek(12)
-        chunk = file.read(9)
-    finally:
-        if file is not source:
-            file.close()
-    return chunk[:4] == b"VP8X" and bool(chunk[8] & 2)
-
-
 @contextmanager
-def _with_pillow(source: Source) -> Iterator[Image.Image | None]:
-    """A picture file opened by Pillow, which reads only its header so far; None for a format it doesn't know."""
-    _, file = name_and_file(source)
+def _with_pillow(source: Source) -> Iterator[tuple[str, Image.Image | None]]:
+    """The name of a picture file, and the file opened by Pillow, which reads only its header so far.
+
+    It is None for a format that Pillow doesn't know.
+    """
+    name, file = name_and_file(source)
     try:
         try:
             file.seek(0)
             picture = Image.open(file)
         except (OSError, ValueError, SyntaxError):
-            yield None
+            yield name, None
             return
         with picture:
-            yield picture
+            yield name, picture
     finally:
         if file is not source:
             file.close()
@@ -308,7 +318,7 @@ def _turn(pixels: np.ndarray, frame: Any) -> np.ndarray:
 
 def _turn_as_exif(picture: Image.Image, source: Source) -> Image.Image:
     """Rotate a still picture according to its EXIF orientation. Pillow reads only the header."""
-    with _with_pillow(source) as header:
+    with _with_pillow(source) as (_, header):
         if header is None:
             return picture
         try:

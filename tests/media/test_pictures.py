@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from llava_soundclip.media import MediaError, load_audio, load_frame, probe
+from llava_soundclip.media import MediaError, load_audio, load_frame, load_frames, probe
 from tests.media.making import (
     FPS,
     GREY_STEP,
@@ -245,3 +245,113 @@ def test_real_clips(shared: Path):
         with Image.open(path) as reference:
             expected = np.asarray(ImageOps.exif_transpose(reference).convert("RGB")).astype(int)
         assert np.abs(np.asarray(load_frame(path)) - expected).mean() < 2
+
+
+def anamorphic(path, pixel, size=(64, 48)):
+    """A film whose pixels have other proportions, with a white square of 16x16 of its pixels."""
+    with av.open(str(path), "w") as output:
+        stream = output.add_stream("libx264", rate=10)
+        stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
+        stream.codec_context.sample_aspect_ratio = Fraction(*pixel)
+        pixels = np.zeros((size[1], size[0], 3), np.uint8)
+        pixels[16:32, 16:32] = 255
+        for i in range(5):
+            frame = av.VideoFrame.from_ndarray(pixels, "rgb24")
+            frame.pts = i
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode(None))
+    return path
+
+
+@pytest.mark.parametrize(
+    "pixel, size",
+    [((64, 45), (91, 48)), ((2, 1), (128, 48)), ((1, 2), (64, 96)), ((1, 1), (64, 48)), ((255, 1), (64, 48))],
+)
+def test_a_video_has_its_shape_on_the_screen(tmp_path, pixel, size):
+    picture = load_frame(anamorphic(tmp_path / "a.mp4", pixel))
+    assert picture.size == size
+    white = np.argwhere(np.asarray(picture)[..., 0] > 128)
+    tall, wide = white.max(axis=0) - white.min(axis=0) + 1
+    shown = Fraction(*pixel) if size != (64, 48) else 1  # a header of 255:1 is an error
+    assert wide / tall == pytest.approx(float(shown), rel=0.1)
+    assert [frame.size for frame in load_frames(tmp_path / "a.mp4", 2)] == [size, size]
+
+
+def test_a_turned_video_is_stretched_before_it_is_turned(tmp_path):
+    path = anamorphic(tmp_path / "a.mp4", (2, 1))
+    set_display_matrix(path, MATRICES["quarter turn clockwise"])
+    assert load_frame(path).size == (48, 128)
+
+
+COLOURS = ["red", "lime", "blue"]
+
+
+def colour(picture):
+    return COLOURS[int(np.asarray(picture).reshape(-1, 3).mean(axis=0).argmax())]
+
+
+def pages(size=(32, 24)):
+    return [Image.new("RGB", size, name) for name in COLOURS]
+
+
+@pytest.mark.parametrize("name", ["a.webp", "a.png", "a.gif"])
+def test_an_animation_is_a_video(tmp_path, name):
+    first, *others = pages()
+    first.save(tmp_path / name, save_all=True, append_images=others, duration=[1000, 2000, 1000])
+    for source in (tmp_path / name, (tmp_path / name).read_bytes()):
+        assert colour(load_frame(source, time="first")) == "red"
+        assert colour(load_frame(source)) == "lime"
+        for time, shown in ((0.5, "red"), (1.0, "lime"), (2.9, "lime"), (3.1, "blue")):
+            assert colour(load_frame(source, time=time)) == shown
+        assert [colour(picture) for picture in load_frames(source, 4)] == ["red", "lime", "lime", "blue"]
+        assert [colour(picture) for picture in load_frames(source, 2, 1.0, 3.0)] == ["lime", "lime"]
+        with pytest.raises(MediaError, match="it ends at .* s, so it has no frame at 9 s"):
+            load_frame(source, time=9)
+
+
+def test_an_animated_webp_of_one_frame_is_a_picture(tmp_path):
+    first, second, _ = pages()
+    first.save(tmp_path / "a.webp", save_all=True, append_images=[second], duration=1000)
+    data = bytearray((tmp_path / "a.webp").read_bytes())
+    del data[data.rindex(b"ANMF") :]
+    data[4:8] = (len(data) - 8).to_bytes(4, "little")
+    assert colour(load_frame(bytes(data))) == colour(load_frame(bytes(data), time=9)) == "red"
+    assert len(load_frames(bytes(data), 3)) == 1
+
+
+@pytest.mark.parametrize("time", ["first", "middle", 0, 0.03, 5])
+def test_of_a_jpeg_with_more_pictures_the_first_is_shown(tmp_path, time):
+    first, *others = pages()
+    first.save(tmp_path / "a.jpg", format="MPO", save_all=True, append_images=others)
+    assert colour(load_frame(tmp_path / "a.jpg", time=time)) == "red"
+    assert [colour(picture) for picture in load_frames(tmp_path / "a.jpg", 8, 1.0, 3.0)] == ["red"]
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.webp", "a.bmp", "a.tiff"])
+def test_a_still_picture_has_no_time(tmp_path, name):
+    picture = Image.new("RGB", (32, 24), "lime")
+    picture.save(tmp_path / name, dpi=(300, 150))
+    for time in ("first", "middle", 0, 7.5):
+        shown = load_frame(tmp_path / name, time=time)
+        assert colour(shown) == "lime" and shown.size == (32, 24)
+    assert len(load_frames(tmp_path / name, 8, 2.0, 4.0)) == 1
+
+
+def test_a_cover_is_a_still_picture(tmp_path):
+    path = tmp_path / "a.mp3"
+    cover = io.BytesIO()
+    Image.new("RGB", (32, 24), "blue").save(cover, "png")
+    with av.open(str(path), "w") as output:
+        sound = output.add_stream("libmp3lame", rate=16_000, layout="mono")
+        picture = output.add_stream("png")
+        picture.width, picture.height, picture.pix_fmt = 32, 24, "rgb24"
+        picture.disposition = av.stream.Disposition.attached_pic
+        packet = av.Packet(cover.getvalue())
+        packet.stream = picture
+        for frame in audio_frames(to_format(chirp(3, 16_000), "s16p"), "s16p", 16_000):
+            output.mux(sound.encode(frame))
+        output.mux(packet)
+        output.mux(sound.encode(None))
+    assert [colour(shown) for shown in load_frames(path, 8)] == ["blue"]
+    assert [colour(shown) for shown in load_frames(path, 2, 1.0, 2.0)] == ["blue"]
+    assert colour(load_frame(path, time=2.0)) == "blue"
