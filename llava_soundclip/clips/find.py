@@ -102,7 +102,12 @@ def _matches(pattern: str) -> list[str]:
         return sorted(glob.glob(pattern))
     first = next(i for i, part in enumerate(parts) if glob.has_magic(part))
     base = os.path.join("", *parts[:first])
-    below = (os.path.relpath(path, base or ".") for path, _ in _below(base or "."))
+    everything = parts[-1] == "**"  # so the files below a folder match themselves
+    below = (
+        os.path.relpath(path, base or ".")
+        for path, is_folder in _below(base or ".")
+        if not (everything and is_folder)
+    )
     return sorted(os.path.join(base, path) for path in below if _fits(path.split(os.sep), parts[first:]))
 
 

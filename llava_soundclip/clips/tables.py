@@ -135,7 +135,7 @@ def read_table(path: str, columns: Columns, root: str | os.PathLike[str] | None)
     stem = os.path.basename(path)
     for number, row in enumerate(rows, 1):
         if isinstance(row, str):
-            yield _bad_row(stem, number, f"row {number} of {shown} {row}")
+            yield _bad_row(path, stem, number, f"row {number} of {shown} {row}")
             continue
         cells: dict[str, Any] = {}
         fault: str | None = None
@@ -155,7 +155,7 @@ def read_table(path: str, columns: Columns, root: str | os.PathLike[str] | None)
             fault = fault or f"row {number} of {shown} has no path"
         if fault is not None or wrong is not None:
             named = media if isinstance(media, str) and media else stem
-            yield _bad_row(named, number, str(fault or wrong), of=stem)
+            yield _bad_row(path, named, number, str(fault or wrong))
             continue
         is_held = isinstance(media, ParquetCell)
         name = f"{Path(path).stem}/{number - 1:08}" if is_held else PurePosixPath(str(media)).as_posix()
@@ -175,11 +175,12 @@ def _placed(folder: str, path: Any) -> str:
     return str(path) if address_fault(str(path)) is not None else os.path.join(folder, str(path))
 
 
-def _bad_row(name: str, number: int, fault: str, of: str | None = None) -> Clip:
+def _bad_row(table: str, name: str, number: int, fault: str) -> Clip:
     """The clip of a row that can't be used. Its id names the row, since it may share a path with others."""
-    id = f"{name}:{number}" if of is None or name == of else f"{name} (row {number} of {of})"
+    stem = os.path.basename(table)
+    id = f"{name}:{number}" if name == stem else f"{name} (row {number} of {stem})"
     id = as_text(id) or id
-    return Clip(id, id, "", fault=fault)
+    return Clip(id, id, table, fault=fault)
 
 
 def _advice(there: Sequence[str]) -> str:
