@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from llava_soundclip import cli, loading
 from llava_soundclip.demo.parts import PIP_LINE, SMOLLM2, WHISPER, is_packaged
-from tests.media.making import chirp, film, picture_frames, to_format, write
+from tests.media.making import break_codec, chirp, film, picture_frames, to_format, two_tracks, write
 
 runner = CliRunner()
 RATE = 16_000
@@ -386,3 +386,126 @@ def test_the_example_prints_three_captions_and_a_map(tmp_path):
     for word in ("without sound:", "with another sound:", "with its sound:", str(tmp_path / "map.png")):
         assert word in done.stdout
     assert (tmp_path / "map.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    "names, words",
+    [
+        (["nope.mp4"], "nope.mp4: No such file or directory"),
+        (["nope.mp4", "clips/*.mov"], "2 of 2 clips could not be captioned"),
+        (["https://example.org/a.mp4"], "it is an address: download the file, and give its path"),
+        (["data:audio/wav;base64,UklGRg=="], "it is a data URI"),
+        (["bad.csv"], "its start is 'soon', not seconds"),
+    ],
+)
+def test_clips_that_are_known_to_be_bad_are_told_before_the_model_loads(folder, fake, names, words):
+    (folder / "bad.csv").write_text("path,start\na.wav,soon\n")
+    result = run(*names)
+    assert result.exit_code == 1 and words in result.stderr.replace("\n  ", " ")
+    assert fake.options == []
+
+
+def test_a_run_says_what_it_wrote(folder, fake):
+    result = run("clips", "--out", "captions.jsonl")
+    assert result.exit_code == 0 and "3 captions in captions.jsonl" in result.stderr
+
+
+def test_the_columns_of_a_table(folder, fake):
+    (folder / "t.csv").write_text(
+        "# sound, from, to, key\nb, 0, 0.005, one\na, 0, 0.005, two\nc, x, 1, three\n"
+    )
+    options = [
+        "--path-column",
+        "{sound}.wav",
+        "--start-column",
+        "from",
+        "--end-column",
+        "to",
+        "--id-column",
+        "key",
+    ]
+    (folder / "clips" / "a.wav").symlink_to("a.WAV")
+    result = run("t.csv", "--root", "clips", *options, "--out", "c.jsonl")
+    assert [(row["clip"], row["caption"]) for row in rows("c.jsonl")] == [
+        ("one", "I hear 20."),
+        ("two", "I hear 10."),
+    ]
+    assert result.exit_code == 1 and "1 of 3 clips could not be captioned" in result.stderr
+    assert "c.wav (row 3 of t.csv): its start is 'x', not seconds" in result.stderr
+
+
+def test_a_published_table(folder, fake):
+    (folder / "vgg.csv").write_text("Zq3d-_9xX1a,30,rain,train\n--aB3dE6gH9,1,people marching,test\n")
+    sound(folder / "Zq3d-_9xX1a_000030.wav", 40)
+    options = ["--format", "vggsound", "--path-column", "{YTID}_{start_seconds:06d}.wav"]
+    result = run("vgg.csv", *options)
+    assert result.stdout == "Zq3d-_9xX1a_000030.wav\tI hear 40.\n"
+    assert result.exit_code == 1 and "--aB3dE6gH9_000001.wav: No such file" in result.stderr
+    result = run("vgg.csv", "--format", "vgg")
+    assert result.exit_code == 2 and "audiocaps, vggsound, not 'vgg'" in " ".join(
+        result.stderr.replace("│", " ").split()
+    )
+
+
+@pytest.mark.filterwarnings("default::llava_soundclip.media.MediaWarning")
+def test_the_track_to_hear(tmp_path, monkeypatch, fake):
+    monkeypatch.chdir(tmp_path)
+    two_tracks(tmp_path / "a.mov", default=1)
+    shapes = []
+    monkeypatch.setattr(
+        fake, "caption", lambda source, **_: shapes.extend(map(np.shape, source)) or ["heard"]
+    )
+    for track in (0, 1):
+        result = run("a.mov", "--track", track)
+        assert result.exit_code == 0, result.output
+    assert [channels for channels, _ in shapes] == [1, 2]
+    result = run("a.mov", "--track", 7)
+    assert (
+        result.exit_code == 1 and "it has no sound track 7: its tracks are 0 (aac), 1 (aac)" in result.stderr
+    )
+    break_codec(tmp_path / "a.mov", 1)
+    result = run("a.mov")
+    assert result.exit_code == 0
+    assert "Note: a.mov: sound track 1 can't be decoded; track 0 (aac) is used (--track chooses another)" in (
+        result.stderr
+    )
+
+
+@pytest.mark.skipif(os.name == "nt", reason="names are Unicode there")
+def test_a_name_that_is_no_unicode_is_written_escaped_and_found_again(folder, fake):
+    name = os.fsdecode(b"caf\xe9.mkv")
+    try:
+        film(folder / "clips" / "film.mkv", seconds=0.3).rename(folder / "clips" / name)
+    except OSError:
+        pytest.skip("the file system wants Unicode")
+    result = run("clips", "--out", "captions.jsonl", "--batch-size", 1)
+    assert result.exit_code == 0, result.output
+    row = next(row for row in rows("captions.jsonl") if "caf" in row["clip"])
+    assert row["clip"] == r"clips/caf\xe9.mkv"
+    with Image.open(folder / row["image"]) as copy:  # since the file's own name can't be written
+        assert copy.size == (64, 48)
+    fake.calls.clear()
+    result = run("clips", "--out", "captions.jsonl")
+    assert result.exit_code == 0 and "4 of 4 clips are in captions.jsonl already" in result.stderr
+    assert fake.calls == []
+
+
+@pytest.mark.skipif(os.name == "nt", reason="such names are refused there")
+def test_names_cannot_speak_to_the_terminal(folder, fake, monkeypatch):
+    forged = "a\x1b]0;owned\x07\nError: forged\r.wav"
+    sound(folder / "clips" / forged, 40)
+    (folder / "clips" / f"bad {forged}").write_text("no sound")
+    monkeypatch.setattr(fake, "caption", lambda source, **_: ["\x1b[31mred\u202e [bold]"] * len(source))
+    result = run("clips")
+    assert result.exit_code == 1
+    assert "\x1b" not in result.output and "\r" not in result.output and "\nError" not in result.output
+    assert r"clips/a\x1b]0;owned\x07\nError: forged\r.wav" in result.stdout
+    assert r"bad a\x1b]0;owned\x07\nError: forged\r.wav: it isn't a media file" in result.stderr
+    assert len(result.stdout.splitlines()) == 4
+    result = run("clips", "--out", "c.jsonl")  # a caption may look like a markup of the progress bar
+    assert result.exit_code == 1 and "\x1b]0" not in result.output
+    assert any(row["clip"] == f"clips/{forged}" for row in rows("c.jsonl"))
+    result = run(f"clips/gone {forged}")
+    assert result.exit_code == 1 and r"gone a\x1b]0;owned\x07\nError" in result.stderr
+    result = run("clips", "--picture", f"gone {forged}")
+    assert result.exit_code == 2 and "\x1b]0" not in result.output

@@ -141,3 +141,45 @@ def write_film(path: Path) -> Path:
         for packet in [*audio.encode(frame), *audio.encode(None), *video.encode(None)]:
             container.mux(packet)
     return path
+
+
+def slow_chirp(begin, end, rate=48_000):
+    """(1, samples): a part of a sine that rises from 200 Hz by 60 Hz per second."""
+    t = np.arange(round(begin * rate), round(end * rate)) / rate
+    return 0.5 * np.sin(2 * np.pi * (200 * t + 30 * t**2))[None]
+
+
+def two_tracks(path, default=0):
+    """A film with a chirp, and with noise in stereo; both sounds are AAC."""
+    with av.open(str(path), "w") as output:
+        video = output.add_stream("mpeg4", rate=FPS)
+        video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
+        sounds = [
+            np.float32(slow_chirp(0, 2)),
+            np.float32(0.1 * np.random.default_rng(0).standard_normal((2, 96_000))),
+        ]
+        streams = [output.add_stream("aac", rate=48_000, layout=layout) for layout in ("mono", "stereo")]
+        streams[default].disposition = av.stream.Disposition.default
+        for frame in picture_frames(20):
+            output.mux(video.encode(frame))
+        for stream, sound in zip(streams, sounds, strict=True):
+            for frame in audio_frames(sound, "fltp", 48_000):
+                output.mux(stream.encode(frame))
+        for stream in (video, *streams):
+            output.mux(stream.encode(None))
+    return path
+
+
+def break_codec(path, number):
+    """Give the sound track of a .mov a codec that nobody knows."""
+    data = bytearray(path.read_bytes())
+    at = -1
+    for _ in range(number + 2):  # the film's pictures come first
+        at = data.index(b"stsd", at + 1)
+    end = data.index(b"stts", at)
+    for old, new in ((b"mp4a", b"zzzz"), (b"esds", b"zzzz"), (b"wave", b"free")):
+        found = data.find(old, at, end)
+        while found != -1:
+            data[found : found + 4] = new
+            found = data.find(old, found + 4, end)
+    path.write_bytes(data)

@@ -8,7 +8,18 @@ import numpy as np
 import pytest
 
 from llava_soundclip.media import MediaError, MediaWarning, load_audio, load_frame, load_frames, probe
-from tests.media.making import FPS, GREY_STEP, audio_frames, chirp, film, picture_frames, to_format, write
+from tests.media.making import (
+    GREY_STEP,
+    audio_frames,
+    break_codec,
+    chirp,
+    film,
+    picture_frames,
+    slow_chirp,
+    to_format,
+    two_tracks,
+    write,
+)
 
 RATE = 16_000
 
@@ -18,12 +29,6 @@ def pitch_at(path, start, seconds=0.5, **options):
     wave = load_audio(path, sampling_rate=RATE, start=start, duration=seconds, **options)[0]
     spectrum = np.abs(np.fft.rfft(wave * np.hanning(len(wave)), 8 * len(wave)))
     return (np.fft.rfftfreq(8 * len(wave), 1 / RATE)[spectrum.argmax()] - 200) / 60
-
-
-def slow_chirp(begin, end, rate=48_000):
-    """(1, samples): a part of a sine that rises from 200 Hz by 60 Hz per second."""
-    t = np.arange(round(begin * rate), round(end * rate)) / rate
-    return 0.5 * np.sin(2 * np.pi * (200 * t + 30 * t**2))[None]
 
 
 def with_gaps(path, gaps, *, seconds=20, audio_codec="aac", sample_format="fltp"):
@@ -281,42 +286,6 @@ def test_the_last_frame_stays_while_the_sound_goes_on(tmp_path):
 
 
 # Tracks
-
-
-def two_tracks(path, default=0):
-    """A film with a chirp, and with noise in stereo; both sounds are AAC."""
-    with av.open(str(path), "w") as output:
-        video = output.add_stream("mpeg4", rate=FPS)
-        video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
-        sounds = [
-            np.float32(slow_chirp(0, 2)),
-            np.float32(0.1 * np.random.default_rng(0).standard_normal((2, 96_000))),
-        ]
-        streams = [output.add_stream("aac", rate=48_000, layout=layout) for layout in ("mono", "stereo")]
-        streams[default].disposition = av.stream.Disposition.default
-        for frame in picture_frames(20):
-            output.mux(video.encode(frame))
-        for stream, sound in zip(streams, sounds, strict=True):
-            for frame in audio_frames(sound, "fltp", 48_000):
-                output.mux(stream.encode(frame))
-        for stream in (video, *streams):
-            output.mux(stream.encode(None))
-    return path
-
-
-def break_codec(path, number):
-    """Give the sound track of a .mov a codec that nobody knows."""
-    data = bytearray(path.read_bytes())
-    at = -1
-    for _ in range(number + 2):  # the film's pictures come first
-        at = data.index(b"stsd", at + 1)
-    end = data.index(b"stts", at)
-    for old, new in ((b"mp4a", b"zzzz"), (b"esds", b"zzzz"), (b"wave", b"free")):
-        found = data.find(old, at, end)
-        while found != -1:
-            data[found : found + 4] = new
-            found = data.find(old, found + 4, end)
-    path.write_bytes(data)
 
 
 def test_the_track_that_can_be_decoded_is_heard_and_named(tmp_path):
