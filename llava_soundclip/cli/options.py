@@ -280,7 +280,7 @@ def prepare_file(path: Path | None, option: str) -> None:
     if path is None:
         return
     if path.is_dir():
-        raise typer.BadParameter(f"{option}: {path} is a folder, not a file")
+        raise typer.BadParameter(f"{option}: {printable(str(path))} is a folder, not a file")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -247,7 +247,11 @@ def _decoded(content: bytes) -> str:
     """The text of a table in UTF-8, or in UTF-16 with a byte order mark, as spreadsheets write it."""
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
         return content.decode("utf-16")
-    return content.decode("utf-8-sig")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise ValueError(f"line {line} isn't UTF-8: save the table as UTF-8") from error
 
 
 def _parquet(path: str) -> tuple[list[str], Iterable[Row], set[str]]:

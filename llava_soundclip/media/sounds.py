@@ -137,7 +137,10 @@ def _cut(
     if waveform is None:
         raise track.nothing() if part.position <= 0 else MediaError(f"{track.name}: {part.nothing()}")
     if frame is None and track.broken is not None:
-        warn(track.name, f"its sound breaks off at {part.end:.2f} s: {track.broken}")
+        warn(
+            track.name,
+            f"its sound breaks off at {part.end:.2f} s: {getattr(track.broken, 'strerror', None) or track.broken}",
+        )
     return waveform, part.rate
 
 
