@@ -2,8 +2,11 @@
 
 import math
 import sys
+from collections.abc import Iterable
+from contextlib import closing
 from functools import partial
-from typing import Any
+from itertools import chain
+from typing import Any, BinaryIO
 
 import numpy as np
 import soxr
@@ -15,9 +18,11 @@ from llava_soundclip.media.files import (
     can_read_again,
     check_seconds,
     decode_track,
+    duration_of,
     opened,
     warn,
 )
+from llava_soundclip.media.ogg import joined_files
 from llava_soundclip.media.waveforms import MAX_RATE, QUALITY, check_rate, check_waveform
 
 _MIN_RATE = 100  # Hz; a lower rate is an error in the header, and resampling would need too much memory
@@ -89,6 +94,10 @@ def _load(
         if duration == 0:
             raise ValueError("duration must be above 0 s")
 
+    with closing(joined_files(source)) as joined:
+        first = next(joined, None)
+        if first is not None:
+            return _load_joined(chain([first], joined), first.name, sampling_rate, start, duration, number)
     for seek in (True, False):
         cut = partial(
             _cut,
@@ -108,6 +117,40 @@ def _load(
         return check_waveform(waveform, name="the sound"), rate
     except ValueError as error:
         raise MediaError(f"{name}: {error}") from error
+
+
+def _load_joined(
+    files: Iterable[BinaryIO],
+    name: str,
+    rate: int | None,
+    start: float,
+    duration: float | None,
+    number: int | None,
+) -> tuple[np.ndarray, int]:
+    """Decode a part of a sound that is written in several files."""
+    begin, parts = 0.0, list[np.ndarray]()
+    for file in files:
+        first = max(0.0, start - begin)
+        rest = None if duration is None else start + duration - begin - first
+        if rest is not None and rest <= 0:
+            break
+        length = None
+        try:
+            with opened(file) as (container, _):
+                length = duration_of(container)
+            if length is None or first < length:
+                part, rate = _load(file, rate, first, rest, number)
+                parts.append(part if not parts else _in_channels(part, len(parts[0])))
+                if rest is None or part.shape[1] < round(rest * rate):
+                    length = first + part.shape[1] / rate  # the header's may count what a codec discards
+        except MediaError as error:
+            warn(name, f"a part of its sound is left out, from {begin + first:.2f} s: {error}")
+        begin += length or 0.0
+    if not parts:
+        until = "" if duration is None else f" to {start + duration:g} s"
+        raise MediaError(f"{name}: it has no sound from {start:g} s{until}; its sound ends at {begin:.2f} s")
+    assert rate is not None
+    return np.concatenate(parts, axis=1), rate
 
 
 def _cut(
@@ -284,16 +327,10 @@ def _rate_of(frame: Any, name: str) -> int:
 
 
 def _in_channels(block: np.ndarray, channels: int) -> np.ndarray:
-    """Samples in another number of channels: mixed to one, or repeated from one; else the first ones, padded."""
+    """Samples in another number of channels: mixed, the same in each."""
     if len(block) == channels:
         return block
-    if channels == 1:
-        return block.mean(axis=0, keepdims=True)
-    if len(block) == 1:
-        return np.repeat(block, channels, axis=0)
-    padded = np.zeros((channels, block.shape[1]), np.float32)
-    padded[: len(block)] = block[:channels]
-    return padded
+    return np.repeat(block.mean(axis=0, keepdims=True), channels, axis=0)
 
 
 def _samples(frame: Any, name: str) -> np.ndarray:

@@ -7,7 +7,15 @@ import av
 import numpy as np
 import pytest
 
-from llava_soundclip.media import MediaError, MediaWarning, load_audio, load_frame, load_frames, probe
+from llava_soundclip.media import (
+    MediaError,
+    MediaWarning,
+    load_audio,
+    load_audio_as_it_is,
+    load_frame,
+    load_frames,
+    probe,
+)
 from tests.media.making import (
     GREY_STEP,
     audio_frames,
@@ -149,6 +157,26 @@ def test_a_sound_that_changes_in_the_middle_goes_on(tmp_path, extension, codec, 
         pitch = (np.fft.rfftfreq(8 * len(part), 1 / RATE)[spectrum.argmax()] - 200) / 60
         assert pitch == pytest.approx(at + 0.25, abs=0.2)
     assert whole[0, 8 * RATE : 9 * RATE].std() == pytest.approx(0.5 / 2**0.5, abs=0.03)
+
+
+@pytest.mark.parametrize("second", [(6, 12, 48_000, 2), (6, 12, 24_000, 1)], ids=["channels", "rate"])
+def test_joined_ogg_files_may_differ(tmp_path, second):
+    """FFmpeg itself reads only the first one."""
+    options = {"audio_codec": "flac", "sample_format": "s16", "container": "ogg"}
+    path = joined(tmp_path, [(0, 6, 48_000, 1), second], "ogg", **options)
+    whole = load_audio(path, sampling_rate=RATE)
+    assert whole.shape == (1, 12 * RATE)
+    assert np.abs(whole[0, 9 * RATE : 10 * RATE] - slow_chirp(9, 10, RATE)).max() < 1e-2
+    across = load_audio(path, sampling_rate=RATE, start=5.5, duration=1)
+    assert np.abs(across - whole[:, 5 * RATE + RATE // 2 :][:, :RATE]).max() < 1e-2
+    assert load_audio_as_it_is(path)[1] == 48_000
+    cut = path.read_bytes()[:-5_000]
+    assert 10 * RATE < load_audio(cut, sampling_rate=RATE).shape[1] < 12 * RATE
+    with pytest.raises(MediaError, match="no sound from 13 s to 14 s; its sound ends at 12.00 s"):
+        load_audio(path, sampling_rate=RATE, start=13, duration=1)
+    damaged = path.read_bytes().replace(b"\x7fFLAC", b"\x7fXXXX").replace(b"\x7fXXXX", b"\x7fFLAC", 1)
+    with pytest.warns(MediaWarning, match="a part of its sound is left out, from 6.00 s"):
+        assert load_audio(damaged, sampling_rate=RATE).shape == (1, 6 * RATE)
 
 
 def test_after_a_change_of_the_rate_a_part_is_still_the_sound_of_its_time(tmp_path):
