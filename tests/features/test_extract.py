@@ -29,10 +29,19 @@ from llava_soundclip.features.claims import Claims, group_of
 from llava_soundclip.features.decode import Decoded, Decoder, DecodingPool
 from llava_soundclip.features.pictures import ClipPictures, ProcessorPictures, prepare_like
 from llava_soundclip.fingerprints import clip_fingerprint
-from llava_soundclip.media import load_audio, load_audio_as_it_is, load_frame, load_frames
+from llava_soundclip.media import MediaWarning, load_audio, load_audio_as_it_is, load_frame, load_frames
 from tests.conftest import TinyEncoder, tiny_vision_config
 from tests.features.making import make_films, save_tiny_tower
-from tests.media.making import GREY_STEP, chirp, film, picture_frames, to_format, write
+from tests.media.making import (
+    GREY_STEP,
+    break_codec,
+    chirp,
+    film,
+    picture_frames,
+    to_format,
+    two_tracks,
+    write,
+)
 
 
 @pytest.fixture(scope="session")
@@ -285,6 +294,34 @@ def test_bad_clips_are_listed_and_the_others_made(films, tower, tmp_path):
             "late": "good.mkv: it has no sound from 30 s to 33 s; its sound ends at 0.50 s",
             "faulty": "it goes nowhere",
         }
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_which_track_is_heard_is_said_here_though_it_is_decoded_elsewhere(tower, tmp_path, workers):
+    path = two_tracks(tmp_path / "a.mov", default=1)
+    break_codec(path, 1)
+    with pytest.warns(MediaWarning, match="sound track 1 can't be decoded; track 0"):
+        done = extract_features(read_clips(str(path)), TinyEncoder(), tower, tmp_path / "f", workers=workers)
+    assert (done.made, done.bad) == (1, {})
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_features_of_the_contents_of_parquet(films, tower, tmp_path, workers):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    held = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    names = sorted(films.glob("film*"))[:3]
+    cells = pa.array([{"bytes": path.read_bytes(), "path": "x.mp4"} for path in names], held)
+    pq.write_table(pa.table({"video": cells, "id": [path.name for path in names]}), tmp_path / "t.parquet")
+    clips = read_clips(str(tmp_path / "t.parquet"))
+    extract_features(clips, TinyEncoder(), tower, tmp_path / "held", workers=workers)
+    extract_features(
+        read_clips([str(path) for path in names]), TinyEncoder(), tower, tmp_path / "files", workers=0
+    )
+    rows = [FeatureFolder(tmp_path / name).rows(torch.arange(3)) for name in ("held", "files")]
+    for held_row, file_row in zip(*rows, strict=True):
+        torch.testing.assert_close(held_row, file_row)
 
 
 def test_a_clip_that_the_encoder_fails_on_is_alone_bad(films, tower, tmp_path):
