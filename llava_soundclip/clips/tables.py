@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -129,7 +129,7 @@ def read_table(path: str, columns: Columns, root: str | os.PathLike[str] | None)
     """
     shown = printable(path)
     there, rows, contents = _rows_of(path, columns)
-    columns = _recognised(there, columns)
+    columns = _recognised(there, contents, columns)
     meanings = columns.resolve(there, shown)
     folder = os.path.dirname(path) if root is None else os.fspath(root)
     stem = os.path.basename(path)
@@ -197,15 +197,20 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def _recognised(there: Sequence[str], columns: Columns) -> Columns:
-    """The columns of a published table if it is one, unless the user named a path."""
-    if columns.path != Columns.path or "path" in there:
+def _recognised(there: Sequence[str], contents: Collection[str], columns: Columns) -> Columns:
+    """The columns of a published table if it is one, unless the user named a path.
+
+    So are those of sounds, videos and pictures that `datasets` writes: "audio", "video", "image".
+    """
+    if "image" in contents and columns.picture == Columns.picture and Columns.picture not in there:
+        columns = replace(columns, picture="image")
+    if columns.path != Columns.path or Columns.path in there:
         return columns
     for format in FORMATS.values():
         needed = {c for m in _MEANINGS for c in columns_of(getattr(format, m), m)} - set(_MEANINGS)
         if needed <= set(there):
             return columns.over(format)
-    media = [name for name in ("audio", "video", "file") if name in there]
+    media = [name for name in ("audio", "video") if name in contents]
     return replace(columns, path=media[0]) if len(media) == 1 else columns
 
 

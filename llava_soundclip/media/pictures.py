@@ -133,7 +133,9 @@ def _decode(
                 try:
                     pages = _Pages(picture, name)
                     return [pages.at(time) for time in times(pages)]
-                except (OSError, SyntaxError, EOFError) as error:
+                except MediaError:
+                    raise
+                except (OSError, ValueError, SyntaxError, EOFError) as error:
                     raise MediaError(f"{name}: its picture is empty or damaged: {error}") from error
     with opened(source) as (container, name):
 
@@ -283,7 +285,7 @@ def _with_pillow(source: Source) -> Iterator[tuple[str, Image.Image | None]]:
         try:
             file.seek(0)
             picture = Image.open(file)
-        except (OSError, ValueError, SyntaxError):
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
             yield name, None
             return
         with picture:

@@ -274,7 +274,8 @@ def test_sounds_and_pictures_in_parquet(tmp_path, contents, group):
         }
     )
     pq.write_table(table, tmp_path / "train-00000.parquet", row_group_size=group)
-    clips = read_clips([str(tmp_path / "*.parquet")], columns=Columns(picture="image"))
+    clips = read_clips([str(tmp_path / "*.parquet")])
+    assert clips == read_clips([str(tmp_path / "*.parquet")], columns=Columns(path="audio", picture="image"))
     assert [clip.id for clip in clips] == [
         "train-00000/00000000",
         "train-00000/00000001#0.1-",
