@@ -215,6 +215,7 @@ class _Part:
         self._run: tuple[int, int] | None = None  # rate and channels
         self._next: float | None = None  # time of the next frame in seconds, if nothing is missing
         self._behind = 0.0  # seconds that are missing so far
+        self._fed = False  # whether any sample was inside the part
         self._last = np.empty((0, 0), np.float32)
 
     def add(self, time: float, frame: Any) -> bool:
@@ -233,9 +234,7 @@ class _Part:
         self._next = time + length
         if abs(jump) > length / 2:
             self._behind += jump
-        if (
-            self._behind < -_RESTART or self._behind > _LONGEST_GAP
-        ):  # a clock that began anew, in joined files
+        if not -_RESTART <= self._behind <= _LONGEST_GAP:  # a clock that began anew, in joined files
             self._behind = 0.0
         elif self._behind > _GAP:
             self._end_run()
@@ -245,10 +244,13 @@ class _Part:
             self._behind = 0.0
         if run != self._run:
             self._end_run()
-            self._begin(run, self.end, self.out)
+            self._begin(run, self.end, self.out if self._fed else None)
+            self.out = self._begun
         if self.position >= self._end:
             return False
-        self._keep(block[:, max(0, self._first - self.position) : self._end - self.position])
+        inside = block[:, max(0, self._first - self.position) : self._end - self.position]
+        self._fed = self._fed or inside.size > 0
+        self._keep(inside)
         self.position += block.shape[1]
         self._last = block
         return self.position < self._end

@@ -187,6 +187,16 @@ def test_after_a_change_of_the_rate_a_part_is_still_the_sound_of_its_time(tmp_pa
         assert pitch_at(path, start) == pytest.approx(start + 0.25, abs=0.2)
 
 
+def test_a_part_after_a_change_is_exactly_the_slice_of_the_whole(tmp_path):
+    options = {"audio_codec": "flac", "sample_format": "s16"}
+    path = joined(tmp_path, [(0, 2, 44_100, 1), (2, 6, 48_000, 1)], "flac", **options)
+    whole = load_audio(path, sampling_rate=RATE)
+    for start in (1.9, 2.337, 4.018):
+        part = load_audio(path, sampling_rate=RATE, start=start, duration=1)
+        assert np.abs(part - whole[:, round(start * RATE) :][:, :RATE]).max() < 1e-3
+    assert np.abs(whole[:, 3 * RATE : 4 * RATE] - slow_chirp(3, 4, RATE)).max() < 1e-3
+
+
 def test_from_stereo_to_mono_both_channels_go_on(tmp_path):
     options = {"audio_codec": "aac", "sample_format": "fltp"}
     path = joined(tmp_path, [(0, 2, 48_000, 2), (2, 4, 48_000, 1)], "aac", **options)
