@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, BinaryIO, Literal, TypeAlias, TypeVar
 
 from llava_soundclip._text import printable
@@ -24,6 +25,7 @@ _STEP_BACK = 10.0  # seconds to go back when a seek lands after its target
 # FFmpeg's flags of formats whose files can be joined, with time stamps that begin anew (AVFMT_TS_DISCONT), and of those
 # without time stamps, whose time is counted in frames (AVFMT_GENERIC_INDEX).
 _MAY_RESTART, _COUNTED = 0x0200, 0x0100
+RESTART = 1.0  # seconds by which time stamps go back when a clock begins anew
 _SLACK = 0.5  # seconds that a header's duration may be wrong; beyond, the measured one counts
 
 Kind: TypeAlias = Literal["audio", "video"]
@@ -264,6 +266,37 @@ def _listed(streams: list[Any], what: str) -> str:
         return f"it has no {what} tracks"
     codecs = [getattr(stream.codec_context, "name", "no decoder") for stream in streams]
     return "its tracks are " + ", ".join(f"{number} ({codec})" for number, codec in enumerate(codecs))
+
+
+def has_restarts(source: Source, index: int) -> bool:
+    """Whether the time stamps of a stream begin anew somewhere, as in joined files. Its packets are read once.
+
+    Args:
+        source: a file that can be read again.
+        index: index of the stream.
+    """
+    if not isinstance(source, (str, os.PathLike)):
+        return _restarts(source, index)
+    about = os.stat(source)
+    return _path_restarts(os.path.abspath(source), index, about.st_size, about.st_mtime_ns)
+
+
+@lru_cache(maxsize=256)  # a long file may have many clips
+def _path_restarts(path: str, index: int, size: int, changed: int) -> bool:
+    return _restarts(path, index)
+
+
+def _restarts(source: Source, index: int) -> bool:
+    with opened(source) as (container, name):
+        track = Track(container, name, container.streams[index])
+        last = -math.inf
+        for packet in track.packets(0.0):
+            if packet.pts is not None:
+                time = float(packet.pts * packet.time_base)
+                if time < last - RESTART:
+                    return True
+                last = time
+    return False
 
 
 class Track:

@@ -12,6 +12,7 @@ import numpy as np
 import soxr
 
 from llava_soundclip.media.files import (
+    RESTART,
     MediaError,
     Source,
     Track,
@@ -19,6 +20,7 @@ from llava_soundclip.media.files import (
     check_seconds,
     decode_track,
     duration_of,
+    has_restarts,
     opened,
     warn,
 )
@@ -30,7 +32,6 @@ _CONTEXT = 0.1  # seconds on both sides of a cut, for the resampler's filter
 _PREROLL = 5.0  # seconds before a cut, for lossy codecs to settle after a seek
 _GAP = 0.1  # seconds without packets that count as a gap; time stamps may be that imprecise
 _LONGEST_GAP = 3600.0  # seconds; a longer one is an error in the time stamps
-_RESTART = 1.0  # seconds by which time stamps go back when a clock begins anew
 
 
 def load_audio(
@@ -105,7 +106,7 @@ def _load(
             start=start,
             duration=duration,
             seek=seek,
-            again=seek and can_read_again(source),
+            source=source if can_read_again(source) else None,
         )
         with opened(source) as (container, name):
             found = decode_track(container, name, "audio", cut, number)
@@ -154,28 +155,33 @@ def _load_joined(
 
 
 def _cut(
-    track: Track, wanted_rate: int | None, start: float, duration: float | None, *, seek: bool, again: bool
+    track: Track,
+    *,
+    wanted_rate: int | None,
+    start: float,
+    duration: float | None,
+    seek: bool,
+    source: Source | None,
 ) -> tuple[np.ndarray, int] | None:
     """Decode a part to (channels, samples) and its rate; `wanted_rate=None` means the sound's own rate.
 
-    In joined files several places have the same time stamp, or time is counted at a wrong rate. If a seek may have led
-    to a wrong place, and the file can be read `again`, the result is None: the seconds must be counted from the
-    beginning, with `seek=False`.
+    In joined files several places have the same time stamp, or time is counted at a wrong rate. If a seek may lead to a
+    wrong place, and `source` can be read again, the result is None: the seconds must be counted from the beginning,
+    with `seek=False`.
     """
     at = max(0.0, start - _CONTEXT - _PREROLL) if start and seek else 0.0
+    if at > 0 and source is not None and track.may_restart and has_restarts(source, track.stream.index):
+        return None
     usual_rate = track.stream.codec_context.sample_rate
     frames = track.frames(at)
     time, frame = next(frames, (0.0, None))
     if frame is None:
         raise track.nothing()
     part = _Part(track.name, wanted_rate or _rate_of(frame, track.name), start, duration)
-    is_lost = False
     while frame is not None and part.add(time, frame):
-        is_lost = is_lost or (track.is_counted and frame.sample_rate != usual_rate)
+        if at > 0 and source is not None and track.is_counted and frame.sample_rate != usual_rate:
+            return None
         time, frame = next(frames, (0.0, None))
-    is_lost = is_lost or (track.may_restart and frame is None)
-    if is_lost and at > 0 and again:
-        return None
     waveform = part.finish()
     if waveform is None:
         raise track.nothing() if part.position <= 0 else MediaError(f"{track.name}: {part.nothing()}")
@@ -234,7 +240,7 @@ class _Part:
         self._next = time + length
         if abs(jump) > length / 2:
             self._behind += jump
-        if not -_RESTART <= self._behind <= _LONGEST_GAP:  # a clock that began anew, in joined files
+        if not -RESTART <= self._behind <= _LONGEST_GAP:  # a clock that began anew, in joined files
             self._behind = 0.0
         elif self._behind > _GAP:
             self._end_run()
