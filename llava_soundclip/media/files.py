@@ -390,6 +390,7 @@ class Track:
         import av
 
         clock = None if at > 0 else 0.0  # for frames without a time stamp
+        shift = 0.0  # seconds by which a clock that began anew is behind
         for packet in self.packets(at):
             try:
                 frames = packet.decode()
@@ -398,7 +399,11 @@ class Track:
                 continue
             for frame in frames:
                 if frame.pts is not None:
-                    clock = float(frame.pts * frame.time_base) - self.origin
+                    time = float(frame.pts * frame.time_base) - self.origin + shift
+                    if clock is not None and time < clock - RESTART:
+                        shift += clock - time
+                        time = clock
+                    clock = time
                 if clock is None:
                     return
                 yield clock, frame

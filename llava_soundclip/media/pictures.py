@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from llava_soundclip.media.files import (
+    RESTART,
     TICK,
     MediaError,
     Source,
@@ -16,6 +17,7 @@ from llava_soundclip.media.files import (
     check_seconds,
     decode_track,
     duration_of,
+    has_restarts,
     is_still,
     name_and_file,
     opened,
@@ -175,10 +177,15 @@ class _Film:
         self.source = source
         self.is_still = is_still(track.container) or track.is_cover
         self._length: float | None = None
+        self._is_joined = (
+            track.may_restart and can_read_again(source) and has_restarts(source, track.stream.index)
+        )
+        if self._is_joined:  # several places have the same time stamp
+            track.can_seek = False
 
     def length(self) -> float:
         if self._length is None:
-            length = self.track.length()
+            length = None if self._is_joined else self.track.length()
             self._length = self._by_reading() if length is None else length
         return self._length
 
@@ -222,13 +229,17 @@ class _Film:
             raise MediaError(f"{self.track.name}: it doesn't say its length, and can be read only once")
         with opened(self.source) as (container, name):
             track = Track(container, name, container.streams[self.track.stream.index])
-            count, end = 0, 0.0
+            count, end, shift = 0, 0.0, 0.0
             for packet in track.packets(0.0):
                 if packet.size:
                     count += 1
                     if packet.pts is not None:
                         stops = packet.pts + (packet.duration or 0)
-                        end = max(end, float(stops * packet.time_base) - track.origin)
+                        stop = float(stops * packet.time_base) - track.origin + shift
+                        if stop < end - RESTART:
+                            shift += end - stop
+                            stop = end
+                        end = max(end, stop)
             return end or count * track.frame_length
 
 

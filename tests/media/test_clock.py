@@ -220,6 +220,34 @@ def test_joined_files_whose_clock_begins_anew(tmp_path, extension, codec, sample
         assert pitch_at(path.read_bytes(), start) == pytest.approx(start + 0.25, abs=0.2)
 
 
+def test_pictures_and_sounds_of_a_joined_film_are_of_one_time(tmp_path):
+    parts = [
+        write(
+            tmp_path / "part.ts",
+            sound=to_format(slow_chirp(2.4 * number, 2.4 * (number + 1)), "fltp"),
+            sample_format="fltp",
+            rate=48_000,
+            audio_codec="aac",
+            pictures=picture_frames(24),
+            video_codec="mpeg2video",
+        ).read_bytes()
+        for number in range(2)
+    ]
+    path = tmp_path / "joined.ts"
+    path.write_bytes(b"".join(parts))
+    whole = tmp_path / "whole.ts"
+    whole.write_bytes(parts[0])
+    for pictures, shown in (
+        (load_frames(path, 4), [6, 18, 6, 18]),
+        (load_frames(path, 2, 2.4, 4.8), [6, 18]),
+        ([load_frame(path, time=2.05), load_frame(path, time=4.45)], [20, 20]),
+    ):
+        assert [index(picture) for picture in pictures] == pytest.approx(shown, abs=1)
+    with pytest.raises(MediaError, match="it ends at 4.* s, so it has no frame at 9 s"):
+        load_frame(path, time=9)
+    assert [index(picture) for picture in load_frames(whole, 4)] == pytest.approx([3, 9, 15, 21], abs=1)
+
+
 # Lengths
 
 
