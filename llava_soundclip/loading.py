@@ -69,6 +69,25 @@ def load_llava(model_id: str, *, device: str | None = None, dtype: str = "auto")
     return model.eval(), transformers.AutoProcessor.from_pretrained(model_id, trust_remote_code=False)
 
 
+def heard_with(
+    model: str,
+    *,
+    encoder: str | None = None,
+    alignment: str | float | None = None,
+    k: int | None = None,
+    tokens: str | None = None,
+) -> dict[str, Any]:
+    """The encoder, alignment, k and tokens of `load_soundclip` for these options, without loading anything."""
+    encoder = encoder or "whisperclip"
+    is_ready = model == DEMO and encoder == "whisperclip"  # the miniature has a projector for it
+    return {
+        "encoder": encoder,
+        "alignment": ("projected" if is_ready else "raw") if alignment is None else alignment,
+        "k": (K if model == DEMO else 150) if k is None else k,
+        "tokens": tokens or "zero",
+    }
+
+
 def load_soundclip(
     model: str = DEMO, *, device: str | None = None, dtype: str = "auto", **patch_options: Any
 ) -> SoundCLIP:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from llava_soundclip.files import write_picture
+
 if TYPE_CHECKING:
     from llava_soundclip.patching import Trace
 
@@ -65,15 +67,19 @@ def save_map(trace: "Trace", path: str | PathLike[str], caption: str = "") -> Pa
 
     Args:
         trace: the trace of one sound and picture.
-        path: file to write.
+        path: file to write. Its folder is created if needed.
         caption: the model's caption, drawn below; empty for none.
 
     Returns:
         The path.
+
+    Raises:
+        ValueError: for a suffix that Pillow doesn't know.
+        OSError: if the file can't be written; the message names it.
     """
     title = f"{trace.encoder}   ·   k = {trace.k} of {trace.kept.size} patches kept"
     picture = draw_map(trace.frame, trace.kept, similarity=trace.similarity, title=title, caption=caption)
-    picture.save(path)
+    write_picture(path, picture)
     return Path(path)
 
 

@@ -1,15 +1,16 @@
-"""Running a job: its device, progress, bad items, output files, and the command that started it. Knows no model."""
+"""Running a job: its device, progress, bad items, and the command that started it. Knows no model."""
 
 import os
 import shlex
+import signal
 import sys
 import threading
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from llava_soundclip._text import printable
+from llava_soundclip.messages import scrub
 
 if TYPE_CHECKING:
     from rich.progress import Progress, Task
@@ -23,8 +24,96 @@ _ALIKE = 4  # this many clips with the same reason share one line
 
 
 def command_line() -> str:
-    """The command as the user typed it, for model cards and provenance."""
-    return shlex.join([PROGRAM, *sys.argv[1:]])
+    """The command as the user typed it, for model cards and provenance.
+
+    Passwords and keys are hidden. A path in the present folder is relative to it, and of any other absolute path only
+    the name is left, since cards are published.
+    """
+    return shlex.join([PROGRAM, *(scrub(_without_place(word)) for word in sys.argv[1:])])
+
+
+def _without_place(word: str) -> str:
+    """A word of the command without the folders of an absolute path, also in "--out=/data/features"."""
+    head, equals, path = word.partition("=")
+    if not equals or os.path.isabs(word):
+        head, equals, path = "", "", word
+    if not os.path.isabs(path):
+        return word
+    inside = os.path.relpath(path)
+    short = os.path.basename(os.path.normpath(path)) if inside.startswith(os.pardir) else inside
+    return f"{head}{equals}{short or path}"
+
+
+_STOPPING = [name for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+_stopped_by = signal.SIGINT
+
+
+@contextmanager
+def stopped_by_signals() -> Iterator[None]:
+    """Treat SIGTERM and SIGHUP like Ctrl-C inside a block: schedulers send them before they kill. Only the first counts.
+
+    In other threads than the main one, and for signals that are ignored already, as by nohup, nothing changes.
+    """
+    global _stopped_by
+
+    def stop(number: int, frame: object) -> None:
+        global _stopped_by
+        _stopped_by = signal.Signals(number)
+        for name in before:
+            signal.signal(name, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    before = _handlers(_STOPPING) if threading.current_thread() is threading.main_thread() else {}
+    before = {number: handler for number, handler in before.items() if handler == signal.SIG_DFL}
+    _stopped_by = signal.SIGINT
+    for number in before:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def stop_code() -> int:
+    """The exit code of an interrupted command, as in a shell: 130 after Ctrl-C, 143 after SIGTERM."""
+    return 128 + _stopped_by
+
+
+@contextmanager
+def interrupts_held() -> Iterator[Callable[[], bool]]:
+    """Hold back the first Ctrl-C or SIGTERM inside a block, so that work stops at a good place.
+
+    A second one has its usual effect at once, and so has the first one when the block ends.
+
+    Yields:
+        A function that says whether one is held.
+    """
+    held: list[int] = []
+
+    def hold(number: int, frame: object) -> None:
+        held.append(number)
+        for signalled, handler in before.items():
+            signal.signal(signalled, handler)
+
+    before = (
+        _handlers(["SIGINT", *_STOPPING]) if threading.current_thread() is threading.main_thread() else {}
+    )
+    for number in before:
+        signal.signal(number, hold)
+    try:
+        yield lambda: bool(held)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if held:
+            signal.raise_signal(held[0])
+
+
+def _handlers(names: Sequence[str]) -> dict[int, Any]:
+    """The handlers of signals that aren't ignored, and that Python knows."""
+    found = {getattr(signal, name): signal.getsignal(getattr(signal, name)) for name in names}
+    return {number: handler for number, handler in found.items() if handler not in (signal.SIG_IGN, None)}
 
 
 def default_device() -> str:
@@ -173,13 +262,3 @@ def _without_name(clip: str, reason: str) -> str:
     """A reason without the clip's path, which many errors begin with."""
     name, colon, rest = reason.partition(f"{os.path.basename(clip)}: ")
     return rest if colon and (not name or name.endswith(("/", os.sep))) else reason
-
-
-def write_file(path: Path, content: bytes) -> None:
-    """Write a file so that a reader sees either the old file or the whole new one."""
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
-    try:
-        part.write_bytes(content)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)

@@ -1,7 +1,6 @@
 """A projector's files: found on disk or on the Hub, and read with errors that say what is wrong with a file."""
 
 import hashlib
-import json
 import os
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -21,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from llava_soundclip._version import __version__
+from llava_soundclip.files import parse_json
 
 P = TypeVar("P", bound=nn.Module)
 
@@ -202,8 +202,8 @@ def _read_config(
 
 def _parse_config(arguments: Collection[str], name: str, text: str | bytes) -> dict[str, Any]:
     try:
-        config = json.loads(text, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
+        config = parse_json(text, nan=False)
+    except ValueError as error:
         raise ValueError(f"{name} isn't valid JSON ({error}).") from error
     config = config if isinstance(config, dict) else {}
     version = config.pop("library_version", None)
@@ -215,10 +215,6 @@ def _parse_config(arguments: Collection[str], name: str, text: str | bytes) -> d
             f"{version!r}): {_named(missing=missing, unknown=unknown)}."
         )
     return config
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} isn't JSON")  # but Python's parser accepts NaN and Infinity
 
 
 def _check_tensors(weights: Path, file: Any, projector: nn.Module) -> None:

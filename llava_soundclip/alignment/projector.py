@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from llava_soundclip._version import __version__
 from llava_soundclip.alignment import files
 from llava_soundclip.alignment.checks import as_number, check_vectors, checked_dim
-from llava_soundclip.running import write_file
+from llava_soundclip.files import write_file
 
 _MODEL_CARD = """---
 {{ card_data }}

@@ -1,24 +1,33 @@
 """A reader of JSON Lines with one row per clip, which names every fault of a file."""
 
+import codecs
 import json
 from collections.abc import Iterator
 from os import PathLike
 from typing import Any
 
+from llava_soundclip.files import parse_json
+
 
 def rows_of(file: str | PathLike[str], faults: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
     """Rows with their line numbers, which begin at 1. Lines that aren't JSON objects are added to the faults."""
-    with open(file, encoding="utf-8-sig") as lines:
+    with open(file, "rb") as lines:
         for number, line in enumerate(lines, 1):
-            if line.strip():
-                try:
-                    row = json.loads(line)
-                except ValueError:
-                    row = None
-                if isinstance(row, dict):
-                    yield number, row
-                else:
-                    faults.append(f"line {number} isn't a JSON object")
+            if number == 1:
+                line = line.removeprefix(codecs.BOM_UTF8)
+            if not line.strip():
+                continue
+            try:
+                row = parse_json(line)
+            except (json.JSONDecodeError, UnicodeDecodeError):
+                row = None
+            except ValueError as error:
+                faults.append(f"line {number}: {error}")
+                continue
+            if isinstance(row, dict):
+                yield number, row
+            else:
+                faults.append(f"line {number} isn't a JSON object")
 
 
 def clip_of(row: dict[str, Any]) -> str | None:

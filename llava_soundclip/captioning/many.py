@@ -1,18 +1,21 @@
 """The one loop that captions many clips in batches. Commands and evaluations share it."""
 
+import hashlib
+import json
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llava_soundclip._text import as_unicode
-from llava_soundclip.captioning.rows import CaptionFile
-from llava_soundclip.captioning.settings import CaptionOptions, Setting
+from llava_soundclip.captioning.rows import ROW_OPTIONS, CaptionFile
+from llava_soundclip.captioning.settings import CaptionOptions, Setting, describe
 from llava_soundclip.clips import Clip, Names, as_clips, frame_of, open_media, sound_of
 from llava_soundclip.clips.find import file_name
 from llava_soundclip.controls import ANOTHER
+from llava_soundclip.files import write_picture
 from llava_soundclip.media import load_frame, probe
 from llava_soundclip.running import work_through
 
@@ -32,11 +35,13 @@ class Captioned:
 
     Attributes:
         rows: one row per clip and setting that this run captioned.
+        there: number of clips and settings whose rows were in the file already.
         bad: for each clip that could not be captioned, the reason, by id.
     """
 
     rows: list[Row] = field(default_factory=list)
     bad: dict[str, str] = field(default_factory=dict)
+    there: int = 0
 
 
 def caption_clips(
@@ -51,6 +56,7 @@ def caption_clips(
     heard: Callable[[Sequence[Clip]], Mapping[str, str]] | None = None,
     maps: str | os.PathLike[str] | None = None,
     mapped: Collection[str] | None = None,
+    fingerprint: str | None = None,
     on_rows: Callable[[list[Row]], None] = lambda rows: None,
     on_clips: Callable[[int], None] = lambda count: None,
 ) -> Captioned:
@@ -58,14 +64,15 @@ def caption_clips(
 
         captioned = caption_clips(soundclip, read_clips(["clips/"]), "captions.jsonl")
 
-    A row has "clip" and "caption", and says how the caption was made: "encoder", "alignment", "k" and "tokens". If they
-    apply, it also has "model", "setting", "control", "heard" (the clip whose sound was played instead), "image" and
-    "map".
+    A row has "clip" and "caption", and says how the caption was made: "encoder", "alignment", "k", "tokens" and
+    "options", a fingerprint of prompt, lengths, frame, norm and weights. If they apply, it also has "model", "setting",
+    "control", "heard" (the clip whose sound was played instead), "image" and "map".
 
     Args:
         soundclip: the handle. Its alignment, k and control are restored afterwards.
         clips: clips with unique ids, see `read_clips`; or names of files and folders.
         out: JSON Lines file to which rows are added. Clips in it are done already, so an interrupted run resumes.
+            Several runs may share it.
         options: prompt, frame, lengths and batch size.
         settings: settings with unique names; by default one without a name, with the handle's own values.
         model: the model's name in rows.
@@ -74,6 +81,7 @@ def caption_clips(
             id of the clip whose sound is played. By default `next_clips`.
         maps: folder for a picture of each clip's kept patches, in the first setting.
         mapped: ids of the clips that get such a picture; by default all.
+        fingerprint: value of "options" in the rows; by default it is computed.
         on_rows: called with the rows of each batch, after they are written.
         on_clips: called with the number of captions that were done or failed since the last call.
 
@@ -81,7 +89,8 @@ def caption_clips(
         The new rows, and the bad clips.
 
     Raises:
-        ValueError: for an invalid option, two clips with the same id, or a file that doesn't hold captions.
+        ValueError: for an invalid option, two clips with the same id, or a file that doesn't hold captions, or holds
+            those of this setting made with other options.
         MediaError: if `picture` can't be decoded.
         OSError: if a file can't be read or written.
     """
@@ -102,20 +111,26 @@ def caption_clips(
     if plays_others:
         run.heard = dict((heard or next_clips)(good))
     for setting in settings:
-        file = None if out is None else CaptionFile(Path(out), setting.name)
-        todo = [clip.id for clip in good if file is None or clip.id not in file]
-        on_clips(len(good) - len(todo))
         with setting.applied_to(soundclip):
-            about = _about(soundclip, setting, model)
+            about = {**_about(soundclip, setting, model), ROW_OPTIONS: fingerprint or run.fingerprint()}
+            file = None if out is None else CaptionFile(Path(out), setting.name, about)
+            todo = [clip.id for clip in good if file is None or clip.id not in file]
+            captioned.there += len(good) - len(todo)
+            on_clips(len(good) - len(todo))
             caption = partial(run.caption, setting=setting, draws=setting is settings[0])
-            for texts, failed in work_through(todo, caption, run.options.batch_size):
-                captioned.bad |= failed
-                rows = [{"clip": id, **row, **about} for id, row in texts.items()]
+            for at in range(0, len(todo), run.options.batch_size):
+                batch = todo[at : at + run.options.batch_size]
                 if file is not None:
-                    file.add(rows)
-                captioned.rows += rows
-                on_rows(rows)
-                on_clips(len(texts) + len(failed))
+                    file.refresh()
+                    batch = [id for id in batch if id not in file]
+                for texts, failed in work_through(batch, caption, run.options.batch_size):
+                    captioned.bad |= failed
+                    rows = [{"clip": id, **row, **about} for id, row in texts.items()]
+                    if file is not None:
+                        file.add(rows)
+                    captioned.rows += rows
+                    on_rows(rows)
+                    on_clips(len(texts) + len(failed))
     return captioned
 
 
@@ -167,6 +182,20 @@ class _CaptionRun:
         self.heard: dict[str, str] = {}
         if self.picture is not None:
             load_frame(self.picture)  # one error now instead of one per clip
+
+    def fingerprint(self) -> str:
+        """8 hex digits that identify the options of a caption that its row doesn't list."""
+        described = describe(self.soundclip)
+        options = {
+            **asdict(self.options),
+            "batch_size": None,
+            "prompt": self.options.prompt or described["prompt"],
+        }
+        picture = (
+            None if self.picture is None else hashlib.sha256(Path(self.picture).read_bytes()).hexdigest()
+        )
+        content = json.dumps([described, options, picture], sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()[:8]
 
     def undecodable(self) -> dict[str, str]:
         """Clips whose sound or picture can't be decoded, with the reasons."""
@@ -226,8 +255,7 @@ class _CaptionRun:
             return os.path.relpath(file, self.folder)
         path = self.folder / FRAMES / f"{_file_for(clip)}.png"
         if not path.exists():
-            path.parent.mkdir(exist_ok=True)
-            picture.save(path)
+            write_picture(path, picture)
         return os.path.relpath(path, self.folder)
 
     def _map(self, clip: Clip, wave: Any, rate: int, picture: "Image", text: str) -> str:
@@ -235,7 +263,6 @@ class _CaptionRun:
 
         assert self.maps is not None
         path = self.maps / f"{_file_for(clip)}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
         save_map(self.soundclip.trace(wave, picture, sampling_rate=rate), path, text)
         return os.path.relpath(path, self.maps.parent if self.folder is None else self.folder)
 

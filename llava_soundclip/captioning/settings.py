@@ -3,10 +3,11 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from llava_soundclip.clips import FrameTime
 from llava_soundclip.controls import ANOTHER, CaptionControl
+from llava_soundclip.fingerprints import fingerprint
 
 if TYPE_CHECKING:
     from llava_soundclip.patching import SoundCLIP
@@ -80,3 +81,15 @@ class Setting:
             yield
         finally:
             soundclip.alignment, soundclip.k, soundclip.control = before
+
+
+def describe(soundclip: "SoundCLIP") -> dict[str, Any]:
+    """The options of a handle that change its captions but not its settings, as plain data."""
+    state = None if soundclip.projector is None else soundclip.projector.state_dict()
+    return {
+        "encoder": dict(soundclip.encoder.signature()),
+        "projector": state and fingerprint(state),
+        "tokens": soundclip.tokens,
+        "norm": soundclip.norm,
+        "prompt": soundclip.prompt,
+    }

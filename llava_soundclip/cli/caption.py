@@ -1,5 +1,7 @@
 """The command `llava-soundclip caption`."""
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -72,6 +74,7 @@ def caption(
     from rich.markup import escape
 
     from llava_soundclip.captioning import CaptionFile, CaptionOptions, Setting, caption_clips
+    from llava_soundclip.captioning.rows import ROW_OPTIONS
     from llava_soundclip.media import MediaError, load_frame
 
     when = opt.parse_frame(frame)
@@ -90,12 +93,13 @@ def caption(
         prompt=prompt,
     )
     opt.prepare_file(out, "--out")
+    opt.prepare_folder(maps, "--maps")
     try:
         if picture is not None:
             load_frame(picture)
     except MediaError as error:
         raise typer.BadParameter(f"--picture {error}") from error
-    with opt.exit_codes():
+    with opt.exit_codes(lambda: _saved(out)):
         clips_as = opt.ClipOptions(
             format=format,
             root=root,
@@ -110,12 +114,17 @@ def caption(
         planned = Setting(control=control, name=setting)  # type: ignore[arg-type]  # checked there
         if control == "another" and len(found) < 2:
             raise ValueError("--control another needs two clips or more")
-        file = None if out is None else CaptionFile(out, setting)
-        done = sum(clip.id in file for clip in found) if file is not None else 0
-        if done:
-            opt.say(f"{done} of {len(found)} clips are in {out} already", err=True)
-        if done == len(found):
-            return
+        described = [hearing.others(), when, max_new_tokens, None if picture is None else _digest(picture)]
+        fingerprint = hashlib.sha256(json.dumps(described).encode()).hexdigest()[:8]
+        file = None
+        if out is not None:  # before the model is loaded
+            made_with = {**hearing.heard_with(), "control": control, ROW_OPTIONS: fingerprint}
+            file = CaptionFile(out, setting, made_with)
+            done = sum(clip.id in file for clip in found)
+            if done:
+                opt.say(f"{done} of {len(found)} clips are in {out} already", err=True)
+            if done == len(found):
+                return
         opt.check_usable([clip for clip in found if file is None or clip.id not in file], OUTCOME)
         bar = progress_bar(shown=out is not None)
         task = bar.add_task("captions", total=len(found))
@@ -138,12 +147,24 @@ def caption(
                 model=model,
                 picture=picture,
                 maps=maps,
+                fingerprint=fingerprint,
                 on_rows=show,
                 on_clips=lambda count: bar.advance(task, count),
             )
     if out is not None:
         opt.say(f"{len(captioned.rows)} captions in {printable(str(out))}", err=True)
-    opt.tell_failed(captioned.bad, len(found) - done, OUTCOME)
+    opt.tell_failed(captioned.bad, len(found) - captioned.there, OUTCOME)
+
+
+def _digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def _saved(out: Path | None) -> str:
+    """The outcome of an interrupted run."""
+    if out is None or not out.is_file():
+        return "nothing was written"
+    return f"the captions so far are in {out}, and the same command resumes"
 
 
 def _short(text: str, width: int = 40) -> str:

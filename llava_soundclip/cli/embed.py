@@ -38,14 +38,22 @@ def embed(
 ) -> None:
     """Embed clips. A bad clip doesn't stop the rest; bad clips are listed at the end (exit code 1).
 
-    The vectors are float32. The file's metadata name the encoder and its weights.
+    An interrupted run resumes; clips that are in the file are skipped. The vectors are float32. The file's metadata name the encoder and its weights.
     """
     from llava_soundclip.encoders import load_encoder
-    from llava_soundclip.features.vectors import embed_clips, save_vectors
+    from llava_soundclip.features.vectors import embed_clips
 
     opt.prepare_file(out, "--out")
     given: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
-    with opt.exit_codes():
+
+    def saved() -> str:
+        return (
+            f"the vectors so far are in {out}, and the same command resumes"
+            if out.is_file()
+            else "nothing was written"
+        )
+
+    with opt.exit_codes(saved):
         clips_as = opt.ClipOptions(
             format=format,
             root=root,
@@ -64,8 +72,12 @@ def embed(
         with bar:
             hearing = load_encoder(encoder, device=device or default_device(), **given)
             embedded = embed_clips(
-                found, hearing, batch_size=batch_size, on_clips=lambda count: bar.advance(task, count)
+                found, hearing, out, batch_size=batch_size, on_clips=lambda count: bar.advance(task, count)
             )
-        save_vectors(out, embedded.vectors, hearing)
-    opt.say(f"{len(embedded.vectors)} vectors of {hearing.dim} numbers in {printable(str(out))}", err=True)
+    there = f", {embedded.there} of {len(found)} clips were there already" if embedded.there else ""
+    if embedded.vectors:
+        opt.say(
+            f"{len(embedded.vectors)} vectors of {hearing.dim} numbers in {printable(str(out))}{there}",
+            err=True,
+        )
     opt.tell_failed(embedded.bad, len(found), OUTCOME)

@@ -65,7 +65,19 @@ def captions(
     if provider != "openai" or (judge is not None and not model):
         raise typer.BadParameter(f"--judge must be openai:MODEL, not {judge}")
     opt.prepare_file(out, "--json")
-    with opt.exit_codes():
+    answers = judged or captions.with_suffix(".judged.jsonl")
+    if judge is not None:
+        opt.prepare_file(answers, "--judged")
+
+    def saved() -> str:
+        there = judge is not None and answers.is_file()
+        return (
+            f"the judge's answers so far are in {answers}, and the same command resumes"
+            if there
+            else "nothing was written"
+        )
+
+    with opt.exit_codes(saved):
         asked = None
         if judge is not None:
             asked = Judge(
@@ -84,7 +96,7 @@ def captions(
             bertscore=texts,
             clipscore=pictures,
             judge=asked,
-            judged=judged or captions.with_suffix(".judged.jsonl"),
+            judged=answers,
             before_judging=lambda usage: opt.say(f"the judge: about {usage}", err=True),
         )
         opt.say(captions_text(found, against))

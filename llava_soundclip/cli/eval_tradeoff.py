@@ -86,7 +86,7 @@ def tradeoff(
             bar.remove_task(tasks.pop())
         tasks.append(bar.add_task(part, total=count or None))
 
-    with opt.exit_codes(), bar:
+    with opt.exit_codes(lambda: f"what is done is in {out}, and the same command resumes"), bar:
         start("loading the model", 0)  # the imports alone take seconds
         from llava_soundclip.evaluation.tradeoff.run import REPORT, measure_tradeoff
 
@@ -103,6 +103,7 @@ def tradeoff(
         )
         found = clips_as.find(clips)
         opt.check_usable(found, OUTCOME)
+        opt.prepare_folder(out, "--out")
         soundclip = hearing.load()
         texts, pictures = opt.load_scorers(wanted, bertscore, clipscore, device)
         measured = measure_tradeoff(

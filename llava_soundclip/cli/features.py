@@ -94,6 +94,7 @@ def features(
         )
         found = clips_as.find(clips)
         opt.check_usable(found, OUTCOME)
+        opt.prepare_folder(out, "--out")
         if ray is None:
             where = device or default_device()
             done = extract_features(
@@ -131,7 +132,7 @@ def features(
     opt.say(f"{done.made} of {len(found)} clips' features made in {printable(str(out))}{there}", err=True)
     if done.interrupted:
         opt.list_failed(done.bad, len(found), OUTCOME)
-        opt.stopped()
+        opt.stopped(f"the features so far are in {out}, and the same command resumes")
     opt.tell_failed(done.bad, len(found), OUTCOME)
 
 

@@ -1,8 +1,9 @@
 """Options, errors and exit codes that commands share."""
 
+import os
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from llava_soundclip._text import printable, printable_lines
-from llava_soundclip.running import default_device, failures_text
+from llava_soundclip.files import check_file, check_folder
+from llava_soundclip.messages import sentence
+from llava_soundclip.running import default_device, failures_text, stop_code
 
 if TYPE_CHECKING:
     from llava_soundclip.clips import Clip, FrameTime
@@ -132,6 +135,30 @@ class ModelOptions:
     norm: str | None = None
     prompt: str | None = None
 
+    def heard_with(self) -> dict[str, Any]:
+        """The fields of a caption's row that say how it was made."""
+        from llava_soundclip.loading import heard_with
+
+        return {
+            "model": self.model,
+            **heard_with(
+                self.model, encoder=self.encoder, alignment=self.alignment, k=self.k, tokens=self.tokens
+            ),
+        }
+
+    def others(self) -> dict[str, Any]:
+        """The options that change captions and aren't fields of a row, as plain data."""
+        places = {name: getattr(self, name) for name in ("checkpoint", "projector")}
+        return {
+            **{
+                name: os.path.abspath(value) if value and os.path.exists(value) else value
+                for name, value in places.items()
+            },
+            "encoder_option": sorted(self.encoder_option),
+            "norm": self.norm or "keep",
+            "prompt": self.prompt,
+        }
+
     def load(self) -> "SoundCLIP":
         """Load the model. Errors are those of `load_soundclip`."""
         from llava_soundclip.loading import load_soundclip
@@ -211,10 +238,13 @@ def _option(argument: str) -> str:
 
 
 @contextmanager
-def exit_codes() -> Iterator[None]:
-    """Turn errors that users can fix into one line and exit code 2, and Ctrl-C into exit code 130.
+def exit_codes(saved: Callable[[], str] = lambda: "nothing was written") -> Iterator[None]:
+    """Turn errors that users can fix into one line and exit code 2, and interruptions into exit code 130 or 143.
 
     Warnings of the library are lines, too.
+
+    Args:
+        saved: function that says what an interrupted run has saved, and how to resume.
     """
     try:
         with _warnings_as_lines():
@@ -222,9 +252,9 @@ def exit_codes() -> Iterator[None]:
     except (typer.Exit, typer.Abort):  # both are RuntimeErrors
         raise
     except KeyboardInterrupt:
-        stopped()
-    except (ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
-        say(f"Error: {in_options(str(error))}", err=True)
+        stopped(saved())
+    except (ImportError, MemoryError, OSError, RuntimeError, TypeError, ValueError) as error:
+        say(f"Error: {in_options(sentence(error))}", err=True)
         raise typer.Exit(2) from error
 
 
@@ -243,10 +273,10 @@ def _warnings_as_lines() -> Iterator[None]:
         yield
 
 
-def stopped() -> NoReturn:
-    """Say that a run was interrupted, and end with exit code 130."""
-    say("Stopped; the same command resumes.", err=True)
-    raise typer.Exit(130)
+def stopped(saved: str) -> NoReturn:
+    """Say that a run was interrupted and what it saved. The exit code is a shell's: 130 for Ctrl-C, 143 for SIGTERM."""
+    say(f"Stopped; {saved}.", err=True)
+    raise typer.Exit(stop_code())
 
 
 def list_failed(bad: Mapping[str, str], total: int, outcome: str) -> None:
@@ -277,14 +307,23 @@ def check_usable(clips: "Sequence[Clip]", outcome: str) -> None:
 
 def prepare_file(path: Path | None, option: str) -> None:
     """Check before the work that a file can be written. Its folder is created if needed."""
-    if path is None:
-        return
-    if path.is_dir():
-        raise typer.BadParameter(f"{option}: {printable(str(path))} is a folder, not a file")
+    _prepare(check_file, path, option)
+
+
+def prepare_folder(path: Path | None, option: str) -> None:
+    """Check before the work that files can be written into a folder. It is created if needed."""
+    _prepare(check_folder, path, option)
+
+
+def _prepare(check: Callable[[Path], None], path: Path | None, option: str) -> None:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if path is not None:
+            check(path)
     except OSError as error:
-        raise typer.BadParameter(f"{option}: {error}") from error
+        is_folder = isinstance(error, IsADirectoryError)
+        why = "is a folder, not a file" if is_folder else f"can't be written: {error.strerror}"
+        say(f"Error: {option}: {printable(str(path))} {why}", err=True)
+        raise typer.Exit(2) from error
 
 
 def encoder_options(pairs: Sequence[str] | None, checkpoint: str | None = None) -> dict[str, Any]:

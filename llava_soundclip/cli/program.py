@@ -16,7 +16,7 @@ from llava_soundclip.cli.features import features
 from llava_soundclip.cli.info import info
 from llava_soundclip.cli.report import report
 from llava_soundclip.cli.train import train
-from llava_soundclip.running import PROGRAM
+from llava_soundclip.running import PROGRAM, stopped_by_signals
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False)
 evaluations = typer.Typer(
@@ -39,7 +39,8 @@ app.command()(report)
 
 def main() -> None:
     """Entry point of `llava-soundclip` and `python -m llava_soundclip`."""
-    app(prog_name=PROGRAM)
+    with stopped_by_signals():
+        app(prog_name=PROGRAM)
 
 
 def _show_version(wanted: bool) -> None:

@@ -102,11 +102,16 @@ class AudioEncoder(nn.Module, ABC):
         Raises:
             TypeError: if a waveform isn't an array of floats.
             ValueError: if a waveform is empty, has a wrong shape or holds NaN or infinity; the message names its
-                index. Also if the numbers of rates and sounds differ.
+                index. Also if the numbers of rates and sounds differ, or a vector isn't finite.
         """
         if not waveforms:
             return torch.empty(0, self.dim, device=self._device)
-        return self._embed(self._prepare(waveforms, sampling_rate))
+        vectors = self._embed(self._prepare(waveforms, sampling_rate))
+        if not vectors.isfinite().all():
+            raise ValueError(
+                f"{self.name} makes NaN or infinity of it: its weights are damaged, or too large for its precision"
+            )
+        return vectors
 
     def _prepare(self, waveforms: Sequence[Waveform], sampling_rate: int | Sequence[int]) -> list[np.ndarray]:
         """Check and resample sounds for `embed`: float32 (channels, samples) at the encoder's rate."""

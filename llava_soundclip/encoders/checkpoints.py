@@ -4,22 +4,21 @@ Files are safetensors, or torch's `.pt`, `.pth` and `.bin` with `weights_only=Tr
 that unused tensors stay on disk.
 """
 
-import json
-import os
 import re
 import urllib.request
-import uuid
 import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
 import torch
 from torch import Tensor
+
+from llava_soundclip.files import read_json, written_aside
 
 INDEX = "model.safetensors.index.json"  # for weights in several files
 
@@ -143,24 +142,21 @@ def download(url: str) -> Path:
     if path.is_file():
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     try:
-        _fetch(url, part)
-        os.replace(part, path)
+        with written_aside(path) as file:
+            _fetch(url, file)
     except OSError as error:  # urllib's errors are OSErrors
         raise OSError(
             f"{url} couldn't be fetched ({error}): try again, or give the file's path as checkpoint="
         ) from error
-    finally:
-        part.unlink(missing_ok=True)
     return path
 
 
-def _fetch(url: str, path: Path) -> None:
+def _fetch(url: str, file: BinaryIO) -> None:
     from rich.console import Console
     from rich.progress import wrap_file
 
-    with urllib.request.urlopen(url, timeout=_TIMEOUT) as response, path.open("wb") as file:
+    with urllib.request.urlopen(url, timeout=_TIMEOUT) as response:
         size = int(response.headers.get("Content-Length") or 0)
         shown = wrap_file(
             response, total=size, description=Path(url).name, console=Console(stderr=True), transient=True
@@ -278,19 +274,6 @@ def unpickle_tensors(path: Path) -> dict[str, Any]:
         ) from error
     except (RuntimeError, OSError, EOFError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is truncated or isn't a checkpoint: {first_line(error)}") from error
-    return as_dict(content, path)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read the dict in a JSON file.
-
-    Raises:
-        ValueError: if the file holds anything else.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is truncated or isn't JSON: {error}") from error
     return as_dict(content, path)
 
 

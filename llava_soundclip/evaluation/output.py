@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from llava_soundclip.files import write_file
 from llava_soundclip.running import command_line
 
 
@@ -34,7 +35,4 @@ def hash_of(path: str | os.PathLike[str]) -> str:
 def write_figures(out: Path | None, found: Mapping[str, Any]) -> None:
     """Write figures and the command as JSON; do nothing without a file."""
     if out is not None:
-        out.write_text(
-            json.dumps({**found, "command": command_line()}, indent=2, allow_nan=False) + "\n",
-            encoding="utf-8",
-        )
+        write_file(out, json.dumps({**found, "command": command_line()}, indent=2, allow_nan=False) + "\n")

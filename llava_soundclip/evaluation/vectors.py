@@ -1,6 +1,5 @@
 """The rows of a features folder to measure, and their vectors in the form that fills the CLS slot."""
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from llava_soundclip.alignment.projector import Projector
 from llava_soundclip.encoders.whisper.fusion import Fusion
 from llava_soundclip.features.splits import RECIPE, split_by_source
 from llava_soundclip.features.store import FeatureFolder
+from llava_soundclip.files import read_json
 
 _AT_ONCE = 4096  # rows
 
@@ -37,8 +37,8 @@ def measured_rows(
     if rows not in ("validation", "all", None):
         raise ValueError(f"rows are validation or all, not {rows!r}")
     path = None if projector is None else Path(projector) / RECIPE
-    trained = json.loads(path.read_text(encoding="utf-8")) if path is not None and path.is_file() else None
-    is_its_own = trained is not None and trained["features"] == folder.digest()
+    trained = read_json(path) if path is not None and path.is_file() else None
+    is_its_own = trained is not None and trained.get("features") == folder.digest()
     if rows == "all" or (rows is None and not is_its_own):
         return "all", torch.arange(len(folder))
     if not is_its_own or trained is None:
@@ -46,8 +46,11 @@ def measured_rows(
             f"held-out clips are only known for the folder that the projector was trained on: "
             f"{'the projector has no ' + RECIPE if trained is None else 'that is another folder'}"
         )
-    recipe = trained["recipe"]
-    return "validation", split_by_source(folder.sources, recipe["validation"], recipe["seed"])[1]
+    recipe = trained.get("recipe")
+    share, seed = (recipe.get(name) if isinstance(recipe, dict) else None for name in ("validation", "seed"))
+    if not isinstance(share, float) or not isinstance(seed, int):
+        raise ValueError(f"{path} doesn't say which clips were held out")  # noqa: TRY004
+    return "validation", split_by_source(folder.sources, share, seed)[1]
 
 
 @torch.no_grad()

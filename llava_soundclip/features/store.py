@@ -10,12 +10,15 @@ once its index part exists, and is never changed afterwards. Names begin with th
 processes can write into one folder. If two processes made the same clip, the row of the first shard by name counts.
 """
 
+import errno
 import hashlib
 import json
 import os
+import re
 import uuid
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -31,6 +34,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from llava_soundclip._version import __version__
+from llava_soundclip.files import parse_json, write_file
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -145,7 +149,7 @@ class FeatureHeader:
                 f"{folder} isn't a features folder: it holds no {HEADER}. `llava-soundclip features` makes one."
             ) from None
         try:
-            values = json.loads(content)
+            values = parse_json(content)
             if not isinstance(values, dict):
                 raise TypeError("not an object")
             if values.pop("format", None) != FORMAT:
@@ -158,18 +162,7 @@ class FeatureHeader:
         """Write the header unless another process has. Returns the header that is in the folder afterwards."""
         path = folder / HEADER
         if not path.exists():
-            text = json.dumps({"format": FORMAT, **asdict(self)}, indent=2) + "\n"
-            part = folder / f".{HEADER}.{uuid.uuid4().hex}.part"
-            part.write_text(text, encoding="utf-8")
-            _sync(part)
-            try:
-                os.link(part, path)  # fails if the file exists by now; a rename wouldn't
-            except FileExistsError:
-                pass
-            except OSError:  # a file system without hard links
-                os.replace(part, path)
-            finally:
-                part.unlink(missing_ok=True)
+            write_file(path, json.dumps({"format": FORMAT, **asdict(self)}, indent=2) + "\n", replace=False)
             _sync(folder)
         return FeatureHeader.read(folder)
 
@@ -307,9 +300,8 @@ class FeatureWriter:
         self._count += 1  # already now, so that after a Ctrl-C the rows go into another shard
         shard = self.path / "shards" / f"{name}.safetensors"
         tensors = {key: buffer[: len(self._rows)] for key, buffer in self._buffers.items()}
-        part = _part_of(shard)
-        save_file(tensors, part)
-        _move(part, shard)
+        with _written_as(shard) as part:
+            _save_tensors(tensors, part)
 
         columns = {key: [row[key] for row in self._rows] for key in self._rows[0]}
         table = (
@@ -317,9 +309,8 @@ class FeatureWriter:
         )
         table = table.replace_schema_metadata({_SHARD_SIZE_KEY: str(shard.stat().st_size).encode()})
         index = self.path / "index" / f"{name}.parquet"
-        part = _part_of(index)
-        pq.write_table(table, part, write_page_checksum=True)
-        _move(part, index)
+        with _written_as(index) as part:
+            pq.write_table(table, part, write_page_checksum=True)
 
         self._known_parts.add(index.name)
         self._rows.clear()
@@ -564,15 +555,31 @@ def _read_part(part: Path) -> pa.Table:
         ) from error
 
 
-def _part_of(path: Path) -> Path:
-    """The name of a file while it is written."""
-    return path.with_name(f".{path.name}.part")
+@contextmanager
+def _written_as(path: Path) -> Iterator[Path]:
+    """Yield the name of a file while it is written. It is synced, and renamed to `path`.
+
+    Raises:
+        OSError: if it can't be written; the message names `path`.
+    """
+    part = path.with_name(f".{path.name}.part")
+    try:
+        yield part
+        _sync(part)
+        os.replace(part, path)
+        _sync(path.parent)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        code = error.errno or errno.EIO
+        raise OSError(code, os.strerror(code), os.fspath(path)) from error
 
 
-def _move(part: Path, path: Path) -> None:
-    _sync(part)
-    os.replace(part, path)
-    _sync(path.parent)
+def _save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    try:
+        save_file(dict(tensors), path)
+    except SafetensorError as error:  # the library hides the system's error in a text
+        code = re.search(r"os error (\d+)", str(error))
+        raise OSError(int(code[1]) if code else errno.EIO, str(error)) from error
 
 
 def _sync(path: Path) -> None:

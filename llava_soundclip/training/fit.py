@@ -25,7 +25,7 @@ from llava_soundclip.encoders.whisper.fusion import Fusion, FusionName
 from llava_soundclip.evaluation.retrieval.measure import FIGURES, ITEMS, POOL, TOPS, retrieval
 from llava_soundclip.features.splits import RECIPE, split_by_source
 from llava_soundclip.features.store import FeatureFolder, FeatureHeader
-from llava_soundclip.running import write_file
+from llava_soundclip.files import write_file
 from llava_soundclip.training.losses import LOSSES, TEMPERATURE, make_loss
 
 Precision = Literal["no", "fp16", "bf16"]

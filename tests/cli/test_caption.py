@@ -109,6 +109,7 @@ def test_rows_say_how_they_came_about(folder, fake):
             "k": 18,
             "tokens": "zero",
             "model": "demo",
+            "options": rows("captions.jsonl")[0]["options"],
         }
         for clip, loudness in CLIPS.items()
     ]

@@ -19,12 +19,12 @@ from llava_soundclip.encoders.checkpoints import (
     INDEX,
     Layout,
     find_checkpoint,
-    read_json,
     read_tensors,
     unpickle_tensors,
 )
 from llava_soundclip.encoders.whisper.ctranslate2 import is_ctranslate2, read_ctranslate2
 from llava_soundclip.encoders.whisper.weights import WhisperWeights, encoder_shapes, transformers_name
+from llava_soundclip.files import read_json
 
 HUB_IDS = {
     **{

@@ -32,6 +32,7 @@ from llava_soundclip.evaluation.report.summary import (
 )
 from llava_soundclip.evaluation.report.verdicts import verdicts
 from llava_soundclip.evaluation.retrieval.measure import FIGURES
+from llava_soundclip.files import write_file
 
 TITLE = "SoundCLIP evaluation"
 
@@ -115,8 +116,7 @@ def write_report(
         ],
         "others": others,
     }
-    # JSON may hold lone surrogates, which UTF-8 can't encode.
-    Path(out).write_text(_page(report, pictures), encoding="utf-8", errors="replace")
+    write_file(out, _page(report, pictures))
     return report
 
 

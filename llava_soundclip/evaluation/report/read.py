@@ -1,7 +1,6 @@
 """The runs of a folder: JSON files that `llava-soundclip eval ... --json` wrote, checked before use."""
 
 import hashlib
-import json
 import math
 import os
 from collections.abc import Mapping
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_soundclip.evaluation.retrieval.measure import FIGURES
+from llava_soundclip.files import parse_json
 
 CRITICS = ("cosine", "linear")
 DIMENSIONS = ("two_nn", "participation_ratio")
@@ -58,7 +58,7 @@ def read_runs(folder: str | os.PathLike[str]) -> tuple[list[Run], list[str]]:
     for file in sorted(folder.glob("*.json")):
         content = file.read_bytes()
         try:
-            data = json.loads(content)
+            data = parse_json(content)
         except ValueError as error:
             raise ValueError(f"{file} is no JSON: {error}") from error
         what = data.get("what") if isinstance(data, dict) else None

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from llava_soundclip._version import __version__
 from llava_soundclip.captioning import CaptionOptions, caption_clips
+from llava_soundclip.captioning.settings import describe
 from llava_soundclip.clips import Clip
 from llava_soundclip.evaluation.tradeoff.plan import ALPHAS, BUDGETS, partners, plan_settings
 from llava_soundclip.features.splits import RECIPE as TRAINING
+from llava_soundclip.files import read_json, write_file
 
 if TYPE_CHECKING:
     from llava_soundclip.evaluation.captions import BERTScore, CLIPScore
@@ -219,27 +221,15 @@ def _check_references(clips: Sequence[Clip], known: Mapping[str, Any], file: Pat
 
 def _describe(soundclip: "SoundCLIP", model: str, max_new_tokens: int) -> dict[str, Any]:
     """All options that change captions: rows made with other options can't be mixed with these."""
-    from llava_soundclip.fingerprints import fingerprint
-
-    state = None if soundclip.projector is None else soundclip.projector.state_dict()
-    return {
-        "model": model,
-        "encoder": dict(soundclip.encoder.signature()),
-        "projector": state and fingerprint(state),
-        "k": soundclip.k,
-        "tokens": soundclip.tokens,
-        "norm": soundclip.norm,
-        "prompt": soundclip.prompt,
-        "max_new_tokens": max_new_tokens,
-    }
+    return {"model": model, **describe(soundclip), "k": soundclip.k, "max_new_tokens": max_new_tokens}
 
 
 def _check_run(file: Path, described: Mapping[str, Any]) -> None:
     if not file.exists():
         text = json.dumps({**described, "library": __version__}, indent=2)
-        file.write_text(text + "\n", encoding="utf-8")
+        write_file(file, text + "\n")
         return
-    before = json.loads(file.read_text(encoding="utf-8"))
+    before = read_json(file)
     other = [
         f"{name} {before.get(name)!r}, not {value!r}"
         for name, value in described.items()
