@@ -5,9 +5,11 @@ that unused tensors stay on disk.
 """
 
 import re
+import struct
 import urllib.request
+import warnings
 import zipfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -19,11 +21,13 @@ import torch
 from torch import Tensor
 
 from llava_soundclip.files import read_json, written_aside
+from llava_soundclip.messages import without_advice
 
 INDEX = "model.safetensors.index.json"  # for weights in several files
 
 _CHUNK = 2**20  # bytes
 _TIMEOUT = 30  # seconds without data
+_MOST_SHARED = 4  # times that the tensors may be larger than the file, since some share their numbers
 _FILES = ("model.safetensors", INDEX, "pytorch_model.bin")
 
 
@@ -65,6 +69,26 @@ class Layout:
 
 
 _LAYOUT = Layout()
+
+
+class _Bomb(Exception):
+    """A file that asks for more memory than its size explains."""
+
+
+# What readers of checkpoints raise on damaged files.
+_DAMAGED = (
+    RuntimeError,
+    OSError,
+    EOFError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    AssertionError,
+    struct.error,
+    zipfile.BadZipFile,
+)
 
 
 def check_checkpoint(
@@ -266,15 +290,63 @@ def unpickle_tensors(path: Path) -> dict[str, Any]:
         ValueError: for a file that is truncated, isn't a checkpoint, or holds anything else.
     """
     try:
-        with torch.serialization.safe_globals(_IGNORED):
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        with path.open("rb") as file:
+            packed = file.read(4) == b"PK\x03\x04"
+        if packed:
+            _check_archive(path)
+        with torch.serialization.safe_globals(_IGNORED), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickle's protocols
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=packed)
+        _check_sizes(path, content)
     except UnpicklingError as error:
         raise ValueError(
             f"{path} holds more than tensors, or isn't a checkpoint: refused ({first_line(error)})"
         ) from error
-    except (RuntimeError, OSError, EOFError, ValueError, LookupError, TypeError, AttributeError) as error:
+    except _Bomb as error:
+        raise ValueError(f"{path} {error}: refused") from None
+    except MemoryError as error:
+        raise ValueError(f"{path} asks for more memory than there is: {first_line(error)}") from error
+    except _DAMAGED as error:
         raise ValueError(f"{path} is truncated or isn't a checkpoint: {first_line(error)}") from error
     return as_dict(content, path)
+
+
+def _check_archive(path: Path) -> None:
+    """Refuse a file that unpacks to more than its own size: torch never compresses."""
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+    unpacked = sum(entry.file_size for entry in entries)
+    if unpacked > path.stat().st_size or any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        raise _Bomb(f"is compressed, and unpacks to {unpacked} bytes; checkpoints aren't compressed")
+
+
+def _check_sizes(path: Path, content: object) -> None:
+    """Refuse tensors that claim more numbers than the file holds, by strides of 0, sharing, or a sparse layout."""
+    claimed = 0
+    for tensor in _tensors_in(content):
+        if tensor.layout is not torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
+            raise _Bomb("holds a tensor that is sparse, quantised or without values")
+        size = tensor.numel() * tensor.element_size()
+        if size > tensor.untyped_storage().nbytes():
+            raise _Bomb(f"holds a tensor of shape {tuple(tensor.shape)} whose numbers aren't all in the file")
+        claimed += size
+    if claimed > _MOST_SHARED * path.stat().st_size:
+        raise _Bomb(
+            f"is of {path.stat().st_size} bytes, and holds tensors of {claimed} bytes that are the same"
+        )
+
+
+def _tensors_in(content: object) -> Iterator[Tensor]:
+    """All tensors in nested dicts and lists, each container once."""
+    seen: set[int] = set()
+    left = [content]
+    while left:
+        part = left.pop()
+        if isinstance(part, Tensor):
+            yield part
+        elif isinstance(part, Mapping | list | tuple) and id(part) not in seen:
+            seen.add(id(part))
+            left += part.values() if isinstance(part, Mapping) else part
 
 
 def as_dict(content: object, path: Path) -> dict[str, Any]:
@@ -300,7 +372,8 @@ def check_tensors(
         what: name of the model, for messages: "Whisper encoder".
 
     Raises:
-        ValueError: if they differ; the message gives their number and the first three. Also if they aren't floats.
+        ValueError: if they differ; the message gives their number and the first three. Also if they aren't floats, or
+            not finite.
     """
     shapes = {name: tuple(tensor.shape) for name, tensor in found.items()}
     odd = [
@@ -314,8 +387,13 @@ def check_tensors(
         )
     if any(not tensor.is_floating_point() for tensor in found.values()):
         raise ValueError(f"{source} holds weights that aren't floats: their quantisation is unknown")
+    broken = sorted(
+        name for name, tensor in found.items() if not tensor.is_meta and not tensor.isfinite().all()
+    )
+    if broken:
+        raise ValueError(f"{source} holds NaN or infinity in {len(broken)} tensors: {'; '.join(broken[:3])}")
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error's message."""
-    return str(error).strip().partition("\n")[0]
+    """The first line of an error's message, without torch's advice to run the code in a file."""
+    return without_advice(str(error)).strip().partition("\n")[0] or type(error).__name__

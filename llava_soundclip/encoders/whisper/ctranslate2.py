@@ -25,6 +25,7 @@ _DTYPES = {
     4: torch.float16,
     5: torch.bfloat16,
 }
+_MOST_SHARED = 4  # times that the tensors may be larger than the file, since aliases share their numbers
 _QUANTISED = (torch.int8, torch.int16)
 _LAYER = "encoder/layer_{}/"
 _PARTS = {  # openai-whisper's name to CTranslate2's; query, key and value are one matrix
@@ -90,7 +91,7 @@ def read_ctranslate2(path: Path) -> WhisperWeights:
             stacked = _LAYER.format(i) + "self_attention/linear_0/"
             for part in ("weight", "bias"):
                 tensor = reader.tensor(stacked + part)
-                if len(tensor) % 3:
+                if not tensor.ndim or len(tensor) % 3:
                     raise ValueError(
                         f"{path}: {stacked}{part} holds no query, key and value: {tuple(tensor.shape)}"
                     )
@@ -102,8 +103,8 @@ def read_ctranslate2(path: Path) -> WhisperWeights:
         return WhisperWeights(
             source=path,
             state=state,
-            n_head=int(reader.tensor("encoder/num_heads")),
-            n_vocab=reader.variable("decoder/embeddings/weight").shape[0],
+            n_head=reader.number("encoder/num_heads"),
+            n_vocab=reader.length("decoder/embeddings/weight"),
             n_text_layer=sum(
                 name.endswith("/ffn/linear_0/weight")
                 for name in variables
@@ -119,6 +120,7 @@ class _Reader:
         self._file = file
         self._path = path
         self._length = path.stat().st_size
+        self._read = 0  # bytes of all tensors that were asked for
         self._variables: dict[str, _Variable] = {}
 
     def index(self) -> dict[str, _Variable]:
@@ -158,6 +160,11 @@ class _Reader:
     def tensor(self, name: str) -> Tensor:
         """The value of a variable; quantised weights are scaled back."""
         variable = self.variable(name)
+        self._read += variable.size
+        if self._read > _MOST_SHARED * self._length:
+            raise ValueError(
+                f"{self._path} is of {self._length} bytes, and its many names for the same numbers ask for more"
+            )
         self._file.seek(variable.offset)
         content = bytearray(self._bytes(variable.size))
         if not content:
@@ -169,6 +176,22 @@ class _Reader:
         if scale.numel() not in (1, len(value)):
             raise ValueError(f"{self._path}: {name} of shape {variable.shape} has {scale.numel()} scales")
         return value.float() / scale.reshape(-1, *[1] * (value.ndim - 1))
+
+    def number(self, name: str) -> int:
+        """The value of a variable that is one whole number."""
+        value = self.tensor(name)
+        if value.numel() != 1 or value.is_floating_point():
+            raise ValueError(
+                f"{self._path}: {name} isn't one whole number, but of shape {tuple(value.shape)}"
+            )
+        return int(value)
+
+    def length(self, name: str) -> int:
+        """The length of a variable's first axis."""
+        shape = self.variable(name).shape
+        if not shape:
+            raise ValueError(f"{self._path}: {name} is a single number")
+        return shape[0]
 
     def _bytes(self, count: int) -> bytes:
         content = self._file.read(count)

@@ -7,6 +7,7 @@
 | folder with `model.bin` | CTranslate2, faster-whisper |
 """
 
+import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
@@ -85,7 +86,7 @@ def _read_openai(path: Path) -> WhisperWeights:
     dims, state = content.get("dims"), content.get("model_state_dict")
     if not isinstance(dims, dict) or not isinstance(state, dict):
         raise ValueError(  # noqa: TRY004 (the file is wrong, not the caller's type)
-            f"{path} isn't an openai-whisper checkpoint: it holds {sorted(map(str, content))[:5]}, "
+            f"{path} isn't an openai-whisper checkpoint: it holds {sorted(map(reprlib.repr, content))[:5]}, "
             "expected 'dims' and 'model_state_dict'"
         )
     n_head, n_vocab, n_text_layer = _numbers(dims, ("n_audio_head", "n_vocab", "n_text_layer"), path)
@@ -126,5 +127,5 @@ def _encoder_part(tensors: Mapping[str, Tensor], prefixes: Iterable[str]) -> dic
 def _numbers(sizes: Mapping[str, Any], names: Sequence[str], path: Path) -> list[int]:
     for name in names:
         if type(sizes.get(name)) is not int:
-            raise ValueError(f"{path} has {name} {sizes.get(name)!r}, expected a whole number")
+            raise ValueError(f"{path} has {name} {reprlib.repr(sizes.get(name))}, expected a whole number")
     return [sizes[name] for name in names]

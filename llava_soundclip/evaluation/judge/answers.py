@@ -9,6 +9,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from llava_soundclip.evaluation.judge.prompt import DIMENSIONS, SCORES
+from llava_soundclip.files import parse_json
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 FAILED = "failed"
 
 
@@ -64,11 +72,11 @@ def read_answers(path: Path, judge: Mapping[str, Any]) -> list[Answer]:
     answers = []
     for number, line in enumerate(lines, 1):
         try:
-            row = json.loads(line)
+            row = parse_json(line)
             if number == 1:
                 there = dict(row["judge"])
             else:
-                answers.append(Answer(**row))
+                answers.append(_answer_of(row))
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"{path}, line {number}: this isn't a judge's answer") from error
         if number == 1 and there != judge:
@@ -78,17 +86,53 @@ def read_answers(path: Path, judge: Mapping[str, Any]) -> list[Answer]:
     return answers
 
 
+def _answer_of(row: Mapping[str, Any]) -> Answer:
+    answer = Answer(**row)
+    texts = (answer.id, answer.setting, answer.shown, answer.outcome, answer.text, answer.served_as)
+    counts = (
+        answer.repeat,
+        answer.requests,
+        answer.unreported,
+        answer.prompt_tokens,
+        answer.completion_tokens,
+    )
+    scores = answer.scores or {}
+    if (
+        not all(isinstance(text, str) for text in texts)
+        or not all(type(count) is int and count >= 0 for count in counts)
+        or (answer.outcome == "scored") != bool(scores)
+        or (scores and scores.keys() != set(DIMENSIONS))
+        or not all(type(score) is int and score in SCORES for score in scores.values())
+    ):
+        raise ValueError("a field is of another kind")
+    return answer
+
+
 class AnswersFile(AbstractContextManager):
     """Appends answers to a file; each is on the disk before the next one is written.
 
     Args:
         path: the file; created with its folder if there is none.
         judge: the judge, written to the first line.
+
+    Raises:
+        BlockingIOError: if another run is writing to the file.
+        OSError: if it can't be written.
     """
 
     def __init__(self, path: Path, judge: Mapping[str, Any]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("a+b")
+        if fcntl is not None:
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                self._file.close()
+                raise BlockingIOError(
+                    f"another run is writing to {path}: wait for it, or give another file"
+                ) from None
+            except OSError:  # a file system without locks
+                pass
         self._file.seek(0)
         whole = self._file.read().rfind(b"\n") + 1
         self._file.truncate(whole)

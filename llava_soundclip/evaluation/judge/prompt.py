@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 import math
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from os import PathLike
@@ -31,6 +32,7 @@ RESPONSE_FORMAT = {
     },
 }
 
+_MARKUP = re.compile(r"<(?=[\s/]*(?:references|description)\b)", re.IGNORECASE)  # the prompt's own
 _CHARACTERS_PER_TOKEN = 4  # for English
 _PICTURE_TOKENS = 425  # GPT-4o's tokens for a frame of 640 x 360: 85, plus 170 for each of two tiles
 ANSWER_TOKENS = 50
@@ -111,9 +113,14 @@ class Question:
 
     @property
     def _text(self) -> str:
-        lines = "".join(f"- {reference}\n" for reference in self.caption.references)
+        lines = "".join(f"- {_as_material(reference)}\n" for reference in self.caption.references)
         references = f"<references>\n{lines}</references>\n" if lines else ""
-        return _USER.strip().format(references=references, description=self.caption.text)
+        return _USER.strip().format(references=references, description=_as_material(self.caption.text))
+
+
+def _as_material(text: str) -> str:
+    """A text that can't end the part of the prompt that it is in."""
+    return _MARKUP.sub("&lt;", text)
 
 
 @dataclass(frozen=True)
@@ -139,18 +146,18 @@ def read(completion: Any) -> Reading:
     try:
         choice = completion.choices[0]
         refusal, content, finish = choice.message.refusal, choice.message.content, choice.finish_reason
-    except (AttributeError, IndexError, TypeError):
-        return Reading("not_a_completion", text="" if completion is None else str(completion))
+    except (AttributeError, LookupError, TypeError):
+        return Reading("not_a_completion", text="" if completion is None else _as_text(completion))
     if refusal:
-        return Reading("refused", text=str(refusal))
+        return Reading("refused", text=_as_text(refusal))
     if finish == "content_filter":
-        return Reading("filtered", text=str(content))
+        return Reading("filtered", text=_as_text(content))
     if not isinstance(content, str):
-        return Reading("not_a_completion", text=str(content))
+        return Reading("not_a_completion", text=_as_text(content))
     if finish == "length":
         return Reading("truncated", text=content)
     try:
-        scores = json.loads(content)
+        scores = json.loads(content, object_pairs_hook=_once)
     except (ValueError, RecursionError):
         return Reading("not_json", text=content)
     if not isinstance(scores, dict) or scores.keys() != set(DIMENSIONS):
@@ -160,3 +167,16 @@ def read(completion: Any) -> Reading:
     if any(score not in SCORES for score in scores.values()):
         return Reading("out_of_range", text=content)
     return Reading("scored", {name: scores[name] for name in DIMENSIONS})
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object; empty, and so not of the schema, if a key is there twice with different values."""
+    found = dict(pairs)
+    return found if all(found[name] == value for name, value in pairs) else {}
+
+
+def _as_text(value: object) -> str:
+    try:
+        return str(value)
+    except (ValueError, RecursionError):  # nested too deeply, or a number of thousands of digits
+        return f"a {type(value).__name__} that can't be shown"

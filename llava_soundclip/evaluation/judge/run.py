@@ -25,11 +25,14 @@ from llava_soundclip.evaluation.judge.prompt import (
     Question,
     read,
 )
-from llava_soundclip.evaluation.judge.server import NoAnswer, Pace, Rejected, Server
+from llava_soundclip.evaluation.judge.server import NoAnswer, Pace, Rejected, Server, open_client
+from llava_soundclip.messages import secrets_of
 from llava_soundclip.running import progress_bar
 
 _OPENAI_HOST = "api.openai.com"
 _TEXT_KEPT = 500  # characters kept of an answer without scores
+_NAME_KEPT = 100  # characters kept of the name that the server gives the model
+_MOST_TOKENS = 2**40  # a larger count isn't one
 _FAILURES_IN_A_ROW = 20  # failures after which the server counts as dead
 
 
@@ -117,7 +120,8 @@ class Judge:
 
         Args:
             captions: captions to judge, one per clip and setting.
-            out: file of the answers (JSON Lines), created or resumed. Only one run may use it at a time.
+            out: file of the answers (JSON Lines), created or resumed. Only one run may use it at a time; another is
+                refused.
             progress: whether to show a progress bar.
 
         Returns:
@@ -126,7 +130,9 @@ class Judge:
         Raises:
             ValueError: if a clip has two captions in one setting, there is no caption or no key, or the file is another
                 judge's.
-            RuntimeError: if the server rejects all requests, or seems dead. Answers received so far are in the file.
+            BlockingIOError: if another run is writing to the file.
+            RuntimeError: if the server rejects all requests, redirects to another server, or seems dead. Answers
+                received so far are in the file.
             ImportError: if openai or scipy isn't installed.
         """
         captions = list(captions)
@@ -230,12 +236,17 @@ class _JudgeRun:
         if judge.temperature is not None:
             options["temperature"] = judge.temperature
         pace = Pace(judge.requests_per_minute, judge.tokens_per_minute)
-        client = openai.AsyncOpenAI(
-            api_key=key, base_url=judge._address, timeout=judge.timeout, max_retries=0
-        )
-        async with client:
+        secrets = secrets_of(judge._address)
+        if os.environ.get("OPENAI_API_KEY") == key:
+            secrets.append(key)
+        async with open_client(openai, judge._address, key, judge.timeout) as client:
             server = Server(
-                client, pace, timeout=judge.timeout, max_retries=judge.max_retries, options=options
+                client,
+                pace,
+                timeout=judge.timeout,
+                max_retries=judge.max_retries,
+                options=options,
+                secrets=secrets,
             )
             workers = [asyncio.create_task(self._work(server)) for _ in range(judge.concurrency)]
             try:
@@ -271,9 +282,10 @@ class _JudgeRun:
                 outcome, text = "filtered" if error.filtered else FAILED, str(error)
                 break
             used.update(_used(completion))
-            served_as = str(getattr(completion, "model", None) or "")
+            name = getattr(completion, "model", None)
+            served_as = server.clean(name)[:_NAME_KEPT] if isinstance(name, str) else ""
             reading = read(completion)
-            outcome, scores, text = reading.outcome, reading.scores, reading.text
+            outcome, scores, text = reading.outcome, reading.scores, server.clean(reading.text)
             if outcome not in MALFORMED:
                 break
         return Answer(
@@ -292,7 +304,9 @@ class _JudgeRun:
 def _used(completion: Any) -> dict[str, int]:
     usage = getattr(completion, "usage", None)
     tokens = {name: getattr(usage, name, None) for name in ("prompt_tokens", "completion_tokens")}
-    counted = {name: count for name, count in tokens.items() if isinstance(count, int)}
+    counted = {
+        name: count for name, count in tokens.items() if type(count) is int and 0 <= count <= _MOST_TOKENS
+    }
     return {"requests": 1, **counted} if len(counted) == 2 else {"requests": 1, "unreported": 1}
 
 

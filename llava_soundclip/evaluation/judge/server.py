@@ -1,17 +1,22 @@
 """Requests to the judge's server: rate limits, retries of temporary errors, and early failure on permanent ones."""
 
 import asyncio
-import json
 import random
 import time
+import zlib
+from collections.abc import Sequence
 from email.utils import parsedate_to_datetime
+from importlib import import_module
 from typing import Any
 
 from llava_soundclip._extras import require
+from llava_soundclip.messages import scrub
 
 _FIRST_WAIT = 0.5  # seconds before the first retry, doubled for each further one
 _LONGEST_WAIT = 30.0  # seconds, limit of the doubling
 _LONGEST_ASKED = 120.0  # longest wait in seconds that a server may ask for; beyond it the run ends
+_LONGEST_ANSWER = 2**22  # bytes, unpacked; six scores take 100
+_LONGEST_SHOWN = 2**14  # characters of a server's text that are looked at
 
 
 class NoAnswer(Exception):
@@ -28,6 +33,63 @@ class Rejected(Exception):
     def __init__(self, reason: str, *, filtered: bool) -> None:
         super().__init__(reason)
         self.filtered = filtered
+
+
+class _Redirected(Exception):
+    """The server sends the request to another server, with the captions and pictures in it."""
+
+
+class _TooLong(Exception):
+    """An answer is longer than any judge's."""
+
+
+def open_client(openai: Any, address: str, key: str, timeout: float) -> Any:
+    """An `openai.AsyncOpenAI` without retries, which follows no redirect to another server and bounds the answers."""
+    httpx = _http_library(openai)
+    home = httpx.URL(address)
+
+    async def check_host(request: Any) -> None:
+        url = request.url
+        upgraded = (home.scheme, url.scheme) == ("http", "https")
+        if url.host != home.host or (not upgraded and (url.scheme, url.port) != (home.scheme, home.port)):
+            raise _Redirected(
+                f"it redirects to {url.scheme}://{url.host}, where nothing was sent: give that address if you trust it"
+            )
+
+    async def bound(response: Any) -> None:
+        """Replace the body by its unpacked bytes, read up to a limit."""
+        packed = response.headers.get("content-encoding", "identity").strip().lower()
+        if packed not in ("identity", "", "gzip", "x-gzip", "deflate"):
+            raise httpx.DecodingError(f"the answer is in {packed}, which wasn't asked for")
+        unpacker = zlib.decompressobj(47) if packed not in ("identity", "") else None  # 47: gzip or zlib
+        body = bytearray()
+        stream = response.stream
+        try:
+            async for chunk in stream:
+                room = _LONGEST_ANSWER + 1 - len(body)
+                body += chunk[:room] if unpacker is None else unpacker.decompress(chunk, room)
+                if len(body) > _LONGEST_ANSWER:
+                    raise _TooLong(f"an answer is longer than {_LONGEST_ANSWER >> 20} MiB")
+        except zlib.error as error:
+            raise httpx.DecodingError(f"the answer can't be unpacked: {error}") from error
+        finally:
+            await stream.aclose()
+        response.headers.pop("content-encoding", None)
+        response.stream = httpx.ByteStream(bytes(body))
+
+    connection = openai.DefaultAsyncHttpxClient(
+        headers={"accept-encoding": "gzip, deflate"},
+        event_hooks={"request": [check_host], "response": [bound]},
+    )
+    return openai.AsyncOpenAI(
+        api_key=key, base_url=address, timeout=timeout, max_retries=0, http_client=connection
+    )
+
+
+def _http_library(openai: Any) -> Any:
+    """The library that this openai sends requests with: httpx, or its successor of the same interface."""
+    client = next(cls for cls in openai.DefaultAsyncHttpxClient.__mro__ if cls.__name__ == "AsyncClient")
+    return import_module(client.__module__.partition(".")[0])
 
 
 class Pace:
@@ -60,17 +122,25 @@ class Server:
     Every attempt, including retries, waits for its turn. The client's own retries are therefore off.
 
     Args:
-        client: an `openai.AsyncOpenAI` without retries.
+        client: see `open_client`.
         pace: pace of the requests.
         timeout: seconds for a whole answer.
         max_retries: further attempts after a failure.
         options: options of every request, such as the model.
+        secrets: texts that are hidden in whatever the server says.
     """
 
     def __init__(
-        self, client: Any, pace: Pace, *, timeout: float, max_retries: int, options: dict[str, Any]
+        self,
+        client: Any,
+        pace: Pace,
+        *,
+        timeout: float,
+        max_retries: int,
+        options: dict[str, Any],
+        secrets: Sequence[str] = (),
     ) -> None:
-        self._key = client.api_key
+        self._secrets = secrets
         self._complete = (
             client.chat.completions.create
         )  # imports modules now, so that no timeout runs meanwhile
@@ -97,8 +167,18 @@ class Server:
             try:
                 # A timeout for the whole answer: the client's own is per read, and a slow trickle never exceeds it.
                 return await asyncio.wait_for(self._create(messages), self._timeout)
-            except (asyncio.TimeoutError, self._openai.APIConnectionError) as error:
+            except (
+                asyncio.TimeoutError,
+                self._openai.APIConnectionError,
+                _Redirected,
+                _TooLong,
+            ) as error:
                 reason = self._words(error)
+                cause = error.__cause__ or error  # old versions of openai wrap all errors
+                if isinstance(cause, _Redirected):
+                    raise RuntimeError(f"the judge's server isn't asked: {cause}") from error  # noqa: TRY004
+                if isinstance(cause, _TooLong):
+                    raise NoAnswer(str(cause)) from error
                 wait = None
             except self._openai.APIStatusError as error:
                 reason = self._words(error)
@@ -120,7 +200,7 @@ class Server:
     async def _create(self, messages: list[dict[str, Any]]) -> Any:
         try:
             return await self._complete(messages=messages, **self._options)
-        except (json.JSONDecodeError, UnicodeDecodeError, self._openai.APIResponseValidationError):
+        except (ValueError, TypeError, RecursionError, self._openai.APIResponseValidationError):
             return None
 
     def _give_up(self, error: Any, reason: str) -> None:
@@ -136,10 +216,14 @@ class Server:
             ) from error
 
     def _words(self, error: Exception) -> str:
-        """An error as text for the user, without the key, which some servers repeat."""
+        """An error as text for the user."""
         if isinstance(error, asyncio.TimeoutError | self._openai.APITimeoutError):
             return f"no answer within {self._timeout:g} s"
-        return str(error).replace(self._key, "***")
+        return self.clean(str(error))
+
+    def clean(self, text: str) -> str:
+        """A server's text without the key and the password, which some servers repeat."""
+        return scrub(text[:_LONGEST_SHOWN], *self._secrets)
 
 
 def _retry_after(headers: Any) -> float | None:
@@ -151,6 +235,6 @@ def _retry_after(headers: Any) -> float | None:
             seconds = parsedate_to_datetime(headers["retry-after"]).timestamp() - time.time()
         else:
             seconds = float(headers["retry-after"])
-    except (KeyError, ValueError):
+    except (KeyError, ValueError, TypeError, OverflowError):
         return None
     return seconds if seconds > 0 else None
