@@ -25,6 +25,7 @@ from llava_soundclip.encoders import encoder_class
 from llava_soundclip.encoders.base import check_dtype
 from llava_soundclip.hosts import supported_models
 from llava_soundclip.patching import SoundCLIP, patch
+from llava_soundclip.pretrained import load_pretrained
 from llava_soundclip.running import default_device
 from llava_soundclip.substitution import check_k
 
@@ -32,7 +33,9 @@ if TYPE_CHECKING:
     from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 
-def load_llava(model_id: str, *, device: str | None = None, dtype: str = "auto") -> tuple[Any, Any]:
+def load_llava(
+    model_id: str, *, device: str | None = None, dtype: str = "auto", trust_remote_code: bool = False
+) -> tuple[Any, Any]:
     """Load a LLaVA and its processor.
 
     Args:
@@ -40,6 +43,7 @@ def load_llava(model_id: str, *, device: str | None = None, dtype: str = "auto")
         device: such as "cuda:1", or "auto" to spread the model over devices; by default the accelerator, if there is
             one.
         dtype: "auto" for the dtype in which it was saved, or "float32", "float16", "bfloat16".
+        trust_remote_code: whether Python code in the folder or repository may be run.
 
     Returns:
         The model and its processor.
@@ -47,26 +51,28 @@ def load_llava(model_id: str, *, device: str | None = None, dtype: str = "auto")
     Raises:
         TypeError: if `patch` doesn't support the model; raised before its weights are downloaded.
         OSError: if the model can't be found or reached.
+        ValueError: if its files are damaged, or need code of their own that may not be run.
     """
     import transformers
 
-    architectures = (
-        transformers.AutoConfig.from_pretrained(model_id, trust_remote_code=False).architectures or []
-    )
+    trust = {"trust_remote_code": trust_remote_code}
+    named = load_pretrained(transformers.AutoConfig, model_id, **trust).architectures
+    architectures = [str(name) for name in named] if isinstance(named, list) else []
     # Models of the original package aren't loaded here; a program that loads one can patch it.
     supported = [name for name in supported_models() if hasattr(transformers, name)]
     known = [name for name in architectures if name in supported]
-    if not known:
+    cls = getattr(transformers, known[0] if known else "AutoModelForImageTextToText")
+    if not known and not trust_remote_code:
         raise TypeError(
             f"{model_id} is a {' or '.join(architectures) or 'model without a name'}; "
             f"supported are {', '.join(supported)}"
         )
     # A large model takes a while, so its progress bar stays if somebody may watch.
     with nullcontext() if sys.stderr.isatty() else quiet_loading():
-        model = getattr(transformers, known[0]).from_pretrained(
-            model_id, dtype=dtype, device_map=device or default_device()
+        model = load_pretrained(
+            cls, model_id, dtype=dtype, device_map=device or default_device(), **({} if known else trust)
         )
-    return model.eval(), transformers.AutoProcessor.from_pretrained(model_id, trust_remote_code=False)
+    return model.eval(), load_pretrained(transformers.AutoProcessor, model_id, **trust)
 
 
 def heard_with(
@@ -89,7 +95,12 @@ def heard_with(
 
 
 def load_soundclip(
-    model: str = DEMO, *, device: str | None = None, dtype: str = "auto", **patch_options: Any
+    model: str = DEMO,
+    *,
+    device: str | None = None,
+    dtype: str = "auto",
+    trust_remote_code: bool = False,
+    **patch_options: Any,
 ) -> SoundCLIP:
     """Load a LLaVA and patch it.
 
@@ -100,6 +111,7 @@ def load_soundclip(
         model: Hub id or folder of a LLaVA, or "demo" for the miniature.
         device: as in `load_llava`.
         dtype: as in `load_llava`.
+        trust_remote_code: as in `load_llava`.
         **patch_options: for `patch`, or for `load_demo`.
 
     Raises:
@@ -120,7 +132,7 @@ def load_soundclip(
         soundclip = load_demo(**patch_options)
         soundclip.model.to(device=device, dtype=None if dtype == "auto" else getattr(torch, dtype))
         return soundclip
-    loaded, processor = load_llava(model, device=device, dtype=dtype)
+    loaded, processor = load_llava(model, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
     return patch(loaded, processor=processor, **patch_options)
 
 

@@ -21,6 +21,7 @@ from llava_soundclip.hearing import Hearing, OpenSounds
 from llava_soundclip.hosts import find_host, inner_model
 from llava_soundclip.hosts.base import Host, Undo
 from llava_soundclip.presets import PRESETS
+from llava_soundclip.pretrained import load_pretrained
 from llava_soundclip.prompts import as_seen, chat_prompt, tokenizer_options
 from llava_soundclip.substitution import AudioTokenSubstituter, Norm, check_k
 
@@ -463,7 +464,7 @@ class SoundCLIP:
                 raise ValueError(
                     "the model has no Hub id or folder to load a processor from: pass processor= to patch()"
                 )
-            self.processor = AutoProcessor.from_pretrained(origin, trust_remote_code=False)
+            self.processor = load_pretrained(AutoProcessor, origin)
         return self.processor
 
     def unpatch(self) -> None:

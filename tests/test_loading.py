@@ -51,7 +51,7 @@ def test_the_miniature_goes_where_it_is_told(monkeypatch):
 
 def test_another_model_is_patched_with_its_processor(monkeypatch):
     monkeypatch.setattr(
-        loading, "load_llava", lambda name, device, dtype: (f"{name} on {device}", "its processor")
+        loading, "load_llava", lambda name, device, **options: (f"{name} on {device}", "its processor")
     )
     monkeypatch.setattr(loading, "patch", lambda model, **options: (model, options))
     assert loading.load_soundclip("some/llava", device="cpu", dtype="auto", k=3) == (

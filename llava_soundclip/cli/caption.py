@@ -66,6 +66,7 @@ def caption(
     track: opt.SoundTrack = None,
     device: opt.LLaVADevice = None,
     dtype: opt.LLaVADType = "auto",
+    trust_remote_code: opt.TrustRemoteCode = False,
 ) -> None:
     """Caption clips. A bad clip doesn't stop the rest; bad clips are listed at the end (exit code 1).
 
@@ -91,6 +92,7 @@ def caption(
         tokens=tokens,
         norm=norm,
         prompt=prompt,
+        trust_remote_code=trust_remote_code,
     )
     opt.prepare_file(out, "--out")
     opt.prepare_folder(maps, "--maps")

@@ -56,6 +56,7 @@ def tradeoff(
     track: opt.SoundTrack = None,
     device: opt.LLaVADevice = None,
     dtype: opt.LLaVADType = "auto",
+    trust_remote_code: opt.TrustRemoteCode = False,
 ) -> None:
     """Measure the gain in retrieval and the loss in captions from projecting, with controls, in one run.
 
@@ -74,6 +75,7 @@ def tradeoff(
         tokens=tokens,
         norm=norm,
         prompt=prompt,
+        trust_remote_code=trust_remote_code,
     )
     further = None if budgets is None else opt.numbers(budgets, int, "--budgets")
     mixes = None if alphas is None else opt.numbers(alphas, float, "--alphas")

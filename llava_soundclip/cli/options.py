@@ -58,6 +58,9 @@ MaxNewTokens = Annotated[int, typer.Option(min=1, help="Maximum length of a capt
 Device = Annotated[str | None, typer.Option(help="Device: cpu, cuda, cuda:1 ...")]
 LLaVADevice = Annotated[str | None, typer.Option(help="Device: cpu, cuda, cuda:1, auto ...")]
 LLaVADType = Annotated[str, typer.Option(help="Precision of the LLaVA: auto, float32, float16 or bfloat16.")]
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")
+]
 Features = Annotated[Path, typer.Argument(help="Folder made by `llava-soundclip features`.")]
 MeasuredProjector = Annotated[
     str | None,
@@ -134,6 +137,7 @@ class ModelOptions:
     tokens: str | None = None
     norm: str | None = None
     prompt: str | None = None
+    trust_remote_code: bool = False
 
     def heard_with(self) -> dict[str, Any]:
         """The fields of a caption's row that say how it was made."""
@@ -165,6 +169,8 @@ class ModelOptions:
 
         names = ("encoder", "alignment", "projector", "k", "tokens", "norm")
         given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        if self.trust_remote_code:
+            given["trust_remote_code"] = True
         soundclip = load_soundclip(
             self.model,
             device=self.device,

@@ -10,6 +10,7 @@ from llava_soundclip._quiet import quiet_loading
 from llava_soundclip.demo.clip import clip_folder
 from llava_soundclip.demo.parts import DEMO
 from llava_soundclip.fingerprints import clip_fingerprint, fingerprint
+from llava_soundclip.pretrained import load_pretrained
 
 LLAVA_LAYER = -2  # in LLaVA-1.5 and LLaVA-NeXT
 
@@ -63,21 +64,21 @@ class VisionTower(nn.Module):
 
         Raises:
             OSError: if the checkpoint can't be found or reached.
-            ValueError: if it isn't a CLIP tower, or has no such layer.
+            ValueError: if it isn't a CLIP tower, has no such layer, or its files are damaged.
         """
         import transformers
 
         if checkpoint == DEMO:
             checkpoint = clip_folder()
-        config = transformers.AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
+        config = load_pretrained(transformers.AutoConfig, checkpoint)
         if config.model_type not in ("clip", "clip_vision_model"):
             raise ValueError(
                 f"{checkpoint} is a {config.model_type}: a tower with a CLS token is needed, "
                 "such as openai/clip-vit-large-patch14-336"
             )
         with quiet_loading():
-            model = transformers.CLIPVisionModel.from_pretrained(checkpoint, dtype=dtype)
-        processor = transformers.AutoImageProcessor.from_pretrained(checkpoint, trust_remote_code=False)
+            model = load_pretrained(transformers.CLIPVisionModel, checkpoint, dtype=dtype)
+        processor = load_pretrained(transformers.AutoImageProcessor, checkpoint)
         tower = cls(model.eval().requires_grad_(False), processor, layer=layer)
         encoder = getattr(model, "vision_model", model).encoder  # one more level in transformers 4 than in 5
         encoder.layers = encoder.layers[: max(1, tower._read)]  # the output of the other layers isn't read

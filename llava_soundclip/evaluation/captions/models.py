@@ -18,6 +18,7 @@ from llava_soundclip._quiet import quiet_loading
 from llava_soundclip._version import __version__
 from llava_soundclip.demo.clip import clip_folder
 from llava_soundclip.demo.parts import DEMO, TEXT_ENCODER, find_part
+from llava_soundclip.pretrained import load_pretrained
 
 _CLIPS_AT_ONCE = 1000  # clips whose tokens are held in memory
 _NO_LIMIT = 10**6  # tokenizers without a maximum length report a number above this
@@ -67,11 +68,9 @@ class BERTScore:
             model, known_as = find_part(TEXT_ENCODER).parent, known_as or TEXT_ENCODER.hub_id
         self._known_as = known_as or fspath(model)
         self._batch_size, self._device = batch_size, device
-        self._tokenizer = transformers.AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+        self._tokenizer = load_pretrained(transformers.AutoTokenizer, model)
         with quiet_loading():
-            encoder = transformers.AutoModel.from_pretrained(
-                model, dtype=torch.float32, trust_remote_code=False
-            )
+            encoder = load_pretrained(transformers.AutoModel, model, dtype=torch.float32)
         if encoder.config.is_encoder_decoder:
             encoder = encoder.get_encoder()
         depth = encoder.config.num_hidden_layers
@@ -163,7 +162,7 @@ class CLIPScore:
 
         if model == DEMO:
             model, known_as = clip_folder(), known_as or "the miniature's"
-        config = transformers.AutoConfig.from_pretrained(model, trust_remote_code=False)
+        config = load_pretrained(transformers.AutoConfig, model)
         if config.model_type != "clip":
             raise ValueError(
                 f"{fspath(model)} is a {config.model_type}: expected a CLIP of text and pictures, "
@@ -173,10 +172,10 @@ class CLIPScore:
         self._weight, self._prompt = weight, prompt
         self._batch_size, self._device = batch_size, device
         self._words = config.text_config.max_position_embeddings
-        self._tokenizer = transformers.AutoTokenizer.from_pretrained(model, trust_remote_code=False)
-        self._processor = transformers.AutoImageProcessor.from_pretrained(model, trust_remote_code=False)
+        self._tokenizer = load_pretrained(transformers.AutoTokenizer, model)
+        self._processor = load_pretrained(transformers.AutoImageProcessor, model)
         with quiet_loading():
-            clip = transformers.CLIPModel.from_pretrained(model, dtype=torch.float32)
+            clip = load_pretrained(transformers.CLIPModel, model, dtype=torch.float32)
         self._weights = _fingerprint(clip)
         self._model = clip.eval().requires_grad_(False).to(device)
 
