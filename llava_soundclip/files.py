@@ -191,7 +191,9 @@ def locked_folder(path: str | os.PathLike[str], *, wait: bool = True) -> Iterato
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
-            raise
+            raise BlockingIOError(
+                f"another run is working in {os.fspath(path)}: wait for it, or give another folder"
+            ) from None
         except OSError:  # a file system without locks
             pass
         yield

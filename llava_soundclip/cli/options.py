@@ -117,7 +117,7 @@ Json = Annotated[Path | None, typer.Option("--json", help="Also write the figure
 # Arguments of functions that options set under the same name.
 _ARGUMENTS = (
     r"(?<![\w./-])(alignment|batch_size|checkpoint|control|device|dtype|encoder|examples|frames?|k|learning_rate|"
-    r"max_new_tokens|model|norm|picture|projector|prompt|seed|shard_size|temperature|tokens|track|workers)"
+    r"max_new_tokens|max_pixels|max_seconds|model|norm|picture|projector|prompt|seed|shard_size|temperature|tokens|track|workers)"
 )
 
 

@@ -49,7 +49,7 @@ def train(
 
     In several processes: accelerate launch -m llava_soundclip train ...
     """
-    from llava_soundclip.training.fit import Recipe
+    from llava_soundclip.training.fit import STATE, FinishedRunError, Recipe
     from llava_soundclip.training.fit import train as run
     from llava_soundclip.training.push import push_projector
 
@@ -64,7 +64,11 @@ def train(
             err=True,
         )
 
-    with opt.exit_codes():
+    def saved() -> str:
+        there = (out / STATE).is_file()
+        return f"the state is in {out}, and the same command resumes" if there else "nothing was written"
+
+    with opt.exit_codes(saved):
         recipe = Recipe(
             loss=loss,
             temperature=temperature,
@@ -83,17 +87,20 @@ def train(
             seed=seed,
             precision=precision,  # type: ignore[arg-type]
         )
-        with bar:
-            run(
-                features,
-                out,
-                recipe,
-                tensorboard=tensorboard,
-                command=command_line(),
-                on_note=lambda note: opt.say(f"Note: {note}", err=True),
-                on_step=lambda done, total: bar.update(task, completed=done, total=total),
-                on_epoch=tell,
-            )
+        try:
+            with bar:
+                run(
+                    features,
+                    out,
+                    recipe,
+                    tensorboard=tensorboard,
+                    command=command_line(),
+                    on_note=lambda note: opt.say(f"Note: {note}", err=True),
+                    on_step=lambda done, total: bar.update(task, completed=done, total=total),
+                    on_epoch=tell,
+                )
+        except FinishedRunError as error:
+            opt.say(f"Note: {error}", err=True)
         if push:
             opt.say(f"pushed to {push_projector(out, push, private=private)}", err=True)
     opt.say(f"the projector is in {out}", err=True)

@@ -1,5 +1,6 @@
 """Frames of a video or an animation, or a still picture."""
 
+import struct
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, Protocol
@@ -8,6 +9,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from llava_soundclip.media.files import (
+    MAX_PIXELS,
     RESTART,
     TICK,
     MediaError,
@@ -24,6 +26,9 @@ from llava_soundclip.media.files import (
 )
 
 _EXIF_ORIENTATION = 0x0112
+_THINNEST = 200  # times as long as wide: models enlarge the short side, so a thinner picture takes gigabytes
+# What Pillow raises on files that it can't read.
+_NO_PICTURE = (OSError, ValueError, SyntaxError, OverflowError, struct.error, Image.DecompressionBombError)
 _MOST_STRETCHED = 4  # a pixel of other proportions is an error in the header
 
 
@@ -32,6 +37,7 @@ def load_frame(
     *,
     time: float | Literal["first", "middle"] = "middle",
     track: int | None = None,
+    max_pixels: int = MAX_PIXELS,
 ) -> Image.Image:
     """Decode one picture: a frame of a video, or a still picture, as it is shown.
 
@@ -42,12 +48,13 @@ def load_frame(
             an (H, W, 3) uint8 array is returned as RGB.
         time: time of the frame: seconds on the video's clock, "first" or "middle". Ignored for still pictures.
         track: number of the video track, counted from 0; None for the best one that can be decoded.
+        max_pixels: number of pixels above which a file is refused.
 
     Returns:
         RGB picture.
 
     Raises:
-        MediaError: if the file can't be read, has no pictures, or ends before `time`.
+        MediaError: if the file can't be read, has no pictures, too large or too thin ones, or ends before `time`.
         TypeError: if `source` is none of the above.
         ValueError: for an invalid `time`, or an array of another shape or dtype.
 
@@ -60,10 +67,12 @@ def load_frame(
     else:
         check_seconds("time", time)
     if isinstance(source, Image.Image):
+        _check_shape("the picture", *source.size)
         return source.convert("RGB")
     if isinstance(source, np.ndarray):
         if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3 or source.size == 0:
             raise ValueError(f"a picture must be (H, W, 3) uint8, not {source.shape} {source.dtype}")
+        _check_shape("the picture", source.shape[1], source.shape[0])
         return Image.fromarray(source)
 
     def times(shown: _Pictures) -> list[float]:
@@ -71,7 +80,7 @@ def load_frame(
             return [0.0 if shown.is_still or time == "first" else shown.middle()]
         return [time]
 
-    return _decode(source, times, track)[0]
+    return _decode(source, times, track, max_pixels)[0]
 
 
 def load_frames(
@@ -81,6 +90,7 @@ def load_frames(
     end: float | None = None,
     *,
     track: int | None = None,
+    max_pixels: int = MAX_PIXELS,
 ) -> list[Image.Image]:
     """Decode evenly spaced frames of a video or a part of it: the middle frame of each of `count` equal parts.
 
@@ -90,6 +100,7 @@ def load_frames(
         start: start of the part in seconds; None for the beginning.
         end: end of the part in seconds; None for the end.
         track: number of the video track, as in `load_frame`.
+        max_pixels: number of pixels above which a file is refused.
 
     Returns:
         RGB pictures.
@@ -107,7 +118,7 @@ def load_frames(
         stop = length if end is None else min(end, length)
         return [begin + (i + 0.5) * max(0.0, stop - begin) / count for i in range(count)]
 
-    return _decode(source, times, track)
+    return _decode(source, times, track, max_pixels)
 
 
 class _Pictures(Protocol):
@@ -126,14 +137,16 @@ class _Pictures(Protocol):
 
 
 def _decode(
-    source: Source, times: Callable[[_Pictures], Sequence[float]], number: int | None
+    source: Source, times: Callable[[_Pictures], Sequence[float]], number: int | None, max_pixels: int
 ) -> list[Image.Image]:
     """The pictures of a file at some times."""
+    if can_read_again(source):
+        _check_header(source, max_pixels)
     if _is_for_pillow(source):
         with _with_pillow(source) as (name, picture):
             if picture is not None and picture.format in ("MPO", "WEBP"):
                 try:
-                    pages = _Pages(picture, name)
+                    pages = _Pages(picture, name, max_pixels)
                     return [pages.at(time) for time in times(pages)]
                 except MediaError:
                     raise
@@ -142,7 +155,7 @@ def _decode(
     with opened(source) as (container, name):
 
         def use(track: Track) -> list[Image.Image]:
-            film = _Film(track, source)
+            film = _Film(track, source, max_pixels)
             return [film.at(time) for time in times(film)]
 
         return decode_track(container, name, "video", use, number)
@@ -170,9 +183,13 @@ class _Film:
     Args:
         track: its video track.
         source: the file.
+        max_pixels: number of pixels of a frame above which it is refused.
     """
 
-    def __init__(self, track: Track, source: Source) -> None:
+    def __init__(self, track: Track, source: Source, max_pixels: int) -> None:
+        header = track.stream.codec_context
+        _check_pixels(track.name, header.width, header.height, max_pixels)
+        self.max_pixels = max_pixels
         self.track = track
         self.source = source
         self.is_still = is_still(track.container) or track.is_cover
@@ -199,10 +216,17 @@ class _Film:
 
     def at(self, time: float) -> Image.Image:
         frame = self._frame_at(0.0 if self.is_still else time)
+        _check_pixels(self.track.name, frame.width, frame.height, self.max_pixels)
         picture = Image.fromarray(frame.to_ndarray(format="rgb24"))
         if self.is_still:
+            _check_shape(self.track.name, *picture.size)
             return _turn_as_exif(picture, self.source)
-        pixels = np.asarray(_stretch(picture, self.track.stream.sample_aspect_ratio))
+        size = _shown_size(picture.size, self.track.stream.sample_aspect_ratio)
+        _check_pixels(self.track.name, *size, self.max_pixels)
+        _check_shape(self.track.name, *size)
+        if size != picture.size:
+            picture = picture.resize(size, Image.Resampling.BICUBIC)
+        pixels = np.asarray(picture)
         return Image.fromarray(np.ascontiguousarray(_turn(pixels, frame)))
 
     def _frame_at(self, time: float) -> Any:
@@ -249,9 +273,12 @@ class _Pages:
     Args:
         picture: the open file.
         name: its name, for messages.
+        max_pixels: number of pixels above which it is refused.
     """
 
-    def __init__(self, picture: Image.Image, name: str) -> None:
+    def __init__(self, picture: Image.Image, name: str, max_pixels: int) -> None:
+        _check_pixels(name, *picture.size, max_pixels)
+        _check_shape(name, *picture.size)
         self.picture = picture
         self.name = name
         self.count = getattr(picture, "n_frames", 1)
@@ -296,7 +323,7 @@ def _with_pillow(source: Source) -> Iterator[tuple[str, Image.Image | None]]:
         try:
             file.seek(0)
             picture = Image.open(file)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        except _NO_PICTURE:
             yield name, None
             return
         with picture:
@@ -306,13 +333,53 @@ def _with_pillow(source: Source) -> Iterator[tuple[str, Image.Image | None]]:
             file.close()
 
 
-def _stretch(picture: Image.Image, pixel: Any) -> Image.Image:
-    """Stretch a frame whose pixels aren't square: `pixel` is the width of one by its height; None if unknown."""
+def _check_pixels(name: str, width: int, height: int, most: int) -> None:
+    """Refuse a picture by the size in its header.
+
+    Raises:
+        MediaError: if it has more pixels than allowed; the message names the limit.
+    """
+    if width * height > most:
+        raise MediaError(
+            f"{name}: its picture has {width} x {height} pixels: make it smaller, or raise max_pixels={most}"
+        )
+
+
+def _check_shape(name: str, width: int, height: int) -> None:
+    if max(width, height) > _THINNEST * min(width, height):
+        raise MediaError(
+            f"{name}: its picture of {width} x {height} pixels is too thin to be shown to a model"
+        )
+
+
+def _check_header(source: Source, max_pixels: int) -> None:
+    """Refuse a picture file before FFmpeg opens it: to know a picture's format, it decodes it."""
+    name, file = name_and_file(source)
+    try:
+        file.seek(0)
+        with Image.open(file) as header:
+            size = header.size
+    except Image.DecompressionBombError as error:  # above a limit of Pillow's own
+        if max_pixels <= 2 * (Image.MAX_IMAGE_PIXELS or max_pixels):
+            raise MediaError(
+                f"{name}: its picture has more than {max_pixels} pixels: make it smaller, or raise "
+                f"max_pixels={max_pixels}"
+            ) from error
+    except _NO_PICTURE:
+        pass
+    else:
+        _check_pixels(name, *size, max_pixels)
+    finally:
+        if file is not source:
+            file.close()
+
+
+def _shown_size(size: tuple[int, int], pixel: Any) -> tuple[int, int]:
+    """The size of a frame on a screen: `pixel` is the width of a pixel by its height; None if unknown."""
+    width, height = size
     if not pixel or pixel == 1 or not 1 / _MOST_STRETCHED <= pixel <= _MOST_STRETCHED:
-        return picture
-    width, height = picture.size
-    size = (round(width * pixel), height) if pixel > 1 else (width, round(height / pixel))
-    return picture.resize(size, Image.Resampling.BICUBIC)
+        return size
+    return (round(width * pixel), height) if pixel > 1 else (width, round(height / pixel))
 
 
 def _turn(pixels: np.ndarray, frame: Any) -> np.ndarray:
@@ -331,11 +398,10 @@ def _turn(pixels: np.ndarray, frame: Any) -> np.ndarray:
 
 def _turn_as_exif(picture: Image.Image, source: Source) -> Image.Image:
     """Rotate a still picture according to its EXIF orientation. Pillow reads only the header."""
-    with _with_pillow(source) as (_, header):
-        if header is None:
-            return picture
-        try:
-            picture.getexif()[_EXIF_ORIENTATION] = header.getexif().get(_EXIF_ORIENTATION, 1)
-        except (OSError, ValueError, SyntaxError):  # broken metadata
-            return picture
+    try:
+        with _with_pillow(source) as (_, header):
+            turn = 1 if header is None else header.getexif().get(_EXIF_ORIENTATION, 1)
+    except (OSError, ValueError, SyntaxError):  # broken metadata
+        return picture
+    picture.getexif()[_EXIF_ORIENTATION] = turn
     return ImageOps.exif_transpose(picture)

@@ -12,6 +12,7 @@ import numpy as np
 import soxr
 
 from llava_soundclip.media.files import (
+    MAX_SECONDS,
     RESTART,
     MediaError,
     Source,
@@ -32,6 +33,7 @@ _CONTEXT = 0.1  # seconds on both sides of a cut, for the resampler's filter
 _PREROLL = 5.0  # seconds before a cut, for lossy codecs to settle after a seek
 _GAP = 0.1  # seconds without packets that count as a gap; time stamps may be that imprecise
 _LONGEST_GAP = 3600.0  # seconds; a longer one is an error in the time stamps
+_VALUES_PER_SECOND = 75_000  # of the longest sound, over all channels; stereo at 37.5 kHz
 
 
 def load_audio(
@@ -41,6 +43,7 @@ def load_audio(
     start: float = 0.0,
     duration: float | None = None,
     track: int | None = None,
+    max_seconds: float = MAX_SECONDS,
 ) -> np.ndarray:
     """Decode the sound of a file, or a part of it. Memory grows only with the part.
 
@@ -56,12 +59,13 @@ def load_audio(
         start: start in seconds on the video's clock.
         duration: duration in seconds; None for the rest of the sound.
         track: number of the sound track, counted from 0; None for the best one that can be decoded.
+        max_seconds: length of the part above which it is refused; for many channels or a high rate, less.
 
     Returns:
         (channels, samples) float32 in [-1, 1]; lossy codecs may overshoot slightly.
 
     Raises:
-        MediaError: if the file can't be read, or has no sound in that part.
+        MediaError: if the file can't be read, or has no sound or too much in that part.
         TypeError: if `source` is none of the above.
         ValueError: for an invalid `sampling_rate`, `start` or `duration`.
 
@@ -69,11 +73,16 @@ def load_audio(
         MediaWarning: if another track than the best is used, or the sound breaks off.
     """
     check_rate(sampling_rate)
-    return _load(source, sampling_rate, start, duration, track)[0]
+    return _load(source, sampling_rate, start, duration, track, max_seconds)[0]
 
 
 def load_audio_as_it_is(
-    source: Source, *, start: float = 0.0, duration: float | None = None, track: int | None = None
+    source: Source,
+    *,
+    start: float = 0.0,
+    duration: float | None = None,
+    track: int | None = None,
+    max_seconds: float = MAX_SECONDS,
 ) -> tuple[np.ndarray, int]:
     """Decode the sound of a file, or a part of it, at its own rate, for an encoder with its own resampling.
 
@@ -83,13 +92,19 @@ def load_audio_as_it_is(
     Raises:
         MediaError, TypeError, ValueError: as in `load_audio`.
     """
-    return _load(source, None, start, duration, track)
+    return _load(source, None, start, duration, track, max_seconds)
 
 
 def _load(
-    source: Source, sampling_rate: int | None, start: float, duration: float | None, number: int | None
+    source: Source,
+    sampling_rate: int | None,
+    start: float,
+    duration: float | None,
+    number: int | None,
+    max_seconds: float,
 ) -> tuple[np.ndarray, int]:
     check_seconds("start", start)
+    check_seconds("max_seconds", max_seconds)
     if duration is not None:
         check_seconds("duration", duration)
         if duration == 0:
@@ -98,13 +113,16 @@ def _load(
     with closing(joined_files(source)) as joined:
         first = next(joined, None)
         if first is not None:
-            return _load_joined(chain([first], joined), first.name, sampling_rate, start, duration, number)
+            return _load_joined(
+                chain([first], joined), first.name, sampling_rate, start, duration, number, max_seconds
+            )
     for seek in (True, False):
         cut = partial(
             _cut,
             wanted_rate=sampling_rate,
             start=start,
             duration=duration,
+            max_seconds=max_seconds,
             seek=seek,
             source=source if can_read_again(source) else None,
         )
@@ -127,8 +145,10 @@ def _load_joined(
     start: float,
     duration: float | None,
     number: int | None,
+    max_seconds: float,
 ) -> tuple[np.ndarray, int]:
     """Decode a part of a sound that is written in several files."""
+    left = max_seconds
     begin, parts = 0.0, list[np.ndarray]()
     for file in files:
         first = max(0.0, start - begin)
@@ -140,10 +160,13 @@ def _load_joined(
             with opened(file) as (container, _):
                 length = duration_of(container)
             if length is None or first < length:
-                part, rate = _load(file, rate, first, rest, number)
+                part, rate = _load(file, rate, first, rest, number, left)
+                left = max(0.0, left - part.shape[1] / rate)
                 parts.append(part if not parts else _in_channels(part, len(parts[0])))
                 if rest is None or part.shape[1] < round(rest * rate):
                     length = first + part.shape[1] / rate  # the header's may count what a codec discards
+        except _TooLongError as error:
+            raise _TooLongError(f"{name}: {_too_long(max_seconds, max_seconds)}") from error
         except MediaError as error:
             warn(name, f"a part of its sound is left out, from {begin + first:.2f} s: {error}")
         begin += length or 0.0
@@ -160,6 +183,7 @@ def _cut(
     wanted_rate: int | None,
     start: float,
     duration: float | None,
+    max_seconds: float,
     seek: bool,
     source: Source | None,
 ) -> tuple[np.ndarray, int] | None:
@@ -177,7 +201,8 @@ def _cut(
     time, frame = next(frames, (0.0, None))
     if frame is None:
         raise track.nothing()
-    part = _Part(track.name, wanted_rate or _rate_of(frame, track.name), start, duration)
+    rate = wanted_rate or _rate_of(frame, track.name)
+    part = _Part(track.name, rate, start, duration, max_seconds)
     while frame is not None and part.add(time, frame):
         if at > 0 and source is not None and track.is_counted and frame.sample_rate != usual_rate:
             return None
@@ -193,6 +218,14 @@ def _cut(
     return waveform, part.rate
 
 
+class _TooLongError(MediaError):
+    """A sound is longer than the limit."""
+
+
+def _too_long(seconds: float, limit: float) -> str:
+    return f"its sound is longer than {seconds:g} s: give its start and end, or raise max_seconds={limit:g}"
+
+
 class _Part:
     """Puts a part of a sound together, frame by frame. Samples outside the part are dropped at once.
 
@@ -204,9 +237,14 @@ class _Part:
         rate: rate of the result in Hz.
         start: start of the part in seconds.
         duration: duration of the part in seconds; None for the rest of the sound.
+        max_seconds: length above which it is refused.
     """
 
-    def __init__(self, name: str, rate: int, start: float, duration: float | None) -> None:
+    def __init__(
+        self, name: str, rate: int, start: float, duration: float | None, max_seconds: float
+    ) -> None:
+        self.max_seconds = max_seconds
+        self._samples = 0  # of the result so far
         self.name, self.rate, self.start, self.duration = name, rate, start, duration
         stop = None if duration is None else start + duration
         self.low = round(start * rate) if start else -sys.maxsize
@@ -312,14 +350,23 @@ class _Part:
         """Put silence from the end of the result so far to the beginning of the run."""
         silence = min(self._begun, self.high) - max(self.out, self.low)
         if silence > 0:
+            self._make_room(silence)
             self.kept.append(np.zeros((self._channels, silence), np.float32))
         self.out = max(self.out, self._begun)
+
+    def _make_room(self, samples: int) -> None:
+        """Count samples of the result before they take memory."""
+        self._samples += samples
+        most = self.max_seconds * min(self.rate, _VALUES_PER_SECOND / self._channels)
+        if self._samples > most:
+            raise _TooLongError(f"{self.name}: {_too_long(most / self.rate, self.max_seconds)}")
 
     def _keep(self, block: np.ndarray, *, last: bool = False) -> None:
         if self._run_rate != self.rate:
             block = self._stream.resample_chunk(np.ascontiguousarray(block.T), last=last).T
         wanted = block[:, max(0, self.low - self.out) : max(0, self.high - self.out)]
         if wanted.size:
+            self._make_room(wanted.shape[1])
             self.kept.append(_in_channels(wanted, self._channels).copy())
             self.heard = True
         self.out += block.shape[1]

@@ -21,11 +21,13 @@ from torch import Tensor, nn
 from llava_soundclip._extras import require
 from llava_soundclip.alignment.projector import Projector
 from llava_soundclip.encoders.base import check_choice
+from llava_soundclip.encoders.checkpoints import first_line, unpickle_tensors
 from llava_soundclip.encoders.whisper.fusion import Fusion, FusionName
 from llava_soundclip.evaluation.retrieval.measure import FIGURES, ITEMS, POOL, TOPS, retrieval
 from llava_soundclip.features.splits import RECIPE, split_by_source
 from llava_soundclip.features.store import FeatureFolder, FeatureHeader
-from llava_soundclip.files import write_file
+from llava_soundclip.files import check_folder, locked_folder, read_json, write_file
+from llava_soundclip.running import interrupts_held
 from llava_soundclip.training.losses import LOSSES, TEMPERATURE, make_loss
 
 Precision = Literal["no", "fp16", "bf16"]
@@ -42,6 +44,10 @@ FEW_HELD_OUT = 10  # a run with fewer validation clips gets a note
 
 class DivergedError(RuntimeError):
     """Training diverged: a loss or a weight became NaN or infinite."""
+
+
+class FinishedRunError(ValueError):
+    """The folder holds a finished run of the same recipe on the same features."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +149,7 @@ def train(
         features: a folder made by `llava-soundclip features`.
         out: the projector's folder. It gets the best weights by validation loss, the last epoch's weights in `last/`,
             `metrics.jsonl`, and `recipe.json`, which tells evaluations the held-out clips. During the run it also holds
-            the state. An interrupted run resumes.
+            the state. An interrupted run saves it after the next update, and resumes.
         recipe: options of the training; the paper's by default.
         save_every: seconds between two saved states.
         tensorboard: whether to also log to `runs/` beside the weights (needs the package).
@@ -158,9 +164,11 @@ def train(
     Raises:
         FileNotFoundError: if there is no features folder.
         ValueError: if the features are broken or too few to be split, the recipe doesn't fit them, or the folder holds
-            a run of another recipe or a finished run.
+            a run of another recipe or a finished run: a FinishedRunError if it was of this recipe.
         DivergedError: if a loss or a weight becomes NaN or infinite. The folder keeps the last saved state, and the
             weights of the best epoch, if one was finished.
+        BlockingIOError: if another run trains in the folder.
+        OSError: if the folder can't be written.
         ImportError: if `tensorboard` is set without the package.
     """
     from accelerate import Accelerator
@@ -178,7 +186,7 @@ def train(
     )
     folder, quiet = Path(out), not accelerator.is_main_process
     if accelerator.is_main_process:
-        folder.mkdir(parents=True, exist_ok=True)
+        check_folder(folder)
     accelerator.wait_for_everyone()
 
     torch.manual_seed(recipe.seed)
@@ -209,34 +217,38 @@ def train(
         for note in filter(None, (advice(len(training), recipe), few_held_out(len(validation)))):
             on_note(note)
 
-    while run.epoch < recipe.epochs and not run.is_stopped_early():
-        order = training[torch.randperm(len(training), generator=_generator(recipe.seed, run.epoch))]
-        batches = _batches(order, recipe.batch_size)
-        model.train()
-        while run.step < steps:
-            rows = batches[run.step]
-            audio, cls = data.rows(rows[accelerator.process_index :: accelerator.num_processes])
-            is_added_up = (run.step + 1) % recipe.accumulate == 0 or run.step + 1 == steps
-            with nullcontext() if is_added_up else accelerator.no_sync(model), accelerator.autocast():
-                loss = loss_of(model(audio.to(accelerator.device)), cls.to(accelerator.device))["loss"]
-                accelerator.backward(loss / recipe.accumulate)
-            run.after_step(loss.detach(), len(rows))
-            if is_added_up:
-                optimiser.step()
-                optimiser.zero_grad()
-            if is_added_up and run.is_due(save_every):
-                run.check_state()
-                run.save()
-            if on_step and not quiet:
-                on_step(run.epoch * steps + run.step, recipe.epochs * steps)
-        run.check_state()
-        figures = validate(projector, fusion, recipe, data, validation, accelerator.device)
-        run.check("validation loss", figures["validation_loss"])
-        run.check("length of the projected validation sounds", figures["norm"])
-        schedule.step(figures["validation_loss"])
-        row = run.after_epoch(figures)
-        if on_epoch and not quiet:
-            on_epoch(row)
+    alone = locked_folder(folder, wait=False) if accelerator.is_main_process else nullcontext()
+    with alone, interrupts_held() as is_held:
+        while run.epoch < recipe.epochs and not run.is_stopped_early():
+            order = training[torch.randperm(len(training), generator=_generator(recipe.seed, run.epoch))]
+            batches = _batches(order, recipe.batch_size)
+            model.train()
+            while run.step < steps:
+                rows = batches[run.step]
+                audio, cls = data.rows(rows[accelerator.process_index :: accelerator.num_processes])
+                is_added_up = (run.step + 1) % recipe.accumulate == 0 or run.step + 1 == steps
+                with nullcontext() if is_added_up else accelerator.no_sync(model), accelerator.autocast():
+                    loss = loss_of(model(audio.to(accelerator.device)), cls.to(accelerator.device))["loss"]
+                    accelerator.backward(loss / recipe.accumulate)
+                run.after_step(loss.detach(), len(rows))
+                if is_added_up:
+                    optimiser.step()
+                    optimiser.zero_grad()
+                if is_added_up and run.is_due(save_every, is_held()):
+                    run.check_state()
+                    run.save()
+                    if run.is_stopping:
+                        raise KeyboardInterrupt
+                if on_step and not quiet:
+                    on_step(run.epoch * steps + run.step, recipe.epochs * steps)
+            run.check_state()
+            figures = validate(projector, fusion, recipe, data, validation, accelerator.device)
+            run.check("validation loss", figures["validation_loss"])
+            run.check("length of the projected validation sounds", figures["norm"])
+            schedule.step(figures["validation_loss"])
+            row = run.after_epoch(figures)
+            if on_epoch and not quiet:
+                on_epoch(row)
     if tensorboard:
         accelerator.end_training()
     run.finish(command, len(training), len(validation))
@@ -292,6 +304,7 @@ class _TrainingRun:
         epoch: the current epoch, from 0.
         step: the next step of the epoch.
         steps: number of steps per epoch.
+        is_stopping: whether a process was interrupted, so that all end after the next save.
     """
 
     def __init__(
@@ -309,6 +322,7 @@ class _TrainingRun:
         self.folder, self.recipe, self.data, self.projector = folder, recipe, data, projector
         self.optimiser, self.schedule, self.accelerator = optimiser, schedule, accelerator
         self.epoch = self.step = 0
+        self.is_stopping = False
         self.losses = [0.0, 0.0]  # this epoch's sum over rows, and number of rows
         self.best: dict[str, Any] = {"epoch": -1, "validation_loss": math.inf}
         self.rows: list[dict[str, Any]] = []
@@ -328,28 +342,51 @@ class _TrainingRun:
         path = self.folder / STATE
         if not path.is_file():
             if (self.folder / METRICS).exists():
-                raise ValueError(f"{self.folder} holds a finished run: give another folder, or remove it")
+                self._refuse_finished()
             return
-        state = torch.load(path, weights_only=True)
-        # Fields that an earlier version lacked had their defaults.
-        before = {**_as_text(Recipe()), **state["identity"]}
-        differ = {
-            key: f"{key} was {before.get(key)} and is {value}"
+        state = unpickle_tensors(path)
+        try:
+            # Fields that an earlier version lacked had their defaults.
+            self._compare("another run", {**_as_text(Recipe()), **state["identity"]})
+            self.projector.load_state_dict(state["projector"])
+            self.optimiser.load_state_dict(state["optimiser"])
+            self.schedule.load_state_dict(state["schedule"])
+            if self.accelerator.scaler is not None:
+                self.accelerator.scaler.load_state_dict(state["scaler"])
+            self.epoch, self.step, self.losses = state["epoch"], state["step"], state["losses"]
+            self.best, self.rows = state["best"], state["rows"]
+            torch.set_rng_state(state["random"][self.accelerator.process_index])
+        except (AttributeError, LookupError, RuntimeError, TypeError) as error:
+            raise ValueError(
+                f"{path} isn't the state of a run of train: remove it to begin again ({first_line(error)})"
+            ) from error
+
+    def _refuse_finished(self) -> None:
+        """Raise the error for a folder with a finished run."""
+        path = self.folder / RECIPE
+        made = read_json(path) if path.is_file() else {}
+        recipe = made.get("recipe")
+        if isinstance(recipe, dict):
+            before = {**_as_text(Recipe()), **{name: str(value) for name, value in recipe.items()}}
+            self._compare(
+                "a finished run", {**before, "features": made.get("features")}, left_out="processes"
+            )
+            raise FinishedRunError(
+                f"{self.folder} holds a finished run of this recipe: there is nothing to do"
+            )
+        raise ValueError(f"{self.folder} holds a finished run: give another folder, or remove it")
+
+    def _compare(self, what: str, before: Mapping[str, Any], left_out: str | None = None) -> None:
+        """Refuse a run that differs from this one."""
+        differ = [
+            f"{key} was {before.get(key)} and is {value}"
             for key, value in self._identity.items()
-            if before.get(key) != value
-        }
+            if before.get(key) != value and key != left_out
+        ]
         if differ:
             raise ValueError(
-                f"{self.folder} holds another run: {'; '.join(differ.values())}. Give another folder, or remove it"
+                f"{self.folder} holds {what}: {'; '.join(differ)}. Give another folder, or remove it"
             )
-        self.projector.load_state_dict(state["projector"])
-        self.optimiser.load_state_dict(state["optimiser"])
-        self.schedule.load_state_dict(state["schedule"])
-        if self.accelerator.scaler is not None:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
-        self.epoch, self.step, self.losses = state["epoch"], state["step"], state["losses"]
-        self.best, self.rows = state["best"], state["rows"]
-        torch.set_rng_state(state["random"][self.accelerator.process_index])
 
     def save(self) -> None:
         """Write the state atomically; every process calls this."""
@@ -429,10 +466,12 @@ class _TrainingRun:
             found.append(f"a temperature above {recipe.temperature:g}")
         return f"Try {' or '.join(found or ['features of smaller numbers, since these overflow'])}"
 
-    def is_due(self, seconds: float) -> bool:
-        """Whether the last save was at least this many seconds ago; all processes agree."""
-        late = torch.tensor(float(time.monotonic() - self._saved >= seconds), device=self.accelerator.device)
-        return bool(self.accelerator.reduce(late, reduction="sum").item())
+    def is_due(self, seconds: float, is_interrupted: bool) -> bool:
+        """Whether the last save was at least this many seconds ago, or a process is interrupted; all agree."""
+        late = time.monotonic() - self._saved >= seconds
+        signs = torch.tensor([float(late), float(is_interrupted)], device=self.accelerator.device)
+        late, self.is_stopping = map(bool, self.accelerator.reduce(signs, reduction="sum").tolist())
+        return late or self.is_stopping
 
     def after_epoch(self, figures: dict[str, float]) -> dict[str, Any]:
         """Record the metrics, write the weights (as the best ones, if they are), and save the state."""
