@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 from llava_soundclip._text import as_unicode
 from llava_soundclip.captioning.rows import ROW_OPTIONS, CaptionFile
 from llava_soundclip.captioning.settings import CaptionOptions, Setting, describe
-from llava_soundclip.clips import Clip, Names, as_clips, frame_of, open_media, sound_of
+from llava_soundclip.clips import Clip, Names, as_clips
 from llava_soundclip.clips.find import file_name
 from llava_soundclip.controls import ANOTHER
+from llava_soundclip.features.decode import DecodingPool, Parts, PartsDecoder, Wanted
 from llava_soundclip.files import write_picture
-from llava_soundclip.media import load_frame, probe
+from llava_soundclip.media import load_frame
 from llava_soundclip.running import work_through
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ def caption_clips(
     maps: str | os.PathLike[str] | None = None,
     mapped: Collection[str] | None = None,
     fingerprint: str | None = None,
+    workers: int = 0,
     on_rows: Callable[[list[Row]], None] = lambda rows: None,
     on_clips: Callable[[int], None] = lambda count: None,
 ) -> Captioned:
@@ -82,6 +84,7 @@ def caption_clips(
         maps: folder for a picture of each clip's kept patches, in the first setting.
         mapped: ids of the clips that get such a picture; by default all.
         fingerprint: value of "options" in the rows; by default it is computed.
+        workers: number of processes that decode: a file that takes all memory then fails alone. 0 decodes in this one.
         on_rows: called with the rows of each batch, after they are written.
         on_clips: called with the number of captions that were done or failed since the last call.
 
@@ -98,39 +101,46 @@ def caption_clips(
     settings = (
         [Setting(soundclip.alignment, soundclip.k, soundclip.control)] if settings is None else settings
     )
-    run = _CaptionRun(soundclip, clips, options or CaptionOptions(), out, picture, maps, mapped)
+    options = options or CaptionOptions()
     plays_others = any(setting.control == ANOTHER for setting in settings)
     if plays_others and len(clips) < 2:
         raise ValueError("the control another needs two clips or more")
+    if picture is not None:
+        load_frame(picture)  # one error now instead of one per clip
+    decoder = PartsDecoder(
+        soundclip.encoder.decoding_rate, options.frame, None if picture is None else os.fspath(picture)
+    )
     captioned = Captioned()
-    if plays_others or len(settings) > 1:
-        # Decode all clips first: every setting gets the same clips, and only clips that decode are played for others.
-        captioned.bad |= run.undecodable()
-        on_clips(len(captioned.bad) * len(settings))
-    good = [clip for clip in clips if clip.id not in captioned.bad]
-    if plays_others:
-        run.heard = dict((heard or next_clips)(good))
-    for setting in settings:
-        with setting.applied_to(soundclip):
-            about = {**_about(soundclip, setting, model), ROW_OPTIONS: fingerprint or run.fingerprint()}
-            file = None if out is None else CaptionFile(Path(out), setting.name, about)
-            todo = [clip.id for clip in good if file is None or clip.id not in file]
-            captioned.there += len(good) - len(todo)
-            on_clips(len(good) - len(todo))
-            caption = partial(run.caption, setting=setting, draws=setting is settings[0])
-            for at in range(0, len(todo), run.options.batch_size):
-                batch = todo[at : at + run.options.batch_size]
-                if file is not None:
-                    file.refresh()
-                    batch = [id for id in batch if id not in file]
-                for texts, failed in work_through(batch, caption, run.options.batch_size):
-                    captioned.bad |= failed
-                    rows = [{"clip": id, **row, **about} for id, row in texts.items()]
+    with DecodingPool(decoder, workers, ahead=options.batch_size) as pool:
+        run = _CaptionRun(soundclip, clips, options, pool, out, decoder.picture, maps, mapped)
+        if plays_others or len(settings) > 1:
+            # Decode all clips first: every setting gets the same clips, and only clips that decode are played for others.
+            captioned.bad |= run.undecodable()
+            on_clips(len(captioned.bad) * len(settings))
+        good = [clip for clip in clips if clip.id not in captioned.bad]
+        if plays_others:
+            run.heard = dict((heard or next_clips)(good))
+        for setting in settings:
+            with setting.applied_to(soundclip):
+                about = {**_about(soundclip, setting, model), ROW_OPTIONS: fingerprint or run.fingerprint()}
+                file = None if out is None else CaptionFile(Path(out), setting.name, about)
+                todo = [clip.id for clip in good if file is None or clip.id not in file]
+                captioned.there += len(good) - len(todo)
+                on_clips(len(good) - len(todo))
+                caption = partial(run.caption, setting=setting, draws=setting is settings[0])
+                for at in range(0, len(todo), options.batch_size):
+                    batch = todo[at : at + options.batch_size]
                     if file is not None:
-                        file.add(rows)
-                    captioned.rows += rows
-                    on_rows(rows)
-                    on_clips(len(texts) + len(failed))
+                        file.refresh()
+                        batch = [id for id in batch if id not in file]
+                    for texts, failed in work_through(batch, caption, options.batch_size):
+                        captioned.bad |= failed
+                        rows = [{"clip": id, **row, **about} for id, row in texts.items()]
+                        if file is not None:
+                            file.add(rows)
+                        captioned.rows += rows
+                        on_rows(rows)
+                        on_clips(len(texts) + len(failed))
     return captioned
 
 
@@ -165,8 +175,9 @@ class _CaptionRun:
         soundclip: "SoundCLIP",
         clips: Sequence[Clip],
         options: CaptionOptions,
+        pool: DecodingPool[Wanted, Parts],
         out: str | os.PathLike[str] | None,
-        picture: str | os.PathLike[str] | None,
+        picture: str | None,
         maps: str | os.PathLike[str] | None,
         mapped: Collection[str] | None,
     ) -> None:
@@ -176,12 +187,11 @@ class _CaptionRun:
             raise ValueError("two clips have the same id: each clip needs its own")
         self.options = options
         self.folder = None if out is None else Path(out).parent
-        self.picture = None if picture is None else os.fspath(picture)
+        self.picture = picture
         self.maps = None if maps is None else Path(maps)
         self.mapped = self.clips.keys() if mapped is None else mapped
         self.heard: dict[str, str] = {}
-        if self.picture is not None:
-            load_frame(self.picture)  # one error now instead of one per clip
+        self._pool = pool
 
     def fingerprint(self) -> str:
         """8 hex digits that identify the options of a caption that its row doesn't list."""
@@ -199,23 +209,31 @@ class _CaptionRun:
 
     def undecodable(self) -> dict[str, str]:
         """Clips whose sound or picture can't be decoded, with the reasons."""
+        wanted = (Wanted(clip, picture=True) for clip in self.clips.values())
+        return {part.clip.id: found for part, found in self._pool.decode(wanted) if isinstance(found, str)}
 
-        def decode(ids: Sequence[str]) -> list[None]:
-            for id in ids:
-                clip = self._shown(id)
-                sound_of(clip, self.soundclip.encoder.decoding_rate)
-                frame_of(clip, self.options.frame)
-            return [None] * len(ids)
+    def _decoded(self, wanted: Sequence[Wanted]) -> list[Parts]:
+        """Decoded parts.
 
-        return {id: why for _, failed in work_through([*self.clips], decode, 1) for id, why in failed.items()}
+        Raises:
+            ValueError: if a clip can't be decoded; the message has the reason.
+        """
+        found = []
+        for _, parts in self._pool.decode(wanted):
+            if isinstance(parts, str):
+                raise ValueError(parts)  # noqa: TRY004 (a text is the reason)
+            found.append(parts)
+        return found
 
     def caption(self, ids: Sequence[str], *, setting: Setting, draws: bool) -> list[Row]:
         """The rows of a batch, without the fields that all rows share."""
-        shown = [self._shown(id) for id in ids]
-        pictures = [frame_of(clip, self.options.frame) for clip in shown]
-        played = [self._shown(self.heard[id]) if setting.control == ANOTHER else clip
-                  for id, clip in zip(ids, shown, strict=True)]  # fmt: skip
-        sounds = [sound_of(clip, self.soundclip.encoder.decoding_rate) for clip in played]
+        clips = [self.clips[id] for id in ids]
+        plays_other = setting.control == ANOTHER
+        played = [self.clips[self.heard[id]] for id in ids] if plays_other else clips
+        seen = self._decoded([Wanted(clip, sound=not plays_other, picture=True) for clip in clips])
+        heard = self._decoded([Wanted(clip) for clip in played]) if plays_other else seen
+        pictures = [parts.picture for parts in seen if parts.picture is not None]
+        sounds = [parts.sound for parts in heard if parts.sound is not None]
         sampling = {} if self.options.do_sample is None else {"do_sample": self.options.do_sample}
         texts = self.soundclip.caption(
             [wave for wave, _ in sounds],
@@ -226,23 +244,19 @@ class _CaptionRun:
             **sampling,
         )
         rows = []
-        for clip, other, (wave, rate), seen, text in zip(shown, played, sounds, pictures, texts, strict=True):
+        for clip, other, (wave, rate), parts, picture, text in zip(
+            clips, played, sounds, seen, pictures, texts, strict=True
+        ):
             row: Row = {"caption": text}
             if other.id != clip.id:
                 row["heard"] = other.id
             if self.folder is not None:
-                row["image"] = self._image(clip, seen)
+                shown = replace(clip, picture=self.picture) if parts.is_substitute else clip
+                row["image"] = self._image(shown, picture)
             if draws and self.maps is not None and clip.id in self.mapped:
-                row["map"] = self._map(clip, wave, rate, seen, text)
+                row["map"] = self._map(clip, wave, rate, picture, text)
             rows.append(row)
         return rows
-
-    def _shown(self, id: str) -> Clip:
-        """A clip ready to decode: fetched from its dataset, and with the run's picture if it has none."""
-        clip = self.clips[id].fetched()
-        if self.picture is None or clip.picture is not None or clip.fault is not None:
-            return clip
-        return clip if probe(open_media(clip.sound)).has_video else replace(clip, picture=self.picture)
 
     def _image(self, clip: Clip, picture: "Image") -> str:
         """The path of a row's picture: the clip's own file, or a copy of the picture.

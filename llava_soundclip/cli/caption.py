@@ -64,6 +64,9 @@ def caption(
     end_column: opt.EndColumn = None,
     id_column: opt.IdColumn = None,
     track: opt.SoundTrack = None,
+    max_seconds: opt.MaxSeconds = opt.MAX_SECONDS,
+    max_pixels: opt.MaxPixels = opt.MAX_PIXELS,
+    workers: opt.Workers = 1,
     device: opt.LLaVADevice = None,
     dtype: opt.LLaVADType = "auto",
     trust_remote_code: opt.TrustRemoteCode = False,
@@ -111,6 +114,8 @@ def caption(
             end=end_column,
             id=id_column,
             track=track,
+            max_seconds=max_seconds,
+            max_pixels=max_pixels,
         )
         found = clips_as.find(clips, by_path=True)
         planned = Setting(control=control, name=setting)  # type: ignore[arg-type]  # checked there
@@ -150,6 +155,7 @@ def caption(
                 picture=picture,
                 maps=maps,
                 fingerprint=fingerprint,
+                workers=workers,
                 on_rows=show,
                 on_clips=lambda count: bar.advance(task, count),
             )

@@ -31,6 +31,9 @@ def embed(
     end_column: opt.EndColumn = None,
     id_column: opt.IdColumn = None,
     track: opt.SoundTrack = None,
+    max_seconds: opt.MaxSeconds = opt.MAX_SECONDS,
+    max_pixels: opt.MaxPixels = opt.MAX_PIXELS,
+    workers: opt.Workers = 1,
     device: opt.Device = None,
     dtype: Annotated[
         str | None, typer.Option(help="Precision of the encoder: float32, float16 or bfloat16.")
@@ -63,6 +66,8 @@ def embed(
             end=end_column,
             id=id_column,
             track=track,
+            max_seconds=max_seconds,
+            max_pixels=max_pixels,
         )
         found = clips_as.find(clips, by_path=True)
         opt.check_usable(found, OUTCOME)
@@ -72,7 +77,12 @@ def embed(
         with bar:
             hearing = load_encoder(encoder, device=device or default_device(), **given)
             embedded = embed_clips(
-                found, hearing, out, batch_size=batch_size, on_clips=lambda count: bar.advance(task, count)
+                found,
+                hearing,
+                out,
+                batch_size=batch_size,
+                workers=workers,
+                on_clips=lambda count: bar.advance(task, count),
             )
     there = f", {embedded.there} of {len(found)} clips were there already" if embedded.there else ""
     if embedded.vectors:

@@ -54,6 +54,8 @@ def tradeoff(
     id_column: opt.IdColumn = None,
     source_column: opt.SourceColumn = None,
     track: opt.SoundTrack = None,
+    max_seconds: opt.MaxSeconds = opt.MAX_SECONDS,
+    max_pixels: opt.MaxPixels = opt.MAX_PIXELS,
     device: opt.LLaVADevice = None,
     dtype: opt.LLaVADType = "auto",
     trust_remote_code: opt.TrustRemoteCode = False,
@@ -102,6 +104,8 @@ def tradeoff(
             id=id_column,
             source=source_column,
             track=track,
+            max_seconds=max_seconds,
+            max_pixels=max_pixels,
         )
         found = clips_as.find(clips)
         opt.check_usable(found, OUTCOME)

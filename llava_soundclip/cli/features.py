@@ -61,6 +61,8 @@ def features(
     id_column: opt.IdColumn = None,
     source_column: opt.SourceColumn = None,
     track: opt.SoundTrack = None,
+    max_seconds: opt.MaxSeconds = opt.MAX_SECONDS,
+    max_pixels: opt.MaxPixels = opt.MAX_PIXELS,
 ) -> None:
     """Make the features for training a projector. An interrupted run resumes.
 
@@ -91,6 +93,8 @@ def features(
             id=id_column,
             source=source_column,
             track=track,
+            max_seconds=max_seconds,
+            max_pixels=max_pixels,
         )
         found = clips_as.find(clips)
         opt.check_usable(found, OUTCOME)

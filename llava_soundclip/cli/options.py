@@ -16,6 +16,9 @@ from llava_soundclip.files import check_file, check_folder
 from llava_soundclip.messages import sentence
 from llava_soundclip.running import default_device, failures_text, stop_code
 
+MAX_SECONDS = 3600.0  # the defaults of llava_soundclip.media, whose import takes a while
+MAX_PIXELS = 2**26
+
 if TYPE_CHECKING:
     from llava_soundclip.clips import Clip, FrameTime
     from llava_soundclip.evaluation.captions import BERTScore, CLIPScore
@@ -111,6 +114,16 @@ SoundTrack = Annotated[
         help="Number of the sound track, from 0; by default the best one that can be decoded.",
     ),
 ]
+MaxSeconds = Annotated[
+    float, typer.Option(min=0, help="Length of sound in seconds above which a clip is refused.")
+]
+MaxPixels = Annotated[int, typer.Option(min=1, help="Number of pixels above which a picture is refused.")]
+Workers = Annotated[
+    int,
+    typer.Option(
+        min=0, help="Processes that decode, so that a bad file fails alone; 0 decodes without them."
+    ),
+]
 Json = Annotated[Path | None, typer.Option("--json", help="Also write the figures to this file.")]
 
 
@@ -196,6 +209,8 @@ class ClipOptions:
     id: str | None = None
     source: str | None = None
     track: int | None = None
+    max_seconds: float = MAX_SECONDS
+    max_pixels: int = MAX_PIXELS
 
     def find(self, names: Sequence[str], *, by_path: bool = False) -> "list[Clip]":
         """The clips of some names. Errors are those of `read_clips`.
@@ -216,7 +231,15 @@ class ClipOptions:
                 if getattr(self, name) is not None
             },
         )
-        found = read_clips(names, columns=columns, root=self.root, by_path=by_path, track=self.track)
+        found = read_clips(
+            names,
+            columns=columns,
+            root=self.root,
+            by_path=by_path,
+            track=self.track,
+            max_seconds=self.max_seconds,
+            max_pixels=self.max_pixels,
+        )
         if not found:
             say(
                 f"There are no clips in {', '.join(map(printable, names))}: no file has the suffix of a video or a "

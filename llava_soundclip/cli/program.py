@@ -1,5 +1,6 @@
 """The program `llava-soundclip`: all its commands."""
 
+import multiprocessing
 from typing import Annotated
 
 import typer
@@ -39,6 +40,8 @@ app.command()(report)
 
 def main() -> None:
     """Entry point of `llava-soundclip` and `python -m llava_soundclip`."""
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        return  # a worker process imports the script that called this
     with stopped_by_signals():
         app(prog_name=PROGRAM)
 

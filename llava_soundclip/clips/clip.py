@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import Any, TypeAlias
 
 from llava_soundclip._text import printable
-from llava_soundclip.media import MediaError, Source
+from llava_soundclip.media import MAX_PIXELS, MAX_SECONDS, MediaError, Source
 from llava_soundclip.media.files import never_opened
 
 
@@ -91,6 +91,8 @@ class Clip:
         end: end in the video, in seconds; None for its end.
         fault: the reason why it can't be used, if that is known before it is opened.
         track: number of the sound track, counted from 0; None for the best one that can be decoded.
+        max_seconds: length of sound above which it is refused.
+        max_pixels: number of pixels above which its picture is refused.
     """
 
     id: str
@@ -101,6 +103,8 @@ class Clip:
     end: float | None = None
     fault: str | None = None
     track: int | None = None
+    max_seconds: float = MAX_SECONDS
+    max_pixels: int = MAX_PIXELS
 
     def fetched(self) -> "Clip":
         """The clip for a worker process: cells of a dataset are replaced by their content."""

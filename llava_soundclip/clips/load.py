@@ -8,6 +8,7 @@ from PIL.Image import Image
 
 from llava_soundclip.clips.clip import Clip, open_media
 from llava_soundclip.media import (
+    MAX_SECONDS,
     MediaError,
     Source,
     load_audio,
@@ -37,7 +38,14 @@ def sound_of(clip: Clip, sampling_rate: int | None) -> tuple[np.ndarray, int]:
         MediaError: if there is no sound, or the clip has a fault.
     """
     _check(clip)
-    return load_sound(open_media(clip.sound), sampling_rate, clip.start, clip.end, track=clip.track)
+    return load_sound(
+        open_media(clip.sound),
+        sampling_rate,
+        clip.start,
+        clip.end,
+        track=clip.track,
+        max_seconds=clip.max_seconds,
+    )
 
 
 def frame_of(clip: Clip, time: FrameTime = "middle") -> Image:
@@ -56,8 +64,9 @@ def frame_of(clip: Clip, time: FrameTime = "middle") -> Image:
 
     def decode(source: Source) -> Image:
         if time == "middle":
-            return load_frames(source, 1, clip.start, clip.end)[0]
-        return load_frame(source, time=(clip.start or 0.0) + (0.0 if time == "first" else time))
+            return load_frames(source, 1, clip.start, clip.end, max_pixels=clip.max_pixels)[0]
+        at = (clip.start or 0.0) + (0.0 if time == "first" else time)
+        return load_frame(source, time=at, max_pixels=clip.max_pixels)
 
     return _pictured(clip, decode, f"{_ADVICE}, or give picture=")
 
@@ -68,7 +77,11 @@ def frames_of(clip: Clip, count: int) -> list[Image]:
     Raises:
         MediaError: as in `frame_of`.
     """
-    return _pictured(clip, lambda source: load_frames(source, count, clip.start, clip.end), _ADVICE)
+
+    def decode(source: Source) -> list[Image]:
+        return load_frames(source, count, clip.start, clip.end, max_pixels=clip.max_pixels)
+
+    return _pictured(clip, decode, _ADVICE)
 
 
 def _pictured(clip: Clip, decode: Callable[[Source], T], advice: str) -> T:
@@ -95,6 +108,7 @@ def load_sound(
     end: float | None,
     *,
     track: int | None = None,
+    max_seconds: float = MAX_SECONDS,
 ) -> tuple[np.ndarray, int]:
     """Decode a sound or a part of it.
 
@@ -104,6 +118,7 @@ def load_sound(
         start: start of the part in seconds; None for the beginning.
         end: end of the part in seconds; None for the end.
         track: number of the sound track, counted from 0; None for the best one that can be decoded.
+        max_seconds: length above which it is refused.
 
     Returns:
         (channels, samples) float32 and its sampling rate in Hz.
@@ -114,6 +129,15 @@ def load_sound(
     begin = start or 0.0
     duration = None if end is None else end - begin
     if sampling_rate is None:
-        return load_audio_as_it_is(source, start=begin, duration=duration, track=track)
-    waveform = load_audio(source, sampling_rate=sampling_rate, start=begin, duration=duration, track=track)
+        return load_audio_as_it_is(
+            source, start=begin, duration=duration, track=track, max_seconds=max_seconds
+        )
+    waveform = load_audio(
+        source,
+        sampling_rate=sampling_rate,
+        start=begin,
+        duration=duration,
+        track=track,
+        max_seconds=max_seconds,
+    )
     return waveform, sampling_rate

@@ -13,6 +13,7 @@ from llava_soundclip.clips.datasets import PREFIX, read_named_dataset
 from llava_soundclip.clips.find import Names, as_names, find_clips, picture_beside, place_of
 from llava_soundclip.clips.tables import TABLE_SUFFIXES, Columns, read_table
 from llava_soundclip.clips.tars import read_tar
+from llava_soundclip.media import MAX_PIXELS, MAX_SECONDS
 
 _PACKED_TARS = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
@@ -24,6 +25,8 @@ def read_clips(
     root: str | os.PathLike[str] | None = None,
     by_path: bool = False,
     track: int | None = None,
+    max_seconds: float = MAX_SECONDS,
+    max_pixels: int = MAX_PIXELS,
 ) -> list[Clip]:
     """All clips in files, folders, patterns, tables, tars and datasets, without duplicates.
 
@@ -38,6 +41,8 @@ def read_clips(
         root: folder that a table's relative paths start from; by default the table's own folder.
         by_path: whether a file's id is its path, as in rows of captions.
         track: number of the sound track to hear, counted from 0; None for the best one that can be decoded.
+        max_seconds: length of sound above which a clip is refused; a small file may hold days.
+        max_pixels: number of pixels above which a picture is refused.
 
     Returns:
         The clips, including those that are known to be bad.
@@ -71,7 +76,12 @@ def read_clips(
                 places.add(place)
                 found = [_path_clip(path) if by_path else _file_clip(path, base)]
             collect(clips, found)
-    return [clip if track is None else replace(clip, track=track) for clip in clips.values()]
+    given = {
+        "max_seconds": max_seconds,
+        "max_pixels": max_pixels,
+        **({} if track is None else {"track": track}),
+    }
+    return [replace(clip, **given) for clip in clips.values()]  # type: ignore[arg-type]
 
 
 def _base_of(name: str) -> str:

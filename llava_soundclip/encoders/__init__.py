@@ -69,8 +69,18 @@ def load_encoder(name: str, **options: Any) -> AudioEncoder:
         The encoder.
 
     Raises:
-        ValueError: for an unknown name, or a checkpoint of another encoder.
+        ValueError: for an unknown name, a checkpoint of another encoder, or weights that aren't finite.
         ImportError: if an optional package is missing; the message has the pip line.
     """
     encoder = encoder_class(name).load(**options)
+    broken = [
+        part
+        for part, weight in encoder.named_parameters()
+        if not weight.is_meta and not weight.isfinite().all()
+    ]
+    if broken:
+        raise ValueError(
+            f"the weights of {name} hold NaN or infinity in {len(broken)} tensors, such as {broken[0]}: the file "
+            "is damaged, or its numbers are too large for the precision"
+        )
     return encoder.eval().requires_grad_(False)

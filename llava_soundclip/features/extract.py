@@ -105,7 +105,7 @@ class _ExtractionRun:
         self.batch_size = batch_size
         self.seconds = ledger.result.seconds
 
-    def work_on(self, pool: DecodingPool, *, wait: bool) -> None:
+    def work_on(self, pool: DecodingPool[Clip, Decoded], *, wait: bool) -> None:
         decoded = self._timed(pool.decode(self.ledger.todo(wait=wait)))
         good = self._good(decoded)
         batches = 1  # few at first, so that embedding starts soon

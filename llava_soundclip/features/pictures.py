@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+_LONGEST = 100  # times the shorter side; a longer picture isn't resized as a whole
 _TRIAL_SIZES = ((64, 48), (37, 91), (500, 333), (10, 10))  # (width, height)
 
 
@@ -50,9 +51,14 @@ class ClipPictures:
         width, height = picture.size
         long = int(self.size * max(width, height) / min(width, height))
         size = (self.size, long) if width <= height else (long, self.size)
-        pixels = np.asarray(picture.resize(size, self.resample), dtype=np.float32)
         top, left = (size[1] - self.crop[0]) // 2, (size[0] - self.crop[1]) // 2
-        pixels = pixels[top : top + self.crop[0], left : left + self.crop[1]]
+        if long > _LONGEST * self.size and min(top, left) >= 0:  # a thin picture: only the centre is made
+            (x, y), (w, h) = (width / size[0], height / size[1]), self.crop[::-1]
+            box = (left * x, top * y, (left + w) * x, (top + h) * y)
+            pixels = np.asarray(picture.resize((w, h), self.resample, box), dtype=np.float32)
+        else:
+            pixels = np.asarray(picture.resize(size, self.resample), dtype=np.float32)
+            pixels = pixels[top : top + self.crop[0], left : left + self.crop[1]]
         mean, std = np.array(self.mean, np.float32), np.array(self.std, np.float32)
         normal = (pixels * np.float32(self.scale) - mean) / std
         return np.ascontiguousarray(normal.transpose(2, 0, 1))

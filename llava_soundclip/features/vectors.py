@@ -13,8 +13,9 @@ from torch import Tensor
 
 from llava_soundclip._version import __version__
 from llava_soundclip.alignment.files import METADATA_KEY
-from llava_soundclip.clips import Clip, Names, as_clips, sound_of
+from llava_soundclip.clips import Clip, Names, as_clips
 from llava_soundclip.encoders import AudioEncoder
+from llava_soundclip.features.decode import DecodingPool, Parts, PartsDecoder, Wanted
 from llava_soundclip.files import locked_folder, write_file
 from llava_soundclip.running import work_through
 
@@ -43,6 +44,7 @@ def embed_clips(
     out: str | os.PathLike[str] | None = None,
     *,
     batch_size: int = 8,
+    workers: int = 0,
     on_clips: Callable[[int], None] = lambda count: None,
 ) -> Embedded:
     """Embed the sounds of clips. One bad clip doesn't stop the rest.
@@ -53,6 +55,7 @@ def embed_clips(
         out: safetensors file, as `save_vectors` writes it. Clips in it are done already, so an interrupted run resumes.
             It is saved every few seconds, at an interruption, and at the end. Several runs may share it.
         batch_size: clips per batch.
+        workers: number of processes that decode: a file that takes all memory then fails alone. 0 decodes in this one.
         on_clips: called with the number of clips that were done or failed since the last call.
 
     Returns:
@@ -70,16 +73,20 @@ def embed_clips(
     on_clips(embedded.there)
 
     def embed(ids: Sequence[str]) -> Sequence[Tensor]:
-        sounds = [sound_of(by_id[id].fetched(), encoder.decoding_rate) for id in ids]
+        found = [parts for _, parts in pool.decode(Wanted(by_id[id]) for id in ids)]
+        if reasons := [parts for parts in found if isinstance(parts, str)]:
+            raise ValueError(reasons[0])
+        sounds = [parts.sound for parts in found if isinstance(parts, Parts) and parts.sound is not None]
         return encoder.embed([wave for wave, _ in sounds], [rate for _, rate in sounds]).cpu().unbind()
 
     try:
-        for vectors, failed in work_through(todo, embed, batch_size):
-            embedded.vectors |= vectors
-            embedded.bad |= failed
-            if file is not None and vectors:
-                file.save_if_due()
-            on_clips(len(vectors) + len(failed))
+        with DecodingPool(PartsDecoder(encoder.decoding_rate), workers, ahead=batch_size) as pool:
+            for vectors, failed in work_through(todo, embed, batch_size):
+                embedded.vectors |= vectors
+                embedded.bad |= failed
+                if file is not None and vectors:
+                    file.save_if_due()
+                on_clips(len(vectors) + len(failed))
     finally:
         if file is not None:
             file.save()
