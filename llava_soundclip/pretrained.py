@@ -54,5 +54,5 @@ def _check_path(name: str | os.PathLike[str]) -> None:
     if os.path.isfile(text):
         raise ValueError(f"{text} is a file: give the folder that it is in")
     path_like = not isinstance(name, str) or text.startswith((".", "/", "~")) or text.endswith(("/", os.sep))
-    if (path_like or text.count("/") > 1 or not text.strip()) and not Path(text).is_dir():
+    if not text.strip() or ((path_like or text.count("/") > 1) and not Path(text).is_dir()):
         raise FileNotFoundError(f"there is no folder {text!r}; a Hub id has the form 'user/name'")

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-_LONGEST = 100  # times the shorter side; a longer picture isn't resized as a whole
+_LONGEST = 200  # times the shorter side; a longer picture isn't resized as a whole
 _TRIAL_SIZES = ((64, 48), (37, 91), (500, 333), (10, 10))  # (width, height)
 
 

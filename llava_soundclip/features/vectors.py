@@ -16,7 +16,7 @@ from llava_soundclip.alignment.files import METADATA_KEY
 from llava_soundclip.clips import Clip, Names, as_clips
 from llava_soundclip.encoders import AudioEncoder
 from llava_soundclip.features.decode import DecodingPool, Parts, PartsDecoder, Wanted
-from llava_soundclip.files import locked_folder, write_file
+from llava_soundclip.files import locked_folder, parse_json, write_file
 from llava_soundclip.running import work_through
 
 _SAVED_EVERY = 1.0  # seconds at least between two savings of the file
@@ -149,9 +149,9 @@ def load_vectors(path: str | os.PathLike[str], encoder: AudioEncoder) -> dict[st
     """
     try:
         with safe_open(path, framework="pt") as file:
-            about = json.loads((file.metadata() or {})[METADATA_KEY])
+            about = dict(parse_json((file.metadata() or {})[METADATA_KEY]))
             vectors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-    except (SafetensorError, KeyError, ValueError) as error:
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{os.fspath(path)} isn't a file of vectors: give another file, or remove it"
         ) from error
