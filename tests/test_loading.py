@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from llava_soundclip import loading
+from llava_soundclip.demo.parts import SMOLLM2, WHISPER, is_packaged
 from llava_soundclip.evaluation.captions import BERTScore, CLIPScore
 from llava_soundclip.features import VisionTower
+from tests.conftest import build_tiny_llava
 
 
 def test_a_folder_of_a_llava_is_loaded(tmp_path, tiny_llava, monkeypatch):
@@ -106,3 +108,24 @@ def test_the_code_of_a_model_folder_is_never_run(tmp_path, monkeypatch, load):
     with pytest.raises(ValueError):
         load(str(tmp_path))
     assert not (tmp_path / "ran").exists()
+
+
+def test_what_is_heard_with_is_known_without_loading(tiny_encoder, monkeypatch):
+    from llava_soundclip.patching import patch
+
+    soundclip = patch(build_tiny_llava(image_size=130), encoder=tiny_encoder)
+    told = loading.heard_with("some/llava")
+    assert told == {
+        "encoder": "whisperclip",
+        "alignment": soundclip.alignment,
+        "k": soundclip.k,
+        "tokens": soundclip.tokens,
+    }
+    monkeypatch.setattr(loading, "patch", lambda model, **options: SimpleNamespace(**options))
+    if is_packaged(WHISPER) and is_packaged(SMOLLM2):
+        for encoder in ("whisperclip", "clap"):
+            made = loading.load_demo(encoder=encoder)
+            told = loading.heard_with("demo", encoder=encoder)
+            assert told["k"] == made.k and told["alignment"] == getattr(made, "alignment", "raw")
+    given = {"encoder": "clap", "alignment": 0.5, "k": 3, "tokens": "drop"}
+    assert loading.heard_with("demo", **given) == given

@@ -98,3 +98,14 @@ def test_a_trace_is_saved_with_its_encoder_and_k(tmp_path, monkeypatch):
         assert picture.format == "PNG" and picture.mode == "RGB"
     text = " ".join(drawn)
     assert "whisperclip" in text and "k = 18 of 36" in text and "I hear a bell." in text
+
+
+def test_a_map_is_written_into_a_new_folder(tmp_path):
+    kept = np.eye(3, dtype=bool)
+    trace = SimpleNamespace(encoder="clap", k=3, kept=kept, frame=FRAME, similarity=kept.astype(np.float32))
+    path = save_map(trace, tmp_path / "not" / "there" / "map.png")
+    with Image.open(path) as picture:
+        assert picture.format == "PNG"
+    with pytest.raises(ValueError, match="use .png"):
+        save_map(trace, tmp_path / "map.nonsense")
+    assert [each.name for each in path.parent.iterdir()] == ["map.png"]

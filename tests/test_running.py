@@ -1,6 +1,25 @@
 """Working through many items where one may be bad, and telling which."""
 
-from llava_soundclip.running import failures_text, work_through
+import signal
+import threading
+
+import pytest
+
+from llava_soundclip.running import (
+    failures_text,
+    interrupts_held,
+    stop_code,
+    stopped_by_signals,
+    work_through,
+)
+
+
+@pytest.fixture(autouse=True)
+def _ctrl_c():
+    """A shell's background jobs ignore SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def test_a_batch_that_fails_is_tried_one_by_one():
@@ -52,3 +71,66 @@ def test_clips_that_fail_alike_are_one_line_and_their_names():
     lines = failures_text(bad | {"x.mp4": "x.mp4: cut"}, 40, "have no features").split("\n")
     assert lines[:3] == ["31 of 40 clips have no features:", "  x.mp4: cut", "  30 clips: it has no pictures"]
     assert lines[3] == "    clips/00.wav" and len(lines) == 3 + 30
+
+
+def test_sigterm_is_as_ctrl_c_inside_the_block_only():
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt), stopped_by_signals():
+        signal.raise_signal(signal.SIGTERM)
+    assert stop_code() == 143 and signal.getsignal(signal.SIGTERM) == before
+    with stopped_by_signals():
+        assert stop_code() == 130
+
+
+def test_a_second_sigterm_does_not_stop_the_saving():
+    saved = []
+    with pytest.raises(KeyboardInterrupt), stopped_by_signals():
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            signal.raise_signal(signal.SIGTERM)
+            saved.append(1)
+    assert saved == [1]
+
+
+def test_a_signal_that_is_ignored_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stopped_by_signals():
+            signal.raise_signal(signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_an_interruption_is_held_until_the_block_ends():
+    done = []
+    with pytest.raises(KeyboardInterrupt), interrupts_held() as is_held:
+        assert not is_held()
+        signal.raise_signal(signal.SIGINT)
+        done.append(is_held())
+    assert done == [True]
+    with pytest.raises(KeyboardInterrupt), stopped_by_signals(), interrupts_held():
+        signal.raise_signal(signal.SIGTERM)
+    assert stop_code() == 143
+
+
+def test_a_second_interruption_is_not_held():
+    done = []
+    with pytest.raises(KeyboardInterrupt), interrupts_held():
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        done.append("too late")
+    assert done == []
+
+
+def test_other_threads_hold_nothing():
+    held = []
+
+    def work():
+        with stopped_by_signals(), interrupts_held() as is_held:
+            held.append(is_held())
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert held == [False]

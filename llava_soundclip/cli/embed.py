@@ -41,7 +41,8 @@ def embed(
 ) -> None:
     """Embed clips. A bad clip doesn't stop the rest; bad clips are listed at the end (exit code 1).
 
-    An interrupted run resumes; clips that are in the file are skipped. The vectors are float32. The file's metadata name the encoder and its weights.
+    An interrupted run resumes; clips in the file are skipped. The vectors are float32. The file's metadata name the
+    encoder and its weights.
     """
     from llava_soundclip.encoders import load_encoder
     from llava_soundclip.features.vectors import embed_clips

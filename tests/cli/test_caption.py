@@ -256,6 +256,72 @@ def test_a_second_run_does_what_is_missing(folder, fake):
     assert fake.options == []  # nothing to do: no model is loaded
 
 
+def test_rows_made_with_other_options_are_not_already_there(folder, fake):
+    first = ["clips", "--out", "captions.jsonl", "--setting", "mine"]
+    assert run(*first).exit_code == 0
+    fake.options.clear()
+    for option, says in (
+        (["--k", 3], "k 18, not 3"),
+        (["--alignment", "raw"], "alignment projected, not raw"),
+        (["--tokens", "drop"], "tokens zero, not drop"),
+        (["--encoder", "clap"], "encoder whisperclip, not clap"),
+        (["--model", "other/llava"], "model demo, not other/llava"),
+        (["--control", "noise"], "control None, not noise"),
+        *(
+            (option, "made with another prompt")
+            for option in (
+                ["--prompt", "What is it?"],
+                ["--max-new-tokens", 5],
+                ["--frame", "first"],
+                ["--norm", "match"],
+                ["--encoder-option", "window=clip"],
+                ["--checkpoint", "small"],
+                ["--picture", "clips/a.png"],
+            )
+        ),
+    ):
+        result = run(*first, *option)
+        assert result.exit_code == 2 and says in result.stderr, result.stderr
+        assert "give another file, or another setting" in result.stderr
+    assert fake.options == []  # all of this is told before a model is loaded
+    assert len(rows("captions.jsonl")) == 3
+    assert run(*first, "--norm", "keep", "--k", 18, "--alignment", "projected").exit_code == 0
+    assert fake.options == []
+
+
+def test_without_a_setting_other_options_are_another_setting(folder, fake):
+    assert run("clips", "--out", "captions.jsonl").exit_code == 0
+    fake.k = 3
+    assert run("clips", "--out", "captions.jsonl", "--k", 3).exit_code == 0
+    assert [row["k"] for row in rows("captions.jsonl")] == [18] * 3 + [3] * 3
+    from llava_soundclip.captioning import read_captions
+
+    assert len({caption.setting for caption in read_captions("captions.jsonl")}) == 2
+    result = run("clips", "--out", "captions.jsonl", "--prompt", "What is it?")
+    assert result.exit_code == 2 and "made with another prompt" in result.stderr
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="no folder that nobody may write to")
+@pytest.mark.parametrize("option", ["--out", "--maps"])
+def test_what_cannot_be_written_is_told_before_the_work(folder, fake, option):
+    result = run("clips", option, "/proc/captions/c.jsonl")
+    assert (
+        result.exit_code == 2
+        and f"Error: {option}: /proc/captions/c.jsonl can't be written: " in result.stderr
+    )
+    assert fake.options == [] and len(result.stderr.splitlines()) == 1
+
+
+def test_limits_are_options(folder, fake):
+    result = run("clips", "--out", "captions.jsonl", "--max-seconds", 0.005, "--workers", 0)
+    assert (
+        result.exit_code == 1 and "longer than 0.005 s" in result.stderr and "--max-seconds" in result.stderr
+    )
+    result = run("clips", "--out", "captions.jsonl", "--max-pixels", 63)
+    assert result.exit_code == 1 and "8 x 8 pixels" in result.stderr and "--max-pixels" in result.stderr
+    assert run("clips", "--out", "captions.jsonl").exit_code == 0
+
+
 def test_rows_of_a_table(folder, fake):
     table = [{"path": "clips/b.wav", "id": "kept", "end": 0.005}, {"path": "clips/a.WAV"}]
     (folder / "table.jsonl").write_text("".join(json.dumps(row) + "\n" for row in table))

@@ -47,6 +47,23 @@ def test_a_small_set_trains_and_says_what_its_figures_are_worth(tmp_path):
     assert "mean rank" in first and " of 2, R@1" in first
 
 
+def test_a_finished_run_says_so(features, tmp_path):
+    assert run(features, "--out", tmp_path / "a", *QUICK).exit_code == 0
+    again = run(features, "--out", tmp_path / "a", *QUICK)
+    assert again.exit_code == 0 and "there is nothing to do" in again.stderr
+    other = run(features, "--out", tmp_path / "a", *QUICK, "--seed", "9")
+    assert other.exit_code == 2 and "seed was 0 and is 9" in other.stderr
+
+
+def test_the_card_has_no_folder_of_this_computer(features, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        sys, "argv", ["llava-soundclip", "train", str(features), "--out", str(tmp_path / "a")]
+    )
+    assert run(features, "--out", tmp_path / "a", *QUICK).exit_code == 0
+    card = (tmp_path / "a" / "README.md").read_text()
+    assert "llava-soundclip train" in card and str(tmp_path) not in card and str(features) not in card
+
+
 def test_the_defaults_are_the_recipes(features, tmp_path, monkeypatch):
     from llava_soundclip.training import fit
 

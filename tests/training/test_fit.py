@@ -21,6 +21,7 @@ from llava_soundclip.training.fit import (
     METRICS,
     STATE,
     DivergedError,
+    FinishedRunError,
     Recipe,
     advice,
     few_held_out,
@@ -264,6 +265,71 @@ def test_another_run_is_not_gone_on_with(features, blocks, tmp_path):
     with pytest.raises(ValueError, match="holds a finished run"):
         train(features, tmp_path, SMALL)
     assert same(projector, Projector.from_pretrained(tmp_path))
+
+
+def test_a_finished_run_says_so_and_another_recipe_is_refused(features, blocks, tmp_path):
+    train(features, tmp_path, SMALL)
+    before = (tmp_path / "model.safetensors").read_bytes()
+    with pytest.raises(FinishedRunError, match="holds a finished run of this recipe: there is nothing to do"):
+        train(features, tmp_path, SMALL)
+    for call in (
+        lambda: train(features, tmp_path, replace(SMALL, seed=7)),
+        lambda: train(blocks, tmp_path, SMALL),
+    ):
+        with pytest.raises(
+            ValueError, match="holds a finished run: (seed was 0 and is 7|features was)"
+        ) as caught:
+            call()
+        assert not isinstance(caught.value, FinishedRunError)
+    (tmp_path / "recipe.json").unlink()
+    with pytest.raises(ValueError, match="holds a finished run: give another folder"):
+        train(features, tmp_path, SMALL)
+    assert (tmp_path / "model.safetensors").read_bytes() == before
+
+
+def test_an_interruption_saves_the_state_of_the_last_update(features, tmp_path):
+    # A shell's background jobs ignore SIGINT.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def press(done: int, total: int) -> None:
+        if done == 4:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(features, tmp_path / "a", SMALL, save_every=1e9, on_step=press)
+    signal.signal(signal.SIGINT, before)
+    state = torch.load(tmp_path / "a" / STATE, weights_only=True)
+    assert state["step"] == 5
+    assert same(train(features, tmp_path / "a", SMALL), train(features, tmp_path / "b", SMALL))
+
+
+@pytest.mark.parametrize("damage", ["cut", "code", "foreign", "keys"])
+def test_a_state_that_is_damaged_is_a_sentence(features, tmp_path, damage):
+    with pytest.raises(KeyboardInterrupt):
+        train(features, tmp_path, SMALL, save_every=0.0, on_step=interrupt)
+    path = tmp_path / STATE
+    state = torch.load(path, weights_only=True)
+    if damage == "cut":
+        path.write_bytes(path.read_bytes()[:-1000])
+    elif damage == "code":
+        torch.save({**state, "rows": print}, path)
+    elif damage == "foreign":
+        torch.save({"a": torch.ones(2)}, path)
+    else:
+        torch.save({**state, "projector": {}}, path)
+    with pytest.raises(ValueError, match=STATE) as caught:
+        train(features, tmp_path, SMALL)
+    assert "weights_only" not in str(caught.value)
+
+
+def test_two_runs_do_not_train_in_one_folder(features, tmp_path):
+    def again(done: int, total: int) -> None:
+        with pytest.raises(BlockingIOError, match="another run is working in"):
+            train(features, tmp_path, SMALL)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(features, tmp_path, SMALL, on_step=again)
 
 
 @pytest.mark.parametrize(
