@@ -26,7 +26,7 @@ from llava_soundclip.evaluation.judge.prompt import (
     read,
 )
 from llava_soundclip.evaluation.judge.server import NoAnswer, Pace, Rejected, Server, open_client
-from llava_soundclip.messages import secrets_of
+from llava_soundclip.messages import scrub, secrets_of
 from llava_soundclip.running import progress_bar
 
 _OPENAI_HOST = "api.openai.com"
@@ -180,7 +180,10 @@ class Judge:
     @property
     def _identity(self) -> dict[str, Any]:
         """The fields that answers in one file must share."""
-        host = urlsplit(self._address).hostname  # an address may hold a password
+        try:
+            host = urlsplit(self._address).hostname  # an address may hold a password
+        except ValueError as error:
+            raise ValueError(f"the judge's address {scrub(self._address)} isn't one: {error}") from error
         return {"model": self.model, "host": host, "prompt": PROMPT_HASH, "temperature": self.temperature}
 
     def _answers(self, out: str | os.PathLike[str]) -> list[Answer]:

@@ -44,9 +44,18 @@ class _TooLong(Exception):
 
 
 def open_client(openai: Any, address: str, key: str, timeout: float) -> Any:
-    """An `openai.AsyncOpenAI` without retries, which follows no redirect to another server and bounds the answers."""
+    """An `openai.AsyncOpenAI` without retries, which follows no redirect to another server and bounds the answers.
+
+    Raises:
+        ValueError: if the address isn't one.
+    """
     httpx = _http_library(openai)
-    home = httpx.URL(address)
+    try:
+        home = httpx.URL(address)
+    except httpx.InvalidURL as error:
+        raise ValueError(f"the judge's address {scrub(address)} isn't one: {error}") from error
+    if home.scheme not in ("http", "https") or not home.host:
+        raise ValueError(f"the judge's address {scrub(address)} must begin with http:// or https://")
 
     async def check_host(request: Any) -> None:
         url = request.url

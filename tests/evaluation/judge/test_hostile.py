@@ -61,6 +61,15 @@ def test_a_password_that_is_echoed_is_in_no_file(tmp_path):
     assert "pass/word" not in said and "pass%2Fword" not in said and header not in said
 
 
+@pytest.mark.parametrize(
+    "address", ["localhost:8000", "http://[bad", "ftp://host/v1", "http://", "http://a:secret99@host:port"]
+)
+def test_what_is_no_address_is_said_as_such(tmp_path, address):
+    with pytest.raises(ValueError, match="the judge's address") as caught:
+        ask(None, tmp_path / "judged.jsonl", url=address)
+    assert "secret99" not in str(caught.value)
+
+
 def test_without_a_key_words_stay(tmp_path, monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY")
     with JudgeServer(lambda request: completion("none of them")) as server:
