@@ -1,6 +1,5 @@
 """Clips of tables: CSV, TSV, JSON, JSON Lines and Parquet."""
 
-import json
 import os
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -13,6 +12,7 @@ from llava_soundclip.clips.cells import as_text, read_times, with_times
 from llava_soundclip.clips.clip import Clip, ParquetCell
 from llava_soundclip.clips.find import MEDIA_SUFFIXES, picture_beside
 from llava_soundclip.clips.separated import read_separated
+from llava_soundclip.files import parse_json
 from llava_soundclip.media.files import address_fault, never_opened
 
 TABLE_SUFFIXES = frozenset({".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet"})
@@ -239,10 +239,10 @@ def _rows_of(path: str, columns: Columns) -> tuple[list[str], Iterable[Row], set
             delimiter = "," if suffix == ".csv" else "\t"
             keys = columns_of(columns.path, "path")
             return *read_separated(text, delimiter, columns.header, keys, VGGSOUND.header), set()
-        objects = json.loads(text) if text.lstrip().startswith("[") else _json_lines(text)
+        objects = parse_json(text) if text.lstrip().startswith("[") else _json_lines(text)
         if not all(isinstance(row, dict) for row in objects):
             raise ValueError("its rows aren't objects")
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise ValueError(f"{shown} can't be read as a table: {reason}") from error
     return list(dict.fromkeys(name for row in objects for name in row)), objects, set()
@@ -287,7 +287,7 @@ def _json_lines(text: str) -> list[Any]:
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             try:
-                rows.append(json.loads(line))
+                rows.append(parse_json(line))
             except ValueError as error:
                 raise ValueError(f"line {number}: {error}") from error
     return rows

@@ -389,3 +389,13 @@ def test_pictures_of_films_are_of_the_film(tmp_path):
     (clip,) = read_clips([str(path)])
     decoder = Decoder(16_000, 1, lambda pictures: np.stack([np.asarray(picture) for picture in pictures]))
     assert np.array_equal(decoder(clip).pixels[0], np.asarray(load_frame(path)))
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("a.jsonl", '{"path": "a.mp4", "path": "b.mp4"}'), ("a.json", '[{"path": "a", "path": "b"}]')],
+)
+def test_a_key_that_is_there_twice_is_said(tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match="the key 'path' is there twice"):
+        read_clips([str(tmp_path / name)])
