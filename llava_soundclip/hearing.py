@@ -4,7 +4,8 @@ A block opens a sound, or silence. Blocks may end in any order, thread or contex
 
 - the innermost open block of its own context: its thread, its asyncio task, or the task that started it;
 - the block that is open in a generator which runs the call, even if a server runs each step in another context;
-- in a plain thread, the block in which `Thread.start` was called. Pools are left out, since they serve everybody.
+- in a plain thread, the block in which `Thread.start` was called. Pools and servers are left out, since they serve
+  everybody. A thread or task that such a thread starts is refused, since it may serve anybody.
 
 If that can't be told, the call is refused.
 """
@@ -69,6 +70,10 @@ class Block:
 
 # The blocks of all handles that were opened in this context, or before it was copied.
 _BLOCKS: ContextVar[tuple[Block, ...]] = ContextVar("llava_soundclip.blocks", default=())
+# The blocks of a thread that got them from `Thread.start`, and the only caller that hears them; None for nobody.
+_GIVEN: ContextVar[dict[Block, "tuple[int, int | None] | None"] | None] = ContextVar(
+    "llava_soundclip.given", default=None
+)
 
 
 class OpenSounds:
@@ -108,8 +113,8 @@ class OpenSounds:
         """The sounds that a call from this place hears; None for a stock call.
 
         Raises:
-            RuntimeError: if the sound with which a thread or task was started has ended, or if a sound is open in a
-                generator that waits.
+            RuntimeError: if the sound with which a thread or task was started has ended, if a sound is open in a
+                generator that waits, or if a thread got it that was started inside and then started this one.
         """
         inherited = self._inherited()
         if not inherited and not self._blocks:
@@ -131,7 +136,15 @@ class OpenSounds:
                 "a sound is open in a generator that waits, so it isn't known whether this call should hear it: "
                 "open it with a contextmanager, or open silence() for a call without a sound"
             )
-        return block.hearing if block is not None else None
+        if block is None or block.hearing is None:
+            return None
+        caller = _caller()
+        if (_GIVEN.get() or {}).get(block, caller) != caller:
+            raise RuntimeError(
+                "a thread that was started inside a sound's block has started this thread or task, so it isn't known "
+                "whether this call should hear it: open the sound here, or open silence() for a call without one"
+            )
+        return block.hearing
 
     def _inherited(self) -> list[Block]:
         """The blocks of this context. A silence that has ended doesn't matter."""
@@ -231,7 +244,7 @@ def _unwatch_threads(block: Block) -> None:
 def _start(thread: threading.Thread) -> None:
     start = _stock_start or threading.Thread.start
     target = getattr(thread, "_target", None)
-    if getattr(target, "__module__", None) not in (executor.__name__, pool.__name__):
+    if getattr(target, "__module__", None) not in (executor.__name__, pool.__name__, "socketserver"):
         found = [
             owner._innermost(owner._inherited()) for owner in {block.owner for block in tuple(_SOUNDING)}
         ]
@@ -243,10 +256,12 @@ def _start(thread: threading.Thread) -> None:
 
 def _run_in(thread: threading.Thread, blocks: tuple[Block, ...]) -> None:
     run = thread.run
+    before = _GIVEN.get() or {}
 
     def run_in_blocks() -> None:
         del thread.run
         _BLOCKS.set(blocks)
+        _GIVEN.set({block: None if block in before else _caller() for block in blocks})
         run()
 
     thread.run = run_in_blocks  # type: ignore[method-assign]

@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import contextvars
+import socket
+import socketserver
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -127,6 +129,53 @@ class TestThreads:
         assert heard(opened) is None and in_a_thread(lambda: heard(opened)) is None
         is_done.set()
         thread.join()
+
+    def test_a_thread_or_task_that_a_started_thread_starts_is_refused(self, opened: OpenSounds) -> None:
+        """It may be a server's: then the call is another user's request."""
+
+        async def task() -> float | None:
+            return heard(opened)
+
+        def silent() -> float | None:
+            with opened.block(None):
+                return heard(opened)
+
+        def own() -> float | None:
+            with opened.block(sounds(2)):
+                return heard(opened)
+
+        calls = [lambda: heard(opened), lambda: asyncio.run(task()), silent, own]
+        results: list[Any] = []
+
+        def serve() -> None:
+            results.append(heard(opened))
+            for index, call in enumerate(calls):
+                try:
+                    results.append(call() if index == 1 else in_a_thread(call))
+                except RuntimeError as error:
+                    results.append(str(error))
+
+        with opened.block(sounds(1)):
+            in_a_thread(serve)
+        one, thread, in_a_task, *rest = results
+        assert one == 1 and rest == [None, 2]
+        for refused in (thread, in_a_task):
+            assert "has started this thread or task" in refused and "open silence()" in refused
+
+    @pytest.mark.parametrize("server", [socketserver.TCPServer, socketserver.ThreadingTCPServer])
+    def test_a_server_that_is_started_inside_serves_everybody(self, opened: OpenSounds, server: Any) -> None:
+        class Handler(socketserver.BaseRequestHandler):
+            def handle(self) -> None:
+                self.request.sendall(repr(heard(opened)).encode())
+
+        with opened.block(sounds(1)), server(("127.0.0.1", 0), Handler) as serving:
+            thread = threading.Thread(target=serving.serve_forever, kwargs={"poll_interval": 0.01})
+            thread.start()
+            with socket.create_connection(serving.server_address, timeout=60) as request:
+                answer = request.recv(100)
+            serving.shutdown()
+            thread.join()
+        assert answer == b"None"
 
     def test_a_pool_serves_everybody(self, opened: OpenSounds) -> None:
         """Its workers hear nothing, also those started inside; with a context they hear its sound."""

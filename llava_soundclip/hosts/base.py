@@ -143,8 +143,8 @@ def override(owner: nn.Module, name: str, wrap: Callable[..., Any], undo: Undo) 
     `module` is the module of the call, which isn't `owner` in a replica of `nn.DataParallel`.
 
     The instance gets a subclass of its class, as parametrizations and FSDP do. So the method is found in each way of
-    calling it, and the class's method of the moment is called below. Copies and pickles get the stock class. A method
-    that the instance had of its own, such as accelerate's `forward`, is wrapped in the instance.
+    calling it, and the class's method of the moment is called below. Copies, pickles and new instances get the stock
+    class. A method that the instance had of its own, such as accelerate's `forward`, is wrapped in the instance.
     """
     if name in vars(owner):
         _wrap_own(owner, name, wrap, undo)
@@ -182,8 +182,14 @@ def _patched_class(stock: Any) -> Any:
         _, _, *state = super(cls, self).__reduce_ex__(protocol)
         return copyreg._reconstructor, (stock, object, None), *state  # type: ignore[attr-defined]
 
+    def new(made: Any, *args: Any, **kwargs: Any) -> Any:
+        # `type(model)(config)` and `type(model).from_pretrained(...)` make stock models. A replica of
+        # `nn.DataParallel` is made without arguments.
+        return stock(*args, **kwargs) if made is cls and (args or kwargs) else stock.__new__(made)
+
     names = {name: getattr(stock, name) for name in ("__module__", "__qualname__", "__doc__")}
-    cls: Any = type(stock.__name__, (stock,), {**names, "__reduce_ex__": reduce, "_soundclip_wraps": {}})
+    own = {"__new__": new, "__reduce_ex__": reduce, "_soundclip_wraps": {}}
+    cls: Any = type(stock.__name__, (stock,), {**names, **own})
     return cls
 
 

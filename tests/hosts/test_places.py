@@ -2,7 +2,9 @@
 
 import copy
 import io
+import json
 import pickle
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -391,6 +393,20 @@ def test_copies_and_pickles_are_stock_models(family: Family, model: Any) -> None
             assert generate(twin, inputs) == words
     soundclip.unpatch()
     assert type(model) is stock
+
+
+def test_new_models_of_its_class_are_stock_models(family: Family, model: Any, tmp_path: Path) -> None:
+    inputs, stock = make_inputs([1], family=family), type(model)
+    words = generate(model, inputs)
+    soundclip = patch(model, TinyEncoder(), k=K)
+    model.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["architectures"] == [stock.__name__]
+    twins = [type(model)(model.config).eval(), type(model).from_pretrained(tmp_path)]
+    twins[0].load_state_dict(model.state_dict())
+    with soundclip.audio(make_sounds(1), sampling_rate=RATE):
+        for twin in twins:
+            assert type(twin) is stock and generate(twin, inputs) == words
+        assert generate(model, inputs) != words
 
 
 def test_a_method_of_the_class_that_is_replaced_later_is_called(family: Family, model: Any) -> None:
