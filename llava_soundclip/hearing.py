@@ -51,7 +51,8 @@ class Block:
         owner: the handle's sounds.
         hearing: None for silence, and after the end.
         is_silent: whether it was opened as silence.
-        generator: the frame of the generator function in which the block was opened, if it was one.
+        generator: the frame of the generator whose step opened the block, itself or by functions that it called.
+        is_its_own: whether the generator opened it itself.
         opener: the thread and the asyncio task that opened it.
         parent: the innermost open block where it was opened.
         is_open: false after the end.
@@ -61,6 +62,7 @@ class Block:
     owner: "OpenSounds"
     hearing: Hearing | None
     generator: FrameType | None
+    is_its_own: bool
     opener: tuple[int, int | None]
     parent: "Block | None"
     is_silent: bool
@@ -90,9 +92,9 @@ class OpenSounds:
         block = Block(
             self,
             hearing,
-            _generator_frame(sys._getframe(1)),
+            *_generator_frame(sys._getframe(1)),
             _caller(),
-            parent if parent is not None and not _waits(parent) else None,
+            parent if parent is not None and not _is_paused(parent) else None,
             is_silent=hearing is None,
         )
         with self._lock:
@@ -192,22 +194,33 @@ def _running_frames() -> tuple[FrameType, ...]:
     return tuple(frames)
 
 
-def _waits(block: Block) -> bool:
-    """Whether a block was opened by the caller itself, but in a generator that doesn't run now."""
+def _is_paused(block: Block) -> bool:
+    """Whether the caller opened a block in the step of a generator that doesn't run now."""
     return (
         block.generator is not None and block.opener == _caller() and block.generator not in _running_frames()
     )
 
 
-def _generator_frame(frame: FrameType | None) -> FrameType | None:
-    """The caller's frame if it is a generator's; a `contextmanager` stands for the function that enters it."""
-    while frame is not None:
+def _waits(block: Block) -> bool:
+    """Whether a paused block is its generator's own. A block that a function left open may be its caller's."""
+    return block.is_its_own and _is_paused(block)
+
+
+def _generator_frame(frame: FrameType | None) -> tuple[FrameType | None, bool]:
+    """The generator's frame nearest to the caller, and whether it is the caller itself.
+
+    A `contextmanager` stands for the function that enters it. Above a coroutine is an event loop, which runs
+    everybody's tasks.
+    """
+    is_its_own = True
+    while frame is not None and not frame.f_code.co_flags & inspect.CO_COROUTINE:
         is_generator = bool(frame.f_code.co_flags & (inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR))
         is_entered = frame.f_back is not None and _is_contextlib(frame.f_back)
-        if not _is_contextlib(frame) and not (is_generator and is_entered):
-            return frame if is_generator else None
+        if is_generator and not is_entered and not _is_contextlib(frame):
+            return frame, is_its_own
+        is_its_own = is_its_own and (is_generator or _is_contextlib(frame))
         frame = frame.f_back
-    return None
+    return None, False
 
 
 def _is_contextlib(frame: FrameType) -> bool:

@@ -304,13 +304,26 @@ class TestGenerators:
             for _ in range(3):
                 yield heard(opened)
 
-    @pytest.mark.parametrize("name", ["handler", "handler_with_a_manager"])
+    def handler_with_a_class(self, opened: OpenSounds, number: float) -> Iterator[float | None]:
+        class Opened:
+            def __enter__(self) -> None:
+                self.block = opened.block(sounds(number))
+                self.block.__enter__()
+
+            def __exit__(self, *error: object) -> None:
+                self.block.__exit__(None, None, None)
+
+        with Opened():
+            for _ in range(3):
+                yield heard(opened)
+
+    @pytest.mark.parametrize("name", ["handler", "handler_with_a_manager", "handler_with_a_class"])
     def test_two_side_by_side(self, opened: OpenSounds, name: str) -> None:
         handler = getattr(self, name)
         assert list(zip(handler(opened, 1), handler(opened, 2), strict=True)) == [(1, 2)] * 3
         assert heard(opened) is None
 
-    @pytest.mark.parametrize("name", ["handler", "handler_with_a_manager"])
+    @pytest.mark.parametrize("name", ["handler", "handler_with_a_manager", "handler_with_a_class"])
     def test_each_step_in_a_context_or_thread_of_its_own(self, opened: OpenSounds, name: str) -> None:
         steps = getattr(self, name)(opened, 1)
         contexts = [contextvars.Context() for _ in range(2)]
@@ -334,6 +347,27 @@ class TestGenerators:
             return [*found, heard(opened)]
 
         assert asyncio.run(serve()) == [(1, 2)] * 3 + [None]
+
+    def test_a_loop_inside_a_generator_runs_everybodys_tasks(self, opened: OpenSounds) -> None:
+        async def request() -> float | None:
+            block = opened.block(sounds(1))
+            block.__enter__()
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            result = heard(opened)
+            block.__exit__(None, None, None)
+            return result
+
+        async def other() -> float | None:
+            return heard(opened)
+
+        async def serve() -> list[float | None]:
+            return await asyncio.gather(request(), other())
+
+        def runner() -> Iterator[list[float | None]]:
+            yield asyncio.run(serve())
+
+        assert list(runner()) == [[1, None]]
 
     def test_a_call_beside_one_that_waits_is_told(self, opened: OpenSounds) -> None:
         steps = self.handler(opened, 1)
