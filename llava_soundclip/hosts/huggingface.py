@@ -366,11 +366,12 @@ class HuggingFaceHost(Host):
             arguments.get(name) for name in ("input_ids", "attention_mask", "past_key_values")
         )
         assert ids is not None
-        if places_of(cache) is not None and arguments.get("pixel_values") is None:
-            return (0,) * len(ids)
         cached = 0 if cache is None else int(cache.get_seq_length())
         if cached and (mask is None or mask.shape[-1] == ids.shape[1]):
             arguments = {**arguments, "input_ids": ids[:, cached:]}
+        has_images = bool((arguments["input_ids"] == self.model.config.image_token_id).any())
+        if places_of(cache) is not None and (arguments.get("pixel_values") is None or not has_images):
+            return (0,) * len(ids)
         if isinstance(mask, Tensor):
             length = arguments["input_ids"].shape[1]
             arguments = {**arguments, "attention_mask": mask[:, -length:] if mask.ndim == 2 else None}

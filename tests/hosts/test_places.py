@@ -164,6 +164,33 @@ def test_a_follow_up_on_a_cache_with_a_sound(family: Family, model: Any, tokens:
 
 
 @torch.no_grad()
+def test_a_prompt_cache_for_several_questions(family: Family, model: Any, tokens: str) -> None:
+    """As transformers documents it: the whole inputs of each question, and a copy of the cache."""
+    inputs, sounds = make_inputs([1], family=family), make_sounds(1)
+    soundclip = patch(model, TinyEncoder(), k=K, tokens=tokens)
+    with soundclip.audio(sounds, sampling_rate=RATE):
+        cache = model(**inputs, past_key_values=DynamicCache(config=model.config)).past_key_values
+    for question in ([7, 8], [9, 10, 11]):
+        ids = torch.cat([inputs["input_ids"], torch.tensor([question])], 1)
+        whole = {**inputs, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        expected = by_hand(model, whole, sounds, tokens, family)
+        words = {name: whole[name] for name in ("input_ids", "attention_mask")}
+        with soundclip.audio(sounds, sampling_rate=RATE):
+            assert generate(model, words, past_key_values=copy.deepcopy(cache)) == expected
+            try:
+                generate(family.build(), whole, past_key_values=stock_cache(family, inputs))
+            except ValueError:  # transformers wants the new pictures only
+                with pytest.raises(ValueError, match="the prompt has no image token"):
+                    generate(model, whole, past_key_values=copy.deepcopy(cache))
+            else:
+                assert generate(model, whole, past_key_values=copy.deepcopy(cache)) == expected
+
+
+def stock_cache(family: Family, inputs: Any) -> Any:
+    return family.build()(**inputs, use_cache=True).past_key_values
+
+
+@torch.no_grad()
 def test_a_new_picture_in_a_second_turn(family: Family, model: Any, tokens: str) -> None:
     """The cache has the first picture, so the call has the new one and its sound only."""
     both, sounds = make_inputs([2], family=family), make_sounds(2)
