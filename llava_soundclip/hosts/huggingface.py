@@ -70,7 +70,7 @@ class Encoding:
 
 # Set only during the stock `get_image_features`, so that other uses of the tower stay stock.
 _ENCODING: ContextVar[Encoding | None] = ContextVar("llava_soundclip.encoding", default=None)
-# Set during a sounding `forward`: grows when `get_image_features` has encoded.
+# Set during a sounding `forward`: grows when `get_image_features` encodes.
 _ENCODED: ContextVar[list[Encoding] | None] = ContextVar("llava_soundclip.encoded", default=None)
 
 
@@ -189,6 +189,9 @@ class HuggingFaceHost(Host):
             _check_counts(self.pictures(kwargs), repeats, hearing)
             kwargs |= {name: kwargs[name][::repeats] for name in self.per_image}
             encoding = self.encoding(kwargs, hearing)
+            encoded = _ENCODED.get()
+            if encoded is not None:
+                encoded.append(encoding)
             token = _ENCODING.set(encoding)
             error = None
             try:
@@ -203,9 +206,6 @@ class HuggingFaceHost(Host):
                 raise RuntimeError(
                     "the sound wasn't heard: the vision tower was replaced after the patch; patch the model again"
                 ) from error
-            encoded = _ENCODED.get()
-            if encoded is not None:
-                encoded.append(encoding)
             return _repeat_by_row(output, hearing, repeats) if repeats > 1 else output
 
         return get_image_features
@@ -306,14 +306,20 @@ class HuggingFaceHost(Host):
                 before.source.shape[1], places.source.shape[1], device=tokens.device
             )
         encoded = _ENCODED.set([])
+        unheard = (
+            "the sound wasn't heard: the model's forward or get_image_features was replaced after the patch, and "
+            "the new one doesn't call the patched get_image_features: patch the model again, or open silence() for "
+            "a call without a sound"
+        )
         try:
             with ear.listening(hearing), reading(cache):
                 output = stock(**given)
             if hearing is not None and not _ENCODED.get():
-                raise RuntimeError(
-                    "the sound wasn't heard: the model's forward was replaced and doesn't call "
-                    "get_image_features; open silence() for a call without a sound"
-                )
+                raise RuntimeError(unheard)
+        except ValueError as error:  # the stock code compares numbers of features
+            if hearing is not None and not _ENCODED.get():
+                raise RuntimeError(unheard) from error
+            raise
         finally:
             _ENCODED.reset(encoded)
         if output.past_key_values is not None:

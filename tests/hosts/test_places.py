@@ -1,6 +1,7 @@
 """Every family, driven by its users' own code: what goes in and comes out is in the places of the caller's prompt."""
 
 import copy
+import functools
 import io
 import json
 import pickle
@@ -476,6 +477,22 @@ class TestDeafness:
             for call in (scores, generate):
                 with pytest.raises(RuntimeError, match="the vision tower was replaced after the patch"):
                     call(model, inputs)
+
+    def test_image_features_of_ones_own(self, family: Family, model: Any, tokens: str) -> None:
+        """An instance's method that is replaced after the patch, and calls the class's."""
+        stock = type(model.model).get_image_features
+        inputs, soundclip = make_inputs([1], family=family), patch(model, TinyEncoder(), k=K, tokens=tokens)
+
+        @functools.wraps(stock)
+        def own(*args: Any, **kwargs: Any) -> Any:
+            return stock(model.model, *args, **kwargs)
+
+        model.model.get_image_features = own
+        with (
+            soundclip.audio(make_sounds(1), sampling_rate=RATE),
+            pytest.raises(RuntimeError, match="get_image_features was replaced after the patch"),
+        ):
+            scores(model, inputs)
 
     def test_a_tower_called_by_name_or_through_a_wrapper(self, family: Family, model: Any) -> None:
         class Wrapper(nn.Module):
