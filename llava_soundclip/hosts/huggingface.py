@@ -34,7 +34,6 @@ from llava_soundclip.hosts.base import (
 )
 from llava_soundclip.hosts.places import (
     Places,
-    attentions_in_places,
     capacity_of,
     enlarge,
     last_read,
@@ -42,9 +41,9 @@ from llava_soundclip.hosts.places import (
     no_places,
     places_of,
     positions,
+    put_in_places,
     reading,
     remember,
-    states_in_places,
 )
 from llava_soundclip.hosts.room import Room, count_images, make_room
 
@@ -326,7 +325,7 @@ class HuggingFaceHost(Host):
             remember(output.past_key_values, places)
         if hearing is None or not hearing.has_raw_logits:
             last = None if hearing is None else last_read(chunk, length)
-            _put_in_places(output, last, length, places)
+            put_in_places(output, last, length, places)
         return output
 
     def _repeated_room(self, ear: Ear, given: dict[str, Any], hearing: Hearing) -> Room:
@@ -496,19 +495,6 @@ def _read_at_once(kwargs: dict[str, Any], default_config: Any) -> None:
         kwargs["generation_config"].prefill_chunk_size = None
     if getattr(default_config, "prefill_chunk_size", None) is not None:  # would fill in for None
         kwargs["prefill_chunk_size"] = kwargs["input_ids"].shape[1] + 1
-
-
-def _put_in_places(output: Any, last: Tensor | None, length: int, places: Places) -> None:
-    """Put the states of an output into the caller's places; `last` is from `last_read`."""
-    if last is not None:
-        output.last_hidden_state = states_in_places(output.last_hidden_state, last)
-        if output.hidden_states is not None:
-            output.hidden_states = tuple(states_in_places(states, last) for states in output.hidden_states)
-    if output.attentions is not None:
-        last = torch.arange(length).expand(len(places.source), -1) if last is None else last
-        output.attentions = tuple(
-            attentions_in_places(weights, last, places) for weights in output.attentions
-        )
 
 
 def _repeat_by_row(output: Any, hearing: Hearing, repeats: int) -> Any:

@@ -17,7 +17,9 @@ Without a sound the stock methods are called. The package is never imported.
 """
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
@@ -44,9 +46,9 @@ from llava_soundclip.hosts.places import (
     no_places,
     places_of,
     positions,
+    put_in_places,
     reading,
     remember,
-    states_in_places,
 )
 
 _IMAGE_TOKEN = -200  # llava.constants.IMAGE_TOKEN_INDEX
@@ -161,14 +163,20 @@ class OriginalLlavaHost(Host):
                 chunk = torch.arange(length, device=tokens.device).expand(len(tokens), -1)
                 places = before.extend(chunk, length)
                 given["attention_mask"] = masks(places, chunk, mask, capacity_of(cache))
-                given["position_ids"] = positions(places, chunk, given.get("position_ids"), mask)
-            with ear.listening(hearing if hears else None), reading(cache):
-                output = stock(**given)
-            if getattr(output, "past_key_values", None) is not None:
+                if given.get("position_ids") is not None:  # else padding is counted, as in the stock prompt
+                    given["position_ids"] = positions(places, chunk, given["position_ids"], mask)
+            return_dict = given.get("return_dict")
+            if return_dict is None:
+                return_dict = getattr(self.model.config, "return_dict", True)
+            must_hear = _must_hear() if hears else nullcontext()
+            with ear.listening(hearing if hears else None), reading(cache), must_hear:
+                output = stock(**{**given, "return_dict": True})
+            if output.past_key_values is not None:
                 remember(output.past_key_values, places)
-            if hearing is not None and hearing.has_raw_logits:
-                return output
-            return _in_places(output, last_read(chunk, length))
+            if hearing is None or not hearing.has_raw_logits:
+                last = last_read(chunk, length) if hears else None
+                put_in_places(output, last, length, places)
+            return output if return_dict else output.to_tuple()
 
         return forward
 
@@ -178,11 +186,12 @@ class OriginalLlavaHost(Host):
         Raises:
             ValueError: for a call that can't hear the open sounds.
         """
-        if given.get("inputs_embeds") is not None:
+        is_later = given.get("past_key_values") is not None
+        if given.get("inputs_embeds") is not None and (given.get("images") is not None or not is_later):
             raise ValueError("inputs_embeds can't be given with a sound: give input_ids and images")
         if given.get("images") is not None:
             return given["input_ids"].shape[1] > 1  # else the stock code takes it for a step of decoding
-        if given.get("past_key_values") is None:
+        if not is_later:
             raise ValueError("a sound is open, but the call has no images: a sound needs an image")
         return False
 
@@ -240,6 +249,7 @@ class OriginalLlavaHost(Host):
                 return stock(images)
             if module is not self.model:
                 raise RuntimeError(REPLICA)
+            _note_encoded()
             (edited,) = ear.edit([self.tower_tokens(images)], hearing)
             return cast(Any, self.model).get_model().mm_projector(edited)
 
@@ -259,12 +269,14 @@ class OriginalLlavaHost(Host):
             if hearing.images_per_row is None:  # else `generate` has checked
                 self.check(hearing, ids, given["attention_mask"], images)
             if isinstance(images, Tensor) and images.ndim == 4:
-                return stock(**given)
+                with _must_hear():
+                    return stock(**given)
             tiles = [image if image.ndim == 4 else image[None] for image in images]
             hearing = _one_a_tile(hearing, tiles)
             if getattr(self.model.config, "mm_patch_merge_type", "flat") == "flat":
-                with ear.listening(hearing):
+                with ear.listening(hearing), _must_hear():
                     return stock(**given)
+            _note_encoded()
             features = self._merge(ear, hearing, tiles, given.get("image_sizes"))
             view = _View(self.model, encode_images=lambda _: features)
             given["images"] = tiles[0]  # the stock code leaves the features of a 4-D batch unchanged
@@ -354,7 +366,8 @@ class OriginalLlavaHost(Host):
             sizes = self._sizes(ear, images, given.get("image_sizes"))
             chunk, length = self._layout(ids, given.get("attention_mask"), sizes)
             _move_lengths(given, chunk.shape[1] - length, self.model.generation_config)
-            with ear.listening(replace(hearing, images_per_row=tuple(per_row), has_raw_logits=False)):
+            pinned = replace(hearing, images_per_row=tuple(per_row), has_raw_logits=False)
+            with ear.listening(pinned), _must_hear():
                 return stock(**given)
 
         return generate
@@ -421,19 +434,34 @@ def _move_lengths(given: dict[str, Any], growth: int, default_config: Any) -> No
                 given[name] = value + growth
 
 
-def _in_places(output: Any, last: Tensor | None) -> Any:
-    """An output of `forward` with its logits and states in the places of the stock prompt."""
-    if last is None:
-        return output
-    if isinstance(output, tuple):
-        return tuple(
-            states_in_places(value, last) if isinstance(value, Tensor) and value.ndim == 3 else value
-            for value in output
-        )
-    output.logits = states_in_places(output.logits, last)
-    if getattr(output, "hidden_states", None) is not None:
-        output.hidden_states = tuple(states_in_places(states, last) for states in output.hidden_states)
-    return output
+# Set during a call that hears: grows when images are encoded with their sounds.
+_ENCODED: ContextVar[list[None] | None] = ContextVar("llava_soundclip.original_encoded", default=None)
+
+
+def _note_encoded() -> None:
+    encoded = _ENCODED.get()
+    if encoded is not None:
+        encoded.append(None)
+
+
+@contextmanager
+def _must_hear() -> Iterator[None]:
+    """A call in which images are encoded with their sounds.
+
+    Raises:
+        RuntimeError: if none were.
+    """
+    token = _ENCODED.set([])
+    try:
+        yield
+        if not _ENCODED.get():
+            raise RuntimeError(
+                "the sound wasn't heard: a method of the model was replaced after the patch, and the new one doesn't "
+                "call the patched encode_images: patch the model again, or open silence() for a call without a sound"
+            )
+    finally:
+        _ENCODED.reset(token)
+    _note_encoded()
 
 
 def _one_a_tile(hearing: Hearing, tiles: Sequence[Tensor]) -> Hearing:

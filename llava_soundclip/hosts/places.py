@@ -167,6 +167,28 @@ def attentions_in_places(attentions: Tensor, last: Tensor, places: Places) -> Te
     return result.scatter_add(3, keys, rows)[..., :-1]
 
 
+def put_in_places(output: Any, last: Tensor | None, length: int, places: Places) -> None:
+    """Put the states, logits and attentions of a model's output into the caller's places.
+
+    Args:
+        output: with `last_hidden_state` or `logits`, (B, L', width).
+        last: from `last_read`.
+        length: L.
+        places: all tokens, with those of the chunk.
+    """
+    if last is not None:
+        for name in ("last_hidden_state", "logits"):
+            if name in output:
+                output[name] = states_in_places(output[name], last)
+        if output.hidden_states is not None:
+            output.hidden_states = tuple(states_in_places(states, last) for states in output.hidden_states)
+    if output.attentions is not None:
+        last = torch.arange(length).expand(len(places.source), -1) if last is None else last
+        output.attentions = tuple(
+            attentions_in_places(weights, last, places) for weights in output.attentions
+        )
+
+
 class _InCallersPlaces:
     """Mixed into the class of a cache that holds a sound. Its length is the caller's, except for the language model."""
 

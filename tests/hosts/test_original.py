@@ -660,6 +660,80 @@ def test_a_decode_loop_of_ones_own_counts_the_stock_prompt(model: Any, tokens: s
         assert words == greedy(model, row)
 
 
+@pytest.mark.parametrize("kind", ["tuples", "embeddings"])
+@torch.no_grad()
+def test_a_decode_loop_on_tuples_or_embeddings(model: Any, tokens: str, kind: str) -> None:
+    inputs, sounds = {**make_prompt([1]), "images": make_pixels(1)}, make_sounds(1)
+    [row] = heard_rows(model, make_prompt([1]), make_pixels(1), sounds, tokens)
+    stock = model(**inputs, use_cache=True, return_dict=False)
+    length, words = stock[0].shape[1], list[int]()
+    soundclip = patch(model, TinyEncoder(), k=K, tokens=tokens)
+    with soundclip.audio(sounds, sampling_rate=RATE):
+        given: dict[str, Any] = inputs
+        for _ in range(NEW):
+            output = model(**given, use_cache=True, return_dict=kind != "tuples")
+            values = output if kind == "tuples" else output.to_tuple()
+            assert len(values) == len(stock) and values[1].get_seq_length() == length + len(words)
+            words.append(int(values[0][0, -1].argmax()))
+            next_word = torch.tensor([words[-1:]])
+            mask = torch.ones(1, length + len(words), dtype=torch.long)
+            given = {"attention_mask": mask, "past_key_values": values[1]}
+            if kind == "tuples":
+                given["input_ids"] = next_word
+            else:
+                given["inputs_embeds"] = model.get_model().embed_tokens(next_word)
+    assert words == greedy(model, row)
+
+
+@torch.no_grad()
+def test_a_decode_loop_of_a_batch_that_is_padded_left(clip_folder: Path, tokens: str) -> None:
+    model = build_model(clip_folder, tokenizer_padding_side="left")
+    prompt, sounds = make_prompt([1, 2], side="left"), make_sounds(3)
+    expected = [greedy(model, row) for row in heard_rows(model, prompt, make_pixels(3), sounds, tokens)]
+    soundclip = patch(model, TinyEncoder(), k=K, tokens=tokens)
+    with soundclip.audio(sounds, sampling_rate=RATE):
+        output = model(**prompt, images=make_pixels(3), use_cache=True)
+        mask = torch.zeros(output.logits.shape[:2], dtype=torch.long)
+        for row, ids in enumerate(prompt["input_ids"]):
+            images = int((ids == IMAGE).sum())
+            mask[row, -int(prompt["attention_mask"][row].sum()) - images * (PATCHES - 1) :] = 1
+        words = []
+        for _ in range(NEW):
+            words.append(output.logits[:, -1:].argmax(-1))
+            mask = torch.cat([mask, torch.ones(2, 1, dtype=torch.long)], 1)
+            output = model(words[-1], attention_mask=mask, past_key_values=output.past_key_values)
+    assert torch.cat(words, 1).tolist() == expected
+
+
+@torch.no_grad()
+def test_attentions_stand_in_the_places_of_the_stock_prompt(clip_folder: Path, tokens: str) -> None:
+    model = build_model(clip_folder)
+    model.set_attn_implementation("eager")
+    inputs = {**make_prompt([1]), "images": make_pixels(1)}
+    stock = model(**inputs, output_attentions=True).attentions
+    soundclip = patch(model, TinyEncoder(), k=K, tokens=tokens)
+    with soundclip.audio(make_sounds(1), sampling_rate=RATE):
+        heard = model(**inputs, output_attentions=True).attentions
+    for got, want in zip(heard, stock, strict=True):
+        assert got.shape == want.shape
+        torch.testing.assert_close(got.sum(-1), want.sum(-1))
+
+
+@pytest.mark.parametrize("call", [scores, generate])
+def test_a_method_of_ones_own_that_doesnt_hear(model: Any, tokens: str, call: Any) -> None:
+    """An instance's `encode_images` that is replaced after the patch."""
+    inputs = {**make_prompt([1]), "images": make_pixels(1)}
+    stock = torch.as_tensor(call(model, inputs))
+    soundclip = patch(model, TinyEncoder(), k=K, tokens=tokens)
+    core = model.get_model()
+    model.encode_images = lambda images: core.mm_projector(core.get_vision_tower()(images))
+    with soundclip.audio(make_sounds(1), sampling_rate=RATE):
+        with pytest.raises(RuntimeError, match="a method of the model was replaced after the patch"):
+            call(model, inputs)
+        with soundclip.silence():
+            assert torch.equal(torch.as_tensor(call(model, inputs)), stock)
+
+
 @torch.no_grad()
 def test_lengths_count_the_stock_prompt(model: Any, tokens: str) -> None:
     inputs = {**make_prompt([1]), "images": make_pixels(1)}
