@@ -138,6 +138,7 @@ class OriginalLlavaHost(Host):
             hearing = ear.hearing()
             if hearing is None and all(places_of(value) is None for value in (*args, *kwargs.values())):
                 return stock(*args, **kwargs)
+            signature = signature_of(module, "forward")
             given = arguments_by_name(signature, *args, **kwargs)
             cache = given.get("past_key_values")
             before = places_of(cache)
@@ -168,9 +169,11 @@ class OriginalLlavaHost(Host):
             return_dict = given.get("return_dict")
             if return_dict is None:
                 return_dict = getattr(self.model.config, "return_dict", True)
+            if "return_dict" in signature.parameters:  # a repaired MPT may have none
+                given["return_dict"] = True
             must_hear = _must_hear() if hears else nullcontext()
             with ear.listening(hearing if hears else None), reading(cache), must_hear:
-                output = stock(**{**given, "return_dict": True})
+                output = stock(**given)
             if output.past_key_values is not None:
                 remember(output.past_key_values, places)
             if hearing is None or not hearing.has_raw_logits:
