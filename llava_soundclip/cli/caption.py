@@ -160,7 +160,8 @@ def caption(
                 on_clips=lambda count: bar.advance(task, count),
             )
     if out is not None:
-        opt.say(f"{len(captioned.rows)} captions in {printable(str(out))}", err=True)
+        count = len(captioned.rows)
+        opt.say(f"{count} caption{'' if count == 1 else 's'} in {printable(str(out))}", err=True)
     opt.tell_failed(captioned.bad, len(found) - captioned.there, OUTCOME)
 
 

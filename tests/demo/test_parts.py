@@ -186,13 +186,16 @@ def test_the_miniature_captions_out_of_the_hub(tmp_path, monkeypatch, request):
     first = CliRunner().invoke(app, command)
     assert first.exit_code == 0, first.output
     said = [line for line in first.stderr.splitlines() if not PROGRESS.match(line)]
+    end = f"1 caption in {out}"
     assert [line.split(" from ")[0] for line in said] == [
         "Downloading SmolLM2-135M-Instruct",
         "Downloading Whisper tiny.en",
+        end,
     ]
     assert "I hear a bell" in json.loads(out.read_text())["caption"]
 
     asked = len(file_requests(hub))
     out.unlink()
     again = CliRunner().invoke(app, command)
-    assert again.exit_code == 0 and not again.stderr and len(file_requests(hub)) == asked
+    said = [line for line in again.stderr.splitlines() if not PROGRESS.match(line)]
+    assert again.exit_code == 0 and said == [end] and len(file_requests(hub)) == asked

@@ -86,7 +86,7 @@ def _read_openai(path: Path) -> WhisperWeights:
     dims, state = content.get("dims"), content.get("model_state_dict")
     if not isinstance(dims, dict) or not isinstance(state, dict):
         raise ValueError(  # noqa: TRY004 (the file is wrong, not the caller's type)
-            f"{path} isn't an openai-whisper checkpoint: it holds {sorted(map(reprlib.repr, content))[:5]}, "
+            f"{path} isn't an openai-whisper checkpoint: it holds [{', '.join(sorted(map(reprlib.repr, content))[:5])}], "
             "expected 'dims' and 'model_state_dict'"
         )
     n_head, n_vocab, n_text_layer = _numbers(dims, ("n_audio_head", "n_vocab", "n_text_layer"), path)
