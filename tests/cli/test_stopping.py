@@ -25,6 +25,10 @@ from importlib import import_module
 from tests.cli.test_caption import FakeSoundCLIP
 from llava_soundclip import cli, loading
 
+# The tests may run under nohup or in the background of a shell, which ignore these for their children.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
 place, nth, name = sys.argv[1:4]
 sys.argv[1:4] = []
 module, _, attribute = place.partition(":")
@@ -220,7 +224,7 @@ def test_a_command_that_saves_at_the_end_says_that_nothing_is_there(prepared):
     stopped = run(whole, "llava_soundclip.evaluation.output:hash_of", 0, "SIGTERM", *arguments)
     assert stopped.returncode == 0
     (whole / "out/r.json").write_text("the old figures")
-    place = "llava_soundclip.evaluation.retrieval.evaluate:evaluate_retrieval"
+    place = "llava_soundclip.evaluation.retrieval:evaluate_retrieval"
     stopped = run(whole, place, 1, "SIGTERM", *arguments)
     assert stopped.returncode == 143 and "Stopped; nothing was written." in stopped.stderr
     assert (whole / "out/r.json").read_text() == "the old figures"
