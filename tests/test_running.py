@@ -15,11 +15,17 @@ from llava_soundclip.running import (
 
 
 @pytest.fixture(autouse=True)
-def _ctrl_c():
-    """A shell's background jobs ignore SIGINT."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+def stock_handlers():
+    """As in a process of its own: Ray handles SIGTERM after its start, and nohup and `&` ignore other signals."""
+    stock = {
+        signal.SIGINT: signal.default_int_handler,
+        signal.SIGTERM: signal.SIG_DFL,
+        signal.SIGHUP: signal.SIG_DFL,
+    }
+    before = {number: signal.signal(number, handler) for number, handler in stock.items()}
     yield
-    signal.signal(signal.SIGINT, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def test_a_batch_that_fails_is_tried_one_by_one():
