@@ -20,9 +20,7 @@ from llava_soundclip._text import printable
 Source: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO
 
 MAX_SECONDS = 3600.0  # length of a sound that is decoded; a small file may claim days
-MAX_PIXELS = (
-    2**26
-)  # pixels of a picture that is decoded: more than any camera's film, and most cameras' pictures
+MAX_PIXELS = 2**26  # pixels of a picture that is decoded: more than any video's, and most cameras' pictures
 
 TICK = 1e-4  # seconds; tolerance for rounded time stamps
 

@@ -1,8 +1,26 @@
 """What the tests of hosts share."""
 
 from importlib.util import find_spec
+from typing import Any
 
 import pytest
+
+from tests.hosts.families import FAMILIES, Family
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request: pytest.FixtureRequest) -> Family:
+    return FAMILIES[request.param]
+
+
+@pytest.fixture
+def model(family: Family) -> Any:
+    return family.build()
+
+
+@pytest.fixture(params=["zero", "drop"])
+def tokens(request: pytest.FixtureRequest) -> str:
+    return request.param
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ from llava_soundclip import patch
 from tests.conftest import IMAGE_TOKEN, TinyEncoder
 from tests.hosts import reference
 from tests.hosts.families import (
-    FAMILIES,
     NEW,
     RATE,
     Family,
@@ -22,21 +21,6 @@ from tests.hosts.families import (
     make_sounds,
 )
 from tests.test_patching import generate, scores, snapshot
-
-
-@pytest.fixture(params=FAMILIES)
-def family(request: pytest.FixtureRequest) -> Family:
-    return FAMILIES[request.param]
-
-
-@pytest.fixture
-def model(family: Family) -> Any:
-    return family.build()
-
-
-@pytest.fixture(params=["zero", "drop"])
-def tokens(request: pytest.FixtureRequest) -> str:
-    return request.param
 
 
 def test_without_a_sound_and_after_unpatch_nothing_differs(family: Family, model: Any, tokens: str) -> None:

@@ -13,7 +13,7 @@ import torch
 from llava_soundclip import patch, unpatch
 from tests.conftest import TinyEncoder
 from tests.hosts import reference
-from tests.hosts.families import FAMILIES, NEW, RATE, Family, K, expected_rows, make_inputs, make_sounds
+from tests.hosts.families import NEW, RATE, Family, K, expected_rows, make_inputs, make_sounds
 from tests.test_patching import generate, scores, snapshot
 
 pytestmark = [
@@ -96,11 +96,6 @@ MODES: dict[str, Callable[[Any, Path], Any]] = {
     "sdpa": reload(attn_implementation="sdpa"),
     "adapter": adapted,
 }
-
-
-@pytest.fixture(params=FAMILIES)
-def family(request: pytest.FixtureRequest) -> Family:
-    return FAMILIES[request.param]
 
 
 @pytest.fixture(params=MODES)

@@ -120,11 +120,6 @@ def build_model(clip_folder: Path, name: str = "Llama", *, cls: Any = None, **op
     return model
 
 
-@pytest.fixture(params=["zero", "drop"])
-def tokens(request: pytest.FixtureRequest) -> str:
-    return request.param
-
-
 @pytest.fixture
 def model(clip_folder: Path) -> Any:
     return build_model(clip_folder)

@@ -24,7 +24,6 @@ from llava_soundclip import patch
 from tests.conftest import IMAGE_TOKEN, PAD, TinyEncoder
 from tests.hosts import reference
 from tests.hosts.families import (
-    FAMILIES,
     NEW,
     RATE,
     Family,
@@ -35,21 +34,6 @@ from tests.hosts.families import (
     make_sounds,
 )
 from tests.test_patching import generate, scores
-
-
-@pytest.fixture(params=FAMILIES)
-def family(request: pytest.FixtureRequest) -> Family:
-    return FAMILIES[request.param]
-
-
-@pytest.fixture
-def model(family: Family) -> Any:
-    return family.build()
-
-
-@pytest.fixture(params=["zero", "drop"])
-def tokens(request: pytest.FixtureRequest) -> str:
-    return request.param
 
 
 def by_hand(model: Any, inputs: Any, sounds: Any, tokens: str, family: Family) -> list[list[int]]:
