@@ -4,8 +4,9 @@ import copyreg
 import functools
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -16,6 +17,35 @@ REPLICA = (
     "a sound is open, but nn.DataParallel splits the images and not their sounds: use DistributedDataParallel, or one "
     "GPU"
 )
+
+
+# Set during a call that must hear: grows when images are encoded with their sounds.
+_ENCODED: ContextVar[list[None] | None] = ContextVar("llava_soundclip.encoded", default=None)
+
+
+def note_encoded() -> None:
+    """Note that images are encoded with their sounds."""
+    encoded = _ENCODED.get()
+    if encoded is not None:
+        encoded.append(None)
+
+
+@contextmanager
+def must_hear(message: str) -> Iterator[list[None]]:
+    """A call in which images are encoded with their sounds; gives a list that grows when they are.
+
+    Raises:
+        RuntimeError: with the message, if none were encoded.
+    """
+    encoded: list[None] = []
+    token = _ENCODED.set(encoded)
+    try:
+        yield encoded
+        if not encoded:
+            raise RuntimeError(message)
+    finally:
+        _ENCODED.reset(token)
+    note_encoded()  # in the call around this one
 
 
 class Ear(Protocol):

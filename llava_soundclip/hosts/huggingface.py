@@ -29,6 +29,8 @@ from llava_soundclip.hosts.base import (
     Host,
     Undo,
     arguments_by_name,
+    must_hear,
+    note_encoded,
     override,
     signature_of,
 )
@@ -69,8 +71,10 @@ class Encoding:
 
 # Set only during the stock `get_image_features`, so that other uses of the tower stay stock.
 _ENCODING: ContextVar[Encoding | None] = ContextVar("llava_soundclip.encoding", default=None)
-# Set during a sounding `forward`: grows when `get_image_features` encodes.
-_ENCODED: ContextVar[list[Encoding] | None] = ContextVar("llava_soundclip.encoded", default=None)
+_UNHEARD = (
+    "the sound wasn't heard: the model's forward or get_image_features was replaced after the patch, and the new one "
+    "doesn't call the patched get_image_features: patch the model again, or open silence() for a call without a sound"
+)
 
 
 def current_encoding(host: "HuggingFaceHost") -> Encoding | None:
@@ -188,9 +192,7 @@ class HuggingFaceHost(Host):
             _check_counts(self.pictures(kwargs), repeats, hearing)
             kwargs |= {name: kwargs[name][::repeats] for name in self.per_image}
             encoding = self.encoding(kwargs, hearing)
-            encoded = _ENCODED.get()
-            if encoded is not None:
-                encoded.append(encoding)
+            note_encoded()
             token = _ENCODING.set(encoding)
             error = None
             try:
@@ -304,23 +306,8 @@ class HuggingFaceHost(Host):
             given["cache_position"] = torch.arange(
                 before.source.shape[1], places.source.shape[1], device=tokens.device
             )
-        encoded = _ENCODED.set([])
-        unheard = (
-            "the sound wasn't heard: the model's forward or get_image_features was replaced after the patch, and "
-            "the new one doesn't call the patched get_image_features: patch the model again, or open silence() for "
-            "a call without a sound"
-        )
-        try:
-            with ear.listening(hearing), reading(cache):
-                output = stock(**given)
-            if hearing is not None and not _ENCODED.get():
-                raise RuntimeError(unheard)
-        except ValueError as error:  # the stock code compares numbers of features
-            if hearing is not None and not _ENCODED.get():
-                raise RuntimeError(unheard) from error
-            raise
-        finally:
-            _ENCODED.reset(encoded)
+        with ear.listening(hearing), reading(cache):
+            output = stock(**given) if hearing is None else _heard(stock, given)
         if output.past_key_values is not None:
             remember(output.past_key_values, places)
         if hearing is None or not hearing.has_raw_logits:
@@ -462,6 +449,17 @@ def _count(number: int, noun: str) -> str:
 def features(output: Any) -> Any:
     """One tensor per image: `pooler_output` since 5.0, the output itself before."""
     return getattr(output, "pooler_output", output)
+
+
+def _heard(stock: Callable[..., Any], given: dict[str, Any]) -> Any:
+    """The stock `forward` of a call that must hear."""
+    with must_hear(_UNHEARD) as encoded:
+        try:
+            return stock(**given)
+        except ValueError as error:  # the stock code compares numbers of features
+            if encoded:
+                raise
+            raise RuntimeError(_UNHEARD) from error
 
 
 def _mark_hooks(replica: nn.Module) -> None:

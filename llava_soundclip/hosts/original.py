@@ -17,9 +17,8 @@ Without a sound the stock methods are called. The package is never imported.
 """
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from contextvars import ContextVar
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
@@ -35,6 +34,8 @@ from llava_soundclip.hosts.base import (
     Host,
     Undo,
     arguments_by_name,
+    must_hear,
+    note_encoded,
     override,
     signature_of,
     stock_class,
@@ -52,6 +53,10 @@ from llava_soundclip.hosts.places import (
 )
 
 _IMAGE_TOKEN = -200  # llava.constants.IMAGE_TOKEN_INDEX
+_UNHEARD = (
+    "the sound wasn't heard: a method of the model was replaced after the patch, and the new one doesn't call the "
+    "patched encode_images: patch the model again, or open silence() for a call without a sound"
+)
 
 
 class OriginalLlavaHost(Host):
@@ -170,8 +175,8 @@ class OriginalLlavaHost(Host):
                 return_dict = getattr(self.model.config, "return_dict", True)
             if "return_dict" in signature.parameters:  # a repaired MPT may have none
                 given["return_dict"] = True
-            must_hear = _must_hear() if hears else nullcontext()
-            with ear.listening(hearing if hears else None), reading(cache), must_hear:
+            heard = must_hear(_UNHEARD) if hears else nullcontext()
+            with ear.listening(hearing if hears else None), reading(cache), heard:
                 output = stock(**given)
             if output.past_key_values is not None:
                 remember(output.past_key_values, places)
@@ -251,7 +256,7 @@ class OriginalLlavaHost(Host):
                 return stock(images)
             if module is not self.model:
                 raise RuntimeError(REPLICA)
-            _note_encoded()
+            note_encoded()
             (edited,) = ear.edit([self.tower_tokens(images)], hearing)
             return cast(Any, self.model).get_model().mm_projector(edited)
 
@@ -271,14 +276,14 @@ class OriginalLlavaHost(Host):
             if hearing.images_per_row is None:  # else `generate` has checked
                 self.check(hearing, ids, given["attention_mask"], images)
             if isinstance(images, Tensor) and images.ndim == 4:
-                with _must_hear():
+                with must_hear(_UNHEARD):
                     return stock(**given)
             tiles = [image if image.ndim == 4 else image[None] for image in images]
             hearing = _one_a_tile(hearing, tiles)
             if getattr(self.model.config, "mm_patch_merge_type", "flat") == "flat":
-                with ear.listening(hearing), _must_hear():
+                with ear.listening(hearing), must_hear(_UNHEARD):
                     return stock(**given)
-            _note_encoded()
+            note_encoded()
             features = self._merge(ear, hearing, tiles, given.get("image_sizes"))
             view = _View(self.model, encode_images=lambda _: features)
             given["images"] = tiles[0]  # the stock code leaves the features of a 4-D batch unchanged
@@ -369,7 +374,7 @@ class OriginalLlavaHost(Host):
             chunk, length = self._layout(ids, given.get("attention_mask"), sizes)
             _move_lengths(given, chunk.shape[1] - length, self.model.generation_config)
             pinned = replace(hearing, images_per_row=tuple(per_row), has_raw_logits=False)
-            with ear.listening(pinned), _must_hear():
+            with ear.listening(pinned), must_hear(_UNHEARD):
                 return stock(**given)
 
         return generate
@@ -434,36 +439,6 @@ def _move_lengths(given: dict[str, Any], growth: int, default_config: Any) -> No
                 setattr(config, name, value + growth)
             else:
                 given[name] = value + growth
-
-
-# Set during a call that hears: grows when images are encoded with their sounds.
-_ENCODED: ContextVar[list[None] | None] = ContextVar("llava_soundclip.original_encoded", default=None)
-
-
-def _note_encoded() -> None:
-    encoded = _ENCODED.get()
-    if encoded is not None:
-        encoded.append(None)
-
-
-@contextmanager
-def _must_hear() -> Iterator[None]:
-    """A call in which images are encoded with their sounds.
-
-    Raises:
-        RuntimeError: if none were.
-    """
-    token = _ENCODED.set([])
-    try:
-        yield
-        if not _ENCODED.get():
-            raise RuntimeError(
-                "the sound wasn't heard: a method of the model was replaced after the patch, and the new one doesn't "
-                "call the patched encode_images: patch the model again, or open silence() for a call without a sound"
-            )
-    finally:
-        _ENCODED.reset(token)
-    _note_encoded()
 
 
 def _one_a_tile(hearing: Hearing, tiles: Sequence[Tensor]) -> Hearing:
